@@ -1,0 +1,76 @@
+"""hydra/launcher=rlvr_local and hydra/sweeper=rlvr: a grid is composed, planned and run as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class LocalLauncherConf:
+    _target_: str = "hydra_plugins.rlvr_launcher.LocalLauncher"
+    workers: int | None = None  # runs at once; by default one per GPU, or one per core where there is none
+
+
+@dataclass
+class SweeperConf:
+    _target_: str = "hydra_plugins.rlvr_launcher.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, Any] | None = None
+
+
+class LocalLauncher(Launcher):
+    """Runs the points of a grid on this machine, each in processes of its own."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from rlvr_sweeps import compose, launches, local
+
+        composer = compose.Composer(self.hydra_context.config_loader)
+        given = OmegaConf.to_container(self.config.hydra.overrides.hydra)
+        assert isinstance(given, list)
+        points = [composer.point([*given, *overrides]) for overrides in job_overrides]
+        with launches.record(Path(str(self.config.hydra.sweep.dir)), points):
+            local.execute(points, self.workers)
+        return [finished(overrides) for overrides in job_overrides]
+
+
+def finished(overrides: Sequence[str]) -> JobReturn:
+    """What Hydra wants to hear of a point: failures were raised before."""
+    job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    job.return_value = None
+    return job
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's own grid, without composing every point twice and without a folder for what is only looked at."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        batches = self.split_arguments(overrides, self.max_batch_size)
+        returns = []
+        for index, batch in enumerate(batches):
+            returns.append(self.launcher.launch(batch, initial_job_idx=index * len(batches[0])))
+            for job in returns[-1]:
+                _ = job.return_value  # raises what the job raised
+        return returns
+
+
+store = ConfigStore.instance()
+store.store(group="hydra/launcher", name="rlvr_local", node=LocalLauncherConf, provider="rlvr_sweeps")
+store.store(group="hydra/sweeper", name="rlvr", node=SweeperConf, provider="rlvr_sweeps")

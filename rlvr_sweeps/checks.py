@@ -1,0 +1,82 @@
+"""What is refused before anything runs, because it would end in a crash or in silently wrong numbers."""
+
+import math
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.identity import Resolved, is_trained
+
+METHOD_DIALS = ("rank", "alpha", "dropout")
+
+
+def dials_read(cfg: DictConfig) -> set[str]:
+    """Which of rank, α and dropout the method's file refers to. `cfg` is composed but not resolved."""
+    text = str(OmegaConf.to_container(cfg.peft, resolve=False))
+    dials = {dial for dial in METHOD_DIALS if re.search(rf"\$\{{(\w+:)?{dial}[,}}]", text)}
+    return dials | {"rank"} if "alpha" in dials else dials  # alpha is derived from rank
+
+
+def refuse_ignored_dials(cfg: DictConfig, given: Collection[str]) -> None:
+    """Raise Refused where a dial was given to a method that has no such dial."""
+    read = dials_read(cfg)
+    for dial in METHOD_DIALS:
+        if dial in given and dial not in read:
+            takes = ", ".join(sorted(read)) or "none of " + ", ".join(METHOD_DIALS)
+            raise Refused(
+                f"{dial}={OmegaConf.select(cfg, dial)} was given, but peft={cfg.peft.name} has no {dial} (it takes {takes}). "
+                f"Leave {dial} out, or launch peft={cfg.peft.name} by a command of its own without it."
+            )
+
+
+def refuse(cfg: Resolved) -> None:
+    """Raise Refused for the first thing in a resolved configuration that cannot work."""
+    for group in ("peft", "rollout", "distributed", "tracking"):
+        if cfg[group].get("unavailable"):
+            name = cfg[group].get("name") or cfg[group].get("engine")
+            raise Refused(f"{group}={name} is refused: {cfg[group]['unavailable']}.")
+    if not is_trained(cfg):
+        return
+    if cfg["algo"]["name"] == "none":
+        raise Refused(f"algo=none trains nothing, but peft={cfg['peft']['name']} trains. For the Base row use peft=none.")
+    limits: list[tuple[str, Callable[[Any], bool], str]] = [
+        ("rank", lambda value: value >= 1, "a whole number from 1"),
+        ("alpha", lambda value: math.isfinite(value) and value > 0, "a number above 0"),
+        ("dropout", lambda value: 0 <= value < 1, "from 0 up to, not including, 1"),
+        ("lr", lambda value: math.isfinite(value) and value > 0, "a number above 0, such as 1e-5"),
+        ("batch_size", lambda value: value >= 1, "a whole number from 1"),
+        ("steps", lambda value: value >= 1, "a whole number from 1"),
+        ("seed", lambda value: value >= 0, "a whole number from 0"),
+    ]
+    for dial, allowed, words in limits:
+        if not allowed(cfg[dial]):
+            raise Refused(f"{dial}={cfg[dial]} is not possible. Allowed: {words}.")
+    refuse_uneven_batch(cfg)
+
+
+def accumulation(cfg: Resolved) -> int:
+    """Forward passes per optimizer step and process: batch_size / (per-device batch × processes), exact."""
+    together = cfg["training"]["per_device_batch_size"] * cfg["distributed"]["processes"]
+    return int(cfg["batch_size"] // together)
+
+
+def refuse_uneven_batch(cfg: Resolved) -> None:
+    batch, group = cfg["batch_size"], cfg["rollout"]["group_size"]
+    per_device, processes = cfg["training"]["per_device_batch_size"], cfg["distributed"]["processes"]
+    if group < 2:
+        raise Refused(f"rollout.group_size={group}: a group needs at least 2 completions to have an advantage.")
+    if batch % group:
+        raise Refused(
+            f"batch_size={batch} is not a multiple of rollout.group_size={group}: a batch counts completions and holds whole "
+            f"groups. The nearest that fit: {batch - batch % group or group} and {batch + group - batch % group}."
+        )
+    if batch % (per_device * processes):
+        fits = [n for n in range(1, per_device + 1) if batch % (n * processes) == 0]
+        mend = f"training.per_device_batch_size={fits[-1]}" if fits else f"a batch_size that is a multiple of {processes}"
+        raise Refused(
+            f"batch_size={batch} cannot be cut into equal micro-batches of training.per_device_batch_size={per_device} on "
+            f"{processes} process{'es' if processes > 1 else ''}. Try {mend}."
+        )

@@ -1,0 +1,118 @@
+"""From override strings to resolved configurations: the one wrapper around Hydra's internals.
+
+Hydra reads and merges every YAML file again for each point of a grid. Here the files are merged once per choice of groups;
+a point's plain values are then applied by Hydra's own code to a copy.
+"""
+
+import copy
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from rlvr_sweeps import checks, config
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.identity import Resolved
+
+CONFIG_NAME = "config"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a grid: what was typed, and what it means."""
+
+    overrides: tuple[str, ...]
+    cfg: Resolved
+
+
+class Composer:
+    """Composes points against one configuration directory; keeps what it merged."""
+
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        self.loader = loader
+        self.merged: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The composed configuration, not resolved, without Hydra's own node; the same as Hydra's own composing gives."""
+        parsed, repository = self.loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(overrides))
+        choices, values = [], []
+        for override in parsed:
+            of_hydra = override.is_hydra_override()
+            (choices if of_hydra or repository.group_exists(override.key_or_group) else values).append(override)
+        key = tuple(str(override.input_line) for override in choices)
+        if key not in self.merged:
+            cfg = self.loader.load_configuration(
+                CONFIG_NAME, list(key), RunMode.RUN, from_shell=False, validate_sweep_overrides=False
+            )
+            OmegaConf.set_struct(cfg, False)
+            del cfg["hydra"]
+            OmegaConf.set_struct(cfg, True)
+            self.merged[key] = cfg
+        cfg = copy.deepcopy(self.merged[key])
+        self.loader._apply_overrides_to_config(values, cfg)
+        return cfg
+
+    def point(self, overrides: Sequence[str]) -> Point:
+        """A checked point; Refused or Hydra's own error where it cannot work."""
+        try:
+            cfg = self.compose(overrides)
+        except ConfigCompositionException as error:
+            raise explained(error, overrides) from error
+        return resolve(cfg, overrides)
+
+
+def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
+    """Resolve every interpolation and refuse what cannot work. `cfg` has no `hydra` node."""
+    checks.refuse_ignored_dials(cfg, given_keys(overrides))
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except MissingMandatoryValue as error:
+        raise Refused(f"A value is missing and has no default: {error}") from error
+    except OmegaConfBaseException as error:
+        raise Refused(f"A value cannot be worked out: {error}") from error
+    assert isinstance(container, dict)
+    resolved: Resolved = {str(key): value for key, value in container.items()}
+    checks.refuse(resolved)
+    return Point(tuple(overrides), resolved)
+
+
+def given_keys(overrides: Sequence[str]) -> Collection[str]:
+    return {str(override.key_or_group) for override in OverridesParser.create().parse_overrides(list(overrides))}
+
+
+def explained(error: Exception, overrides: Sequence[str]) -> Exception:
+    """Hydra's message with the nearest known key instead of its advice to add the misspelt one."""
+    known = OmegaConf.to_container(OmegaConf.structured(config.Config))
+    assert isinstance(known, dict)
+    for key in given_keys(overrides):
+        head = key.split(".")[0]
+        if head not in known and head not in ("hydra", "site"):
+            near = difflib.get_close_matches(head, [str(name) for name in known], n=3)
+            meant = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(map(str, known)))}."
+            return Refused(f"There is no setting {key!r}. {meant}")
+    return error
+
+
+def conf_dir() -> Path:
+    """The conf/ beside the package."""
+    return Path(__file__).resolve().parent.parent / "conf"
+
+
+def offline_composer(directory: Path | None = None) -> Composer:
+    """A composer outside of launch.py: for tables, status and tests."""
+    config.register()
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    initialize_config_dir(version_base="1.3", config_dir=str(directory or conf_dir()))
+    loader: Any = GlobalHydra.instance().config_loader()
+    return Composer(loader)

@@ -1,0 +1,167 @@
+"""The schema of a run: what may be set, its type, its default. Composed by Hydra from conf/.
+
+What the paper varies is typed here; what an upstream library owns (`peft.config`, `*.trl`, `rollout.vllm`) is a
+passthrough dict that the library's own constructor validates. The order of the defaults list is in conf/config.yaml.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+
+# "All linear modules" (Sec. 2.2) and every norm, as Qwen2 and Llama name them; other architectures say theirs in their file.
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NORM_MODULES = ("input_layernorm", "post_attention_layernorm", "norm")
+
+
+@dataclass
+class ModelConf:
+    name: str = MISSING  # in directory names and tables
+    path: str = MISSING  # hub id, local directory, or embedded:NAME
+    revision: str | None = None  # hub commit, or the embedded recipe's content key
+    system_prompt: str | None = None
+    linear_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
+    norm_modules: list[str] = field(default_factory=lambda: list(NORM_MODULES))
+    autocast_bf16: bool = False  # weights and optimizer stay float32; matrix products run in bfloat16
+
+
+@dataclass
+class PeftConf:
+    name: str = MISSING
+    title: str = MISSING  # how tables call it
+    trains: str = "adapter"  # adapter | everything | nothing
+    config: dict[str, Any] = field(default_factory=dict)  # -> peft.get_peft_config
+    initialisation: str | None = None  # what PEFT lacks: minor_singular (MiLoRA)
+    lr_ratio: float | None = None  # LoRA+'s λ = η_B / η_A
+    trained: list[str] = field(default_factory=list)  # names the adapter's trained parameters hold; any other is frozen
+    unavailable: str | None = None  # why launching this method is refused, where it is
+
+
+@dataclass
+class AlgoConf:
+    name: str = MISSING
+    title: str = MISSING
+    trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
+
+
+@dataclass
+class SourceConf:
+    """Where problems come from: a hub data set, a local .jsonl file, or embedded:NAME/FILE."""
+
+    path: str = MISSING
+    revision: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    question: str = "question"  # the field that holds the problem
+    answer: str = "answer"  # the field that holds the gold answer
+    problems: int | None = None  # how many there must be; anything else is an error
+
+
+@dataclass
+class DataConf(SourceConf):
+    name: str = MISSING
+    max_prompt_tokens: int = 512  # longer prompts are left out, and counted in train.json
+
+
+@dataclass
+class BenchmarkConf(SourceConf):
+    k: int = MISSING  # samples per problem
+
+
+@dataclass
+class RolloutConf:
+    engine: str = MISSING  # hf | vllm
+    group_size: int = 8  # completions per prompt, the paper's G
+    max_tokens: int = MISSING
+    temperature: float = 1.0
+    top_p: float = 1.0
+    trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
+    vllm: dict[str, Any] = field(default_factory=dict)  # -> vllm.LLM
+    unavailable: str | None = None
+
+
+@dataclass
+class EvaluationConf:
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = MISSING
+    seed: int = 42
+    batch_size: int = 256  # completions decoded together; no effect on what is sampled
+
+
+@dataclass
+class TrainingConf:
+    per_device_batch_size: int = MISSING  # completions per forward pass
+    save_every: int = MISSING  # steps between checkpoints
+    gradient_checkpointing: bool = False
+    trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
+
+
+@dataclass
+class DistributedConf:
+    name: str = MISSING
+    processes: int = 1
+    unavailable: str | None = None
+
+
+@dataclass
+class ClusterConf:
+    name: str = MISSING
+
+
+@dataclass
+class TrackingConf:
+    name: str = MISSING
+    unavailable: str | None = None
+
+
+@dataclass
+class Config:
+    # Dials. alpha is derived from rank unless given; see conf/config.yaml.
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = MISSING
+    lr: float = MISSING
+    batch_size: int = MISSING  # completions per optimizer step, over all processes
+    steps: int = MISSING
+    seed: int = MISSING
+
+    model: ModelConf = field(default_factory=ModelConf)
+    peft: PeftConf = field(default_factory=PeftConf)
+    algo: AlgoConf = field(default_factory=AlgoConf)
+    data: DataConf = field(default_factory=DataConf)
+    benchmark: dict[str, BenchmarkConf] = field(default_factory=dict)
+    rollout: RolloutConf = field(default_factory=RolloutConf)
+    training: TrainingConf = field(default_factory=TrainingConf)
+    evaluation: EvaluationConf = field(default_factory=EvaluationConf)
+    distributed: DistributedConf = field(default_factory=DistributedConf)
+    cluster: ClusterConf = field(default_factory=ClusterConf)
+    tracking: TrackingConf = field(default_factory=TrackingConf)
+
+    sweep: str | None = None  # a label: which sweep asked; no part of a run's identity
+    runs_dir: str = "runs"
+    plan: bool = False  # print what would run, and stop
+    retry: bool = False  # run failed runs again
+
+
+def multiply(*factors: float) -> float | int:
+    """Exact product; an int where the result is whole, so that `${mul:2,${rank}}` is the integer α PEFT expects."""
+    product = Fraction(1)
+    for factor in factors:
+        product *= Fraction(str(factor))
+    return int(product) if product.denominator == 1 else float(product)
+
+
+def floor_divide(numerator: int, denominator: int) -> int:
+    """Whole quotient, rounded down."""
+    return numerator // denominator
+
+
+def register() -> None:
+    """Make the schema and the resolvers known to Hydra; safe to call twice."""
+    ConfigStore.instance().store(name="schema", node=Config, provider="rlvr_sweeps")
+    OmegaConf.register_new_resolver("mul", multiply, replace=True)
+    OmegaConf.register_new_resolver("floordiv", floor_divide, replace=True)

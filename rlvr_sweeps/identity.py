@@ -1,0 +1,88 @@
+"""What a run is: the hash of everything in its resolved configuration that can change its science.
+
+`run_id` drops what cannot (where it runs, what watches it, how it is cut into micro-batches, what is evaluated
+afterwards), what equals the schema's default (so a new setting leaves old ids alone), and the dials a method does not
+read (full fine-tuning has no rank): rank, α and dropout count only through the `peft.config` they are written into.
+"""
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from rlvr_sweeps.config import Config
+
+Resolved = dict[str, Any]  # a run's configuration as plain data, every interpolation resolved
+
+NOT_SCIENCE = (
+    "rank", "alpha", "dropout",  # read through peft.config
+    "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
+    "sweep", "runs_dir", "plan", "retry",
+    "*.title", "*.unavailable", "data.problems",
+    "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
+)  # fmt: skip
+SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say
+NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size")
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; a list is one leaf, an empty mapping none."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def digest(facts: Mapping[str, Any], length: int = 8) -> str:
+    """The first `length` hex digits of the SHA-256 of `facts` as canonical JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:length]
+
+
+@cache
+def schema_defaults() -> dict[str, Any]:
+    schema = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert isinstance(schema, dict)
+    return {key: value for key, value in leaves(schema) if value != MISSING}
+
+
+def science(cfg: Resolved) -> dict[str, Any]:
+    """The leaves that make this run this run."""
+    defaults = schema_defaults()
+    absent = object()
+    return {
+        key: value
+        for key, value in leaves(cfg)
+        if not matches(key, NOT_SCIENCE)
+        and (is_trained(cfg) or matches(key, SCIENCE_OF_BASE))
+        and defaults.get(key, absent) != value
+    }
+
+
+def run_id(cfg: Resolved) -> str:
+    return digest(science(cfg))
+
+
+def run_name(cfg: Resolved) -> str:
+    """The run's directory: `<model>-<peft>-<algo>-<id>`."""
+    algo = cfg["algo"]["name"] if is_trained(cfg) else "none"
+    return f"{cfg['model']['name']}-{cfg['peft']['name']}-{algo}-{run_id(cfg)}"
+
+
+def is_trained(cfg: Resolved) -> bool:
+    """False for peft=none, the Base row."""
+    return bool(cfg["peft"]["trains"] != "nothing")
+
+
+def evaluation_spec(cfg: Resolved) -> str:
+    """Hash of what is evaluated and how; results are comparable exactly where it is equal."""
+    asked = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
+    return digest({key: value for key, value in leaves(asked) if not matches(key, NOT_IN_EVALUATION)})

@@ -1,0 +1,150 @@
+"""Runs on this machine: several at a time, watched, until all that was planned is done."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from rlvr_sweeps import assets
+from rlvr_sweeps.compose import Point, resolve
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.pipeline import ELSEWHERE, STOPPED
+from rlvr_sweeps.plan import Planned, make_plan, show
+from rlvr_sweeps.run import Run, read_json
+from rlvr_sweeps.watch import Watch
+
+# One thread per run: runs share the cores, and results repeat bit for bit.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONUNBUFFERED": "1",
+}  # fmt: skip
+
+
+def launch(cfgs: Sequence[DictConfig], workers: int | None = None) -> None:
+    """Run composed configurations here, as the task of launch.py without -m."""
+    points = []
+    for cfg in cfgs:
+        task = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        OmegaConf.set_struct(task, True)
+        points.append(resolve(task, overrides_of_this_job()))
+    execute(points, workers=workers)
+
+
+def overrides_of_this_job() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def execute(points: Sequence[Point], workers: int | None = None, console: Console | None = None) -> list[Planned]:
+    """Plan, show the plan, run what is to be run, say how it ended. Raises Refused where a run failed."""
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
+    refuse_unwritable({point.cfg["runs_dir"] for point in points})
+    plan = make_plan(points, retry=any(point.cfg["retry"] for point in points))
+    show(plan, console)
+    todo = [planned for planned in plan if planned.to_run]
+    if any(point.cfg["plan"] for point in points) or not todo:
+        return plan
+    assets.ensure([planned.cfg for planned in todo])
+    for planned in todo:
+        with planned.run.claim() as mine:
+            if mine:
+                planned.run.prepare(planned.cfg)
+    try:
+        exits = run_all(todo, workers or default_workers(), console)
+    except KeyboardInterrupt:
+        raise Refused("Interrupted. Nothing finished is lost; the same command goes on from the last checkpoints.") from None
+    conclude(todo, exits, console)
+    return plan
+
+
+def refuse_unwritable(folders: set[str]) -> None:
+    for folder in sorted(folders):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            probe = Path(folder) / f".writable.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise Refused(
+                f"runs_dir={folder} cannot be written ({error.strerror}). Give a folder that can: runs_dir=/path/to/runs."
+            ) from error
+
+
+def default_workers() -> int:
+    """A run per visible GPU, or per core where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = len([device for device in visible.split(",") if device not in ("", "-1")])
+    else:
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return gpus or len(os.sched_getaffinity(0))
+
+
+def run_all(todo: Sequence[Planned], workers: int, console: Console) -> dict[str, int]:
+    """Exit code of each run by name; the warm process does the work, at most `workers` runs at once."""
+    waiting = deque(planned.run for planned in todo)
+    running: dict[str, Run] = {}
+    exits: dict[str, int] = {}
+    watch = Watch([(planned.run, planned.cfg) for planned in todo], console)
+    warm = subprocess.Popen(
+        [sys.executable, "-m", "rlvr_sweeps.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT
+    )
+    assert warm.stdin and warm.stdout
+    try:
+        with watch:
+            buffer = b""
+            ready = False
+            while waiting or running:
+                while ready and waiting and len(running) < workers:
+                    run = waiting.popleft()
+                    running[str(run.path)] = run
+                    watch.started(run)
+                    warm.stdin.write(json.dumps({"run": str(run.path)}).encode() + b"\n")
+                    warm.stdin.flush()
+                if select.select([warm.stdout], [], [], 0.25)[0]:
+                    data = os.read(warm.stdout.fileno(), 65536)
+                    if not data:
+                        raise Refused(f"The process that runs the stages ended with {warm.wait()}; its error stands above.")
+                    *lines, buffer = (buffer + data).split(b"\n")
+                    for message in map(json.loads, lines):
+                        ready = ready or "ready" in message
+                        if "run" in message:
+                            run = running.pop(message["run"])
+                            exits[run.name] = message["exit"]
+                            watch.ended(run, message["exit"])
+                watch.refresh()
+    finally:
+        warm.stdin.close()
+        if sys.exc_info()[0]:
+            warm.kill()
+        warm.wait()
+    return exits
+
+
+def conclude(todo: Sequence[Planned], exits: dict[str, int], console: Console) -> None:
+    """Raise Refused if any run did not end well, each with its error and where to read on."""
+    problems = []
+    for planned in todo:
+        code, run = exits[planned.run.name], planned.run
+        if code == ELSEWHERE:
+            console.print(f"{run.name}: another launch took it meanwhile.")
+        elif code == STOPPED or code < 0:
+            problems.append(f"{run.name} was killed. The same command goes on from its last checkpoint.")
+        elif code:
+            failure: dict[str, Any] = read_json(run.failure_path) or {"stage": "?", "error": f"exit code {code}"}
+            where = os.path.relpath(run.log_path(failure["stage"]))
+            problems.append(f"{run.name} failed in {failure['stage']}: {failure['error']}\n  log: {where}; again with retry=true")
+    if problems:
+        raise Refused("\n".join(problems))
+
+

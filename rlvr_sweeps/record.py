@@ -1,0 +1,128 @@
+"""What was asked beside what was built: two flat records with the same keys, from the configuration and from the live objects."""
+
+import platform
+import subprocess
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rlvr_sweeps.adapters import expected_scaling, is_trained
+from rlvr_sweeps.checks import accumulation
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.sync import tuner_layers
+
+Record = dict[str, Any]
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
+
+
+def asked(cfg: Resolved, model: Any) -> Record:
+    """What the configuration asks of `model`, the base before anything is attached."""
+    method = cfg["peft"]
+    record: Record = {
+        "processes": cfg["distributed"]["processes"],
+        "completions_per_step": cfg["batch_size"],
+        "accumulation": accumulation(cfg),
+        "steps": cfg["steps"],
+        "lr": cfg["lr"],
+        "group_size": cfg["rollout"]["group_size"],
+        "max_completion_tokens": cfg["rollout"]["max_tokens"],
+        **{f"algo.{key}": value for key, value in sorted(cfg["algo"]["trl"].items())},
+    }
+    if method["trains"] == "everything":
+        return record | {"adapter": None, "trained": ["everything"]}
+    config = method["config"]
+    targets = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in config["target_modules"]}
+    return record | {
+        "adapter": config["peft_type"],
+        "trained": sorted(method["trained"]),
+        "modules": dict(sorted(Counter(name.rpartition(".")[2] for name in targets).items())),
+        "scaling": expected_scaling(method),
+        "lr_ratio": method["lr_ratio"] or 1.0,
+        **{f"peft.{key}": plain(value) for key, value in sorted(config.items())},
+    }
+
+
+def built(trainer: Any, cfg: Resolved) -> Record:
+    """The same keys read off the trainer, its optimizer and its model."""
+    args, method = trainer.args, cfg["peft"]
+    processes = trainer.accelerator.num_processes
+    rates = sorted({group["lr"] for group in trainer.optimizer.param_groups if group["params"]})
+    record: Record = {
+        "processes": processes,
+        "completions_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * processes,
+        "accumulation": args.gradient_accumulation_steps,
+        "steps": args.max_steps,
+        "lr": rates[0],
+        "group_size": trainer.num_generations,
+        "max_completion_tokens": trainer.max_completion_length,
+        **{f"algo.{key}": read_algo(trainer, key) for key in sorted(cfg["algo"]["trl"])},
+    }
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if method["trains"] == "everything":
+        everything = len(trainable) == len(list(model.parameters())) and not tuner_layers(model)
+        return record | {"adapter": None, "trained": ["everything"] if everything else trainable}
+    layers = tuner_layers(model)
+    config = model.peft_config["default"]
+    kinds = {part for name in trainable for part in name.split(".") if part in method["trained"]}
+    kinds |= {name for name in trainable if not is_trained(name, method)}  # what should not be there is shown by name
+    scalings = {layer.scaling["default"] for layer in layers.values()} if expected_scaling(method) is not None else {None}
+    return record | {
+        "adapter": config.peft_type.value,
+        "trained": sorted(kinds),
+        "modules": dict(sorted(Counter(name.rpartition(".")[2] for name in layers).items())),
+        "scaling": scalings.pop() if len(scalings) == 1 else sorted(scalings),
+        "lr_ratio": rates[-1] / rates[0],
+        **{f"peft.{key}": plain(getattr(config, key)) for key in sorted(method["config"])},
+    }
+
+
+def read_algo(trainer: Any, key: str) -> Any:
+    live = {"loss_type": "loss_type", "scale_rewards": "scale_rewards", "epsilon": "epsilon_low", "epsilon_high": "epsilon_high"}
+    return getattr(trainer, live[key]) if key in live else getattr(trainer.args, key)
+
+
+def plain(value: Any) -> Any:
+    """An enum as its value and a set as a sorted list, so that records compare and print."""
+    if isinstance(value, (set, list, tuple)):
+        return sorted(value)
+    return getattr(value, "value", value)
+
+
+def compare(wanted: Record, found: Record) -> None:
+    """Raise Refused, both values shown, for every key on which the two records differ."""
+    wrong = [key for key in sorted(wanted.keys() | found.keys()) if not same(wanted.get(key), found.get(key))]
+    if wrong:
+        lines = "\n".join(f"  {key}: asked {wanted.get(key)!r}, built {found.get(key)!r}" for key in wrong)
+        raise Refused(f"What was built is not what was asked, so nothing was trained:\n{lines}")
+
+
+def same(wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, float) and isinstance(found, (float, int)):
+        return abs(wanted - found) <= 1e-9 * max(abs(wanted), abs(found))
+    return bool(wanted == found)
+
+
+def parameter_counts(model: Any) -> dict[str, int]:
+    """Trainable scalars, and the base model's scalars (the denominator of the paper's share)."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    layers = tuner_layers(model)
+    inside = tuple(f"{name}." for name in layers)
+    base = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith(inside))
+    base += sum(parameter.numel() for layer in layers.values() for parameter in layer.get_base_layer().parameters())
+    return {"trainable": trainable, "base": base}
+
+
+def surroundings() -> Record:
+    """Versions, commit and machine: what else a number may depend on."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        **{package: version(package) for package in PACKAGES},
+    }

@@ -1,0 +1,222 @@
+"""A run's directory: the only module that spells its file names, writes them atomically, and reads the run's state.
+
+    config.yaml          the resolved configuration; hashes to the id in the directory's name
+    train.json           what was asked beside what was built
+    metrics.jsonl        one row per optimizer step
+    checkpoints/         the latest complete training state
+    merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
+    eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
+    summary.json         one flat row
+    stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
+    attempts.jsonl       every start and stop;  failure.json  why it stopped, if it failed;  logs/  what it printed
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained, run_id, run_name
+
+State = Literal["new", "running", "done", "stale", "failed", "lost"]
+STAGES = ("train", "evaluate")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The file's value; None where there is no such file, or where it holds no complete JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a .jsonl file; a torn last line, as a killed writer leaves it, is no row."""
+    rows = []
+    try:
+        with path.open() as file:
+            for line in file:
+                if line.endswith("\n"):
+                    rows.append(json.loads(line))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, by its directory."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, cfg: Resolved) -> "Run":
+        return cls(Path(cfg["runs_dir"]).absolute() / run_name(cfg))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def id(self) -> str:
+        return self.name.rpartition("-")[2]
+
+    config_path = property(lambda self: self.path / "config.yaml")
+    record_path = property(lambda self: self.path / "train.json")
+    metrics_path = property(lambda self: self.path / "metrics.jsonl")
+    checkpoints_path = property(lambda self: self.path / "checkpoints")
+    adapter_path = property(lambda self: self.path / "adapter")
+    merged_path = property(lambda self: self.path / "merged")
+    summary_path = property(lambda self: self.path / "summary.json")
+    attempts_path = property(lambda self: self.path / "attempts.jsonl")
+    failure_path = property(lambda self: self.path / "failure.json")
+
+    def samples_path(self, benchmark: str) -> Path:
+        return self.path / "eval" / f"{benchmark}.jsonl"
+
+    def log_path(self, stage: str) -> Path:
+        return self.path / "logs" / f"{stage}.txt"
+
+    def stage_path(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+    # Configuration
+
+    def prepare(self, cfg: Resolved) -> None:
+        """Make the directory and write its config.yaml; what is not science may change from launch to launch."""
+        if self.config_path.exists():
+            self.config()
+        write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(cfg)))
+
+    def config(self) -> Resolved:
+        """The configuration as written; Refused where it was edited, so that a run is always what its name says."""
+        stored = OmegaConf.to_container(OmegaConf.load(self.config_path))
+        assert isinstance(stored, dict)
+        cfg: Resolved = {str(key): value for key, value in stored.items()}
+        if run_id(cfg) != self.id:
+            raise Refused(
+                f"{self.config_path} hashes to {run_id(cfg)}, but the directory's name says {self.id}: it was edited, and the "
+                "results beside it belong to the old values. Put the file back, or launch the new values as overrides (they "
+                "get a directory of their own), or delete the directory."
+            )
+        return cfg
+
+    # Stages
+
+    def stages(self, cfg: Resolved) -> list[str]:
+        return [stage for stage in STAGES if stage != "train" or is_trained(cfg)]
+
+    def spec(self, stage: str, cfg: Resolved) -> dict[str, Any]:
+        """What a finished stage must have been asked for to count as done: its own request and its input's finish."""
+        if stage == "train":
+            return {"run": self.id}
+        trained = read_json(self.stage_path("train")) or {}
+        return {"run": self.id, "evaluation": evaluation_spec(cfg), "trained": trained.get("finished")}
+
+    def is_done(self, stage: str, cfg: Resolved) -> bool:
+        marker = read_json(self.stage_path(stage))
+        if marker is None or marker["spec"] != self.spec(stage, cfg):
+            return False
+        output = self.record_path if stage == "train" else self.summary_path
+        return read_json(output) is not None
+
+    def finish(self, stage: str, cfg: Resolved, seconds: float) -> None:
+        """Mark a stage done; the last thing a stage does."""
+        marker = {"spec": self.spec(stage, cfg), "finished": time.time(), "seconds": seconds}
+        write_json(self.stage_path(stage), marker)
+
+    # State
+
+    def state(self, cfg: Resolved | None = None) -> State:
+        """Where the run stands, asked for `cfg` (by default its own).
+
+        stale: trained, but evaluated for another request. lost: it started, and whoever ran it is gone.
+        """
+        if not self.config_path.exists():
+            return "new"
+        if self.is_claimed():
+            return "running"
+        cfg = cfg or self.config()
+        done = [self.is_done(stage, cfg) for stage in self.stages(cfg)]
+        if all(done):
+            return "done"
+        if self.failure_path.exists():
+            return "failed"
+        if done[0] and self.summary_path.exists():
+            return "stale"
+        return "lost" if self.attempts_path.exists() else "new"
+
+    def log_event(self, event: str, **facts: Any) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.attempts_path.open("a") as file:
+            file.write(json.dumps({"time": time.time(), "event": event, "pid": os.getpid(), **facts}) + "\n")
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Hold the run's lock while inside; yields False at once where another process holds it.
+
+        The kernel frees the lock when the last process that holds it ends, however it ends: a forked stage counts.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            yield try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s=0.5)
+
+    def is_claimed(self) -> bool:
+        try:
+            with (self.path / ".lock").open() as lock:
+                return not try_lock(lock.fileno(), fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+    def set_aside(self, paths: list[Path], why: str) -> None:
+        """Move results that are about to be made again into old/<time>/, so that nothing computed is lost."""
+        present = [path for path in paths if path.exists()]
+        if not present:
+            return
+        attic = self.path / "old" / f"{time.time():.3f}"
+        attic.mkdir(parents=True)
+        for path in present:
+            shutil.move(path, attic / path.name)
+        self.log_event("set_aside", why=why, files=[path.name for path in present], to=str(attic.relative_to(self.path)))
+
+
+def try_lock(descriptor: int, kind: int, patience_s: float = 0.0) -> bool:
+    """Take an advisory lock without blocking; `patience_s` outlasts a reader that only looks whether it is held."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+
+
+def all_runs(runs_dir: Path) -> list[Run]:
+    """Every run under a runs folder, by name."""
+    return [Run(path.parent) for path in sorted(runs_dir.glob("*/config.yaml"))]

@@ -1,0 +1,96 @@
+"""Sampling with transformers, one seed per completion.
+
+A completion depends on its own seed and the model alone: not on what is decoded beside it, in which order, or on how many
+processes. Noise is a hash of (seed, position, token), added to the logits as Gumbel noise; the argmax of that is an exact
+draw from the softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+GOLDEN, MIX_1, MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64's constants, as int64
+
+
+def seed_of(*parts: object) -> int:
+    """A signed 64-bit seed from whatever names a completion, such as (base seed, problem id, sample index)."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+def mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64, whose products wrap as unsigned ones do."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * MIX_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * MIX_2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+class SeededDraw(LogitsProcessor):
+    """Logits to scores whose argmax is a draw at `temperature` and `top_p`, from each row's own seed."""
+
+    def __init__(self, seeds: Tensor, prompt_length: int, temperature: float, top_p: float) -> None:
+        self.seeds, self.prompt_length = seeds, prompt_length
+        self.temperature, self.top_p = temperature, top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores`: (rows, vocabulary) logits of the next token."""
+        scores = scores.float() / self.temperature
+        if self.top_p < 1:
+            scores = nucleus(scores, self.top_p)
+        position = torch.tensor(input_ids.shape[1] - self.prompt_length + 1, device=scores.device)
+        tokens = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+        state = mix(self.seeds + position * GOLDEN)[:, None] + tokens * GOLDEN
+        uniform = (((mix(state) >> 11) & 0x1FFFFFFFFFFFFF).double() + 0.5) * 2.0**-53
+        return scores - torch.log(-torch.log(uniform)).float()
+
+
+def nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """Scores with everything outside the smallest set of probability ≥ `top_p` at -inf (Holtzman et al. 2020)."""
+    ordered, order = scores.sort(dim=-1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    return scores.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    pad_id: int,
+    end_ids: Sequence[int],
+) -> list[list[int]]:
+    """One completion per prompt, as token ids; the end token is kept, so its absence means truncated."""
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} must be above 0")
+    width = max(map(len, prompts))
+    device = model.device
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    draw = SeededDraw(torch.tensor(seeds, device=device), width, temperature, top_p)
+    settings = GenerationConfig(
+        max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=list(end_ids), use_cache=True
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=LogitsProcessorList([draw])
+        )
+    finally:
+        model.train(was_training)
+    return [until_end(row, set(end_ids)) for row in output[:, width:].tolist()]
+
+
+def until_end(ids: list[int], end_ids: set[int]) -> list[int]:
+    for position, token in enumerate(ids):
+        if token in end_ids:
+            return ids[: position + 1]
+    return ids

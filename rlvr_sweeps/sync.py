@@ -1,0 +1,89 @@
+"""The policy's weights as a plain model would hold them: merged in float32, cast once, the base untouched.
+
+Merging in place and unmerging afterwards, as is usual, rounds a bfloat16 base a little at every step; here each adapted
+layer's own tensors are put back as they were, so the base is bit-identical after any number of syncs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+
+def tuner_layers(model: torch.nn.Module) -> dict[str, Any]:
+    """Every adapted layer, by module name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def own_tensors(layer: Any) -> dict[str, torch.nn.Parameter]:
+    return dict(layer.get_base_layer().named_parameters(recurse=False))
+
+
+@torch.no_grad()
+def merged_tensors(layer: Any) -> dict[str, Tensor]:
+    """The layer's effective weight (and bias), in the base's dtype; the layer is left as it was."""
+    if isinstance(layer, LNTuningLayer):  # a copy of the norm, not a change to it
+        tuned = layer.ln_tuning_layers[layer.active_adapters[0]]
+        return {key: value.data for key, value in tuned.named_parameters(recurse=False)}
+    parameters = own_tensors(layer)
+    originals = {key: parameter.data for key, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.data = parameter.data.to(torch.float32, copy=True)
+        layer.merge(safe_merge=False)
+        return {key: parameter.data.to(originals[key].dtype) for key, parameter in parameters.items()}
+    finally:
+        for key, parameter in parameters.items():
+            parameter.data = originals[key]
+        forget_merge(layer)
+
+
+def forget_merge(layer: Any) -> None:
+    layer.merged_adapters.clear()
+    if isinstance(layer, LoraLayer):
+        layer._caches.clear()  # DoRA keeps the norm for an unmerge that never comes
+
+
+@contextmanager
+def merged(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model's forward pass uses merged weights and no adapter; afterwards it is bit for bit what it was.
+
+    Holds the merged and the original weights of the adapted layers at once.
+    """
+    layers = [layer for layer in tuner_layers(model).values() if not isinstance(layer, LNTuningLayer)]
+    originals = []
+    try:
+        for layer in layers:
+            effective, parameters = merged_tensors(layer), own_tensors(layer)
+            originals.append((layer, {key: parameter.data for key, parameter in parameters.items()}))
+            for key, parameter in parameters.items():
+                parameter.data = effective[key]
+            layer.merged_adapters.extend(layer.active_adapters)
+        yield
+    finally:
+        for layer, tensors in originals:
+            for key, parameter in own_tensors(layer).items():
+                parameter.data = tensors[key]
+            forget_merge(layer)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the model that was adapted."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def policy_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name in the plain model, tensor) of every weight of the policy, one layer's merge in memory at a time."""
+    layers = tuner_layers(model)
+    for name, layer in layers.items():
+        for key, tensor in merged_tensors(layer).items():
+            yield plain_name(f"{name}.{key}"), tensor
+    inside = tuple(f"{name}." for name in layers)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(inside):
+            yield plain_name(name), parameter.data

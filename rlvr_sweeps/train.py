@@ -1,0 +1,180 @@
+"""The train stage: one run's GRPO training, from its directory and into it."""
+
+import hashlib
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import GRPOConfig
+
+from rlvr_sweeps import record
+from rlvr_sweeps.adapters import attach
+from rlvr_sweeps.assets import locate
+from rlvr_sweeps.checks import accumulation
+from rlvr_sweeps.data import load_problems, messages, prompt_ids
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.grading import grade
+from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.run import Run, write_json
+from rlvr_sweeps.sync import policy_weights
+from rlvr_sweeps.trainer import CheckpointKeeper, MetricsWriter, RlvrTrainer, checkpoints, latest_complete_checkpoint
+
+
+def train(run: Run, cfg: Resolved) -> None:
+    """Train until `steps`, from the latest complete checkpoint where there is one, and export the merged model."""
+    trainer, facts = build(run, cfg)
+    write_json(run.record_path, facts)
+    record.compare(facts["asked"], facts["built"])
+    resume = latest_complete_checkpoint(run.checkpoints_path)
+    for folder in checkpoints(run.checkpoints_path):
+        if folder != resume:
+            print(f"{folder} is incomplete and was removed")
+            shutil.rmtree(folder)
+    run.log_event("train", resumed_from=resume.name if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    export(trainer, run, cfg)
+    shutil.rmtree(run.checkpoints_path, ignore_errors=True)
+
+
+def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
+    """The trainer with its optimizer, and train.json: what was asked, what was built, and what surrounds it."""
+    model, tokenizer = load_model(cfg)
+    wanted = record.asked(cfg, model)
+    rows, left_out = training_rows(cfg, tokenizer)
+    trainer = RlvrTrainer(
+        cfg=cfg,
+        model=attach(model, cfg["peft"], cfg["seed"]),
+        reward_funcs=accuracy,
+        args=GRPOConfig(**trl_settings(run, cfg)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    trainer.add_callback(MetricsWriter(run, trainer))
+    trainer.add_callback(CheckpointKeeper())
+    trainer.create_optimizer()
+    facts = {
+        "asked": wanted,
+        "built": record.built(trainer, cfg),
+        "optimizer": type(trainer.optimizer).__name__,
+        "parameters": record.parameter_counts(trainer.model),
+        "data": {"problems": len(rows), "left_out_too_long": left_out},
+        "model_sha256": weights_digest(locate(cfg["model"]["path"], cfg["model"]["revision"])),
+        "surroundings": record.surroundings(),
+    }
+    trainer.optimizer = None  # train() makes its own, after the model is on its device
+    return trainer, facts
+
+
+def load_model(cfg: Resolved) -> tuple[Any, Any]:
+    """The base in float32, and its tokenizer; Refused where the model has no chat template."""
+    source = cfg["model"]
+    place = locate(source["path"], source["revision"])
+    revision = {} if Path(place).exists() else {"revision": source["revision"]}
+    tokenizer = AutoTokenizer.from_pretrained(place, **revision)
+    if tokenizer.chat_template is None:
+        raise Refused(f"{place} has no chat template: prompts cannot be made. Use a model that brings one.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    set_seed(cfg["seed"])
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **revision)
+    return model, tokenizer
+
+
+def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], int]:
+    """The trainer's rows, and how many problems were left out because their prompt is too long."""
+    system, limit = cfg["model"]["system_prompt"], cfg["data"]["max_prompt_tokens"]
+    problems = load_problems(cfg["data"])
+    kept = [problem for problem in problems if len(prompt_ids(tokenizer, problem, system)) <= limit]
+    if not kept:
+        raise Refused(f"No problem of {cfg['data']['path']} has a prompt of at most {limit} tokens (data.max_prompt_tokens).")
+    rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem in kept]
+    return rows, len(problems) - len(kept)
+
+
+def accuracy(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
+    """The paper's reward: 1 for a right answer in the right form, else 0."""
+    return [float(grade(completion[0]["content"], answer).correct) for completion, answer in zip(completions, gold, strict=True)]
+
+
+def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
+    """GRPOConfig's arguments: what the YAML states, and what follows from the dials. Nothing is said twice."""
+    per_step = accumulation(cfg)
+    derived = {
+        "output_dir": str(run.checkpoints_path),
+        "max_steps": cfg["steps"],
+        "learning_rate": cfg["lr"],
+        "seed": cfg["seed"],
+        "per_device_train_batch_size": cfg["training"]["per_device_batch_size"],
+        "gradient_accumulation_steps": per_step,
+        "steps_per_generation": per_step,
+        "gradient_checkpointing": cfg["training"]["gradient_checkpointing"],
+        "num_generations": cfg["rollout"]["group_size"],
+        "max_completion_length": cfg["rollout"]["max_tokens"],
+        "temperature": cfg["rollout"]["temperature"],
+        "top_p": cfg["rollout"]["top_p"],
+        "save_steps": cfg["training"]["save_every"],
+        "save_strategy": "steps",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": cfg["model"]["autocast_bf16"],
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    settings = dict(derived)
+    for origin, stated in [(name, cfg[name]["trl"]) for name in ("training", "algo", "rollout")]:
+        for key in stated:
+            if key in settings:
+                raise Refused(f"{origin}.trl.{key} is already decided elsewhere ({settings[key]!r}); say it in one place.")
+        settings |= stated
+    return settings
+
+
+def export(trainer: RlvrTrainer, run: Run, cfg: Resolved) -> None:
+    """Write merged/ (and adapter/, for adapters) under temporary names, then rename."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy_weights(model)}
+    loaded = plain.load_state_dict(weights, strict=False, assign=True)
+    plain.tie_weights()
+    lost = [name for name, parameter in plain.named_parameters() if parameter.is_meta]
+    if loaded.unexpected_keys or lost:
+        raise RuntimeError(f"the merged model does not fit its base: unexpected {loaded.unexpected_keys}, missing {lost}")
+    plain.generation_config = model.generation_config
+
+    def write(folder: Path) -> None:
+        plain.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+
+    replace_folder(run.merged_path, write)
+    if cfg["peft"]["trains"] == "adapter":
+        replace_folder(run.adapter_path, model.save_pretrained)
+
+
+def replace_folder(place: Path, write: Any) -> None:
+    temporary = place.with_name(f".{place.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT tries to ask the hub for the base's vocabulary
+        write(temporary)
+    shutil.rmtree(place, ignore_errors=True)
+    temporary.rename(place)
+
+
+def weights_digest(place: str) -> str | None:
+    """SHA-256 over a local model's weight files; None for a hub id, whose revision says it."""
+    files = sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
+    if not files:
+        return None
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,112 @@
+"""The warm process: imports torch, transformers, TRL and PEFT once, then forks a process per run and one per stage.
+
+    python -m rlvr_sweeps.warm      reads {"run": path} lines, writes {"run": path, "exit": code} lines; ends with its input
+
+A fork shares the imported pages, so a run starts in milliseconds instead of eight seconds. Everything forked dies with the
+process that asked: nothing trains on unseen after a kill -9.
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from rlvr_sweeps.pipeline import run_stage, supervise
+from rlvr_sweeps.run import Run
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that made it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def fork(work: Callable[[], int]) -> int:
+    """Run `work` in a child that leaves with its return value; returns the child's pid."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process at the terminal; it ends the rest
+        if os.getppid() == parent:
+            code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def start_stage(stage: str, run: Run) -> int:
+    """A stage in a forked process whose output goes to the run's log; returns its wait status."""
+
+    def work() -> int:
+        log = run.log_path(stage)
+        log.parent.mkdir(exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        run_stage(stage, run)
+        return 0
+
+    return os.waitpid(fork(work), 0)[1]
+
+
+def import_everything() -> None:
+    """What a stage imports, before any fork; one thread, since a fork carries no thread pool along."""
+    import torch
+
+    torch.set_num_threads(1)
+    import rlvr_sweeps.evaluate
+    import rlvr_sweeps.train  # noqa: F401
+
+
+def serve() -> None:
+    """Fork a run for every line read; report every run that ends."""
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    import_everything()
+    running: dict[int, str] = {}
+    buffer = b""
+    print(json.dumps({"ready": True}), flush=True)
+    while True:
+        ready, _, _ = select.select([0, wake_read], [], [])
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+            for pid, path in list(running.items()):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    del running[pid]
+                    print(json.dumps({"run": path, "exit": os.waitstatus_to_exitcode(status)}), flush=True)
+        if 0 in ready:
+            data = os.read(0, 65536)
+            if not data:
+                break  # the launcher has left; the kernel ends our children with us
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                path = json.loads(line)["run"]
+
+                def work(path: str = path) -> int:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    return supervise(Run(Path(path)), start_stage)
+
+                running[fork(work)] = path
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve()

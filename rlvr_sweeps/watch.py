@@ -1,0 +1,136 @@
+"""The live display of a launch: one line per run on a terminal, plain lines as things happen elsewhere."""
+
+import json
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rlvr_sweeps.identity import Resolved, is_trained
+from rlvr_sweeps.pipeline import ELSEWHERE
+from rlvr_sweeps.plan import STYLE
+from rlvr_sweeps.run import Run, read_json
+
+PLAIN_EVERY_S = 20.0  # between two plain lines about the same run
+REWARD_WINDOW = 10  # steps that the shown reward is the mean of
+
+
+@dataclass
+class Line:
+    """What is shown of one run."""
+
+    run: Run
+    cfg: Resolved
+    state: str = "queued"
+    began: float = 0.0
+    first_step: int = 0
+    said: float = 0.0
+    note: str = ""
+
+
+class Watch:
+    """Reads the runs' files and shows where they stand; a context manager around the launch."""
+
+    def __init__(self, runs: list[tuple[Run, Resolved]], console: Console) -> None:
+        self.lines = {run.name: Line(run, cfg) for run, cfg in runs}
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.table) if console.is_terminal else None
+
+    def __enter__(self) -> "Watch":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+
+    def started(self, run: Run) -> None:
+        line = self.lines[run.name]
+        line.state, line.began, line.said = "running", time.monotonic(), time.monotonic()
+        line.first_step = latest_step(run)
+        self.say(f"{run.name}  started" + (f" at step {line.first_step}" if line.first_step else ""))
+
+    def ended(self, run: Run, code: int) -> None:
+        line = self.lines[run.name]
+        line.state = {0: "done", ELSEWHERE: "running"}.get(code, "failed" if code == 1 else "lost")
+        seconds = time.monotonic() - line.began
+        if line.state == "done":
+            summary = read_json(run.summary_path) or {}
+            line.note = f"{seconds:.0f} s, accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
+        elif line.state == "failed":
+            line.note = (read_json(run.failure_path) or {}).get("error", "").splitlines()[0]
+        self.say(f"{run.name}  {line.state}  {line.note}")
+
+    def refresh(self) -> None:
+        """Say something about runs that have not been heard of for a while, where there is no live table."""
+        if self.live:
+            return
+        for line in self.lines.values():
+            if line.state == "running" and time.monotonic() - line.said > PLAIN_EVERY_S:
+                line.said = time.monotonic()
+                self.say(f"{line.run.name}  {self.progress(line)}")
+
+    def say(self, text: str) -> None:
+        if not self.live:
+            self.console.print(text, soft_wrap=True, highlight=False)
+
+    def progress(self, line: Line) -> str:
+        """`step 24/60  reward 0.41  00:31 left`, or the stage that comes after training."""
+        rows = last_rows(line.run)
+        steps = line.cfg["steps"]
+        if not is_trained(line.cfg) or line.run.is_done("train", line.cfg):
+            return "evaluating"
+        if not rows:
+            return "starting"
+        step = rows[-1]["step"]
+        reward = sum(row["reward_mean"] for row in rows) / len(rows)
+        made = step - line.first_step
+        left = (time.monotonic() - line.began) / made * (steps - step) if made > 0 else None
+        eta = f"  {int(left) // 60:02d}:{int(left) % 60:02d} left" if left is not None else ""
+        return f"step {step}/{steps}  reward {reward:.2f}{eta}"
+
+    def table(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2))
+        for line in self.lines.values():
+            share = latest_step(line.run) / line.cfg["steps"] if is_trained(line.cfg) else float(line.state == "done")
+            bar = ProgressBar(total=1.0, completed=share if line.state != "queued" else 0, width=20)
+            detail = self.progress(line) if line.state == "running" and not line.note else line.note
+            table.add_row(line.run.name, Text(line.state, STYLE[line.state]), bar, detail)
+        return table
+
+
+def last_rows(run: Run, window: int = REWARD_WINDOW) -> list[dict[str, Any]]:
+    """The last complete rows of metrics.jsonl, read from the file's end."""
+    try:
+        with run.metrics_path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 1000 * window))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines[-window:]:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the first line may begin in its middle
+            continue
+    return rows
+
+
+def latest_step(run: Run) -> int:
+    rows = last_rows(run, 1)
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def percent(value: float | None, error: float | None = None) -> str:
+    """`61.3 ± 1.2`, in percent; a dash where there is no number."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
