@@ -45,7 +45,8 @@ class Composer:
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The composed configuration, not resolved, without Hydra's own node; the same as Hydra's own composing gives."""
         parsed, repository = self.loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(overrides))
-        choices, values = [], []
+        choices: list[Any] = []
+        values: list[Any] = []
         for override in parsed:
             of_hydra = override.is_hydra_override()
             (choices if of_hydra or repository.group_exists(override.key_or_group) else values).append(override)

@@ -11,7 +11,6 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-
 # "All linear modules" (Sec. 2.2) and every norm, as Qwen2 and Llama name them; other architectures say theirs in their file.
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NORM_MODULES = ("input_layernorm", "post_attention_layernorm", "norm")

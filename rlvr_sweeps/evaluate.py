@@ -150,7 +150,9 @@ def score(run: Run, benchmark: str, problems: list[Problem], k: int) -> dict[str
     rows = read_rows(run.samples_path(benchmark))
     counts = Counter(row["problem"] for row in rows)
     if any(counts[problem.id] != k for problem in problems) or len(rows) != k * len(problems):
-        raise RuntimeError(f"{run.samples_path(benchmark)} does not hold exactly {k} samples of each of {len(problems)} problems")
+        raise RuntimeError(
+            f"{run.samples_path(benchmark)} does not hold exactly {k} samples of each of {len(problems)} problems"
+        )
     right = Counter(row["problem"] for row in rows if row["correct"])
     correct = [right[problem.id] for problem in problems]
     columns: dict[str, Any] = {
@@ -166,5 +168,3 @@ def score(run: Run, benchmark: str, problems: list[Problem], k: int) -> dict[str
 
 def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-

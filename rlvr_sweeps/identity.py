@@ -51,7 +51,7 @@ def digest(facts: Mapping[str, Any], length: int = 8) -> str:
 def schema_defaults() -> dict[str, Any]:
     schema = OmegaConf.to_container(OmegaConf.structured(Config))
     assert isinstance(schema, dict)
-    return {key: value for key, value in leaves(schema) if value != MISSING}
+    return {key: value for key, value in leaves({str(key): value for key, value in schema.items()}) if value != MISSING}
 
 
 def science(cfg: Resolved) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def launch(cfgs: Sequence[DictConfig], workers: int | None = None) -> None:
     """Run composed configurations here, as the task of launch.py without -m."""
     points = []
     for cfg in cfgs:
-        task = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         OmegaConf.set_struct(task, True)
         points.append(resolve(task, overrides_of_this_job()))
     execute(points, workers=workers)
@@ -97,7 +97,10 @@ def run_all(todo: Sequence[Planned], workers: int, console: Console) -> dict[str
     exits: dict[str, int] = {}
     watch = Watch([(planned.run, planned.cfg) for planned in todo], console)
     warm = subprocess.Popen(
-        [sys.executable, "-m", "rlvr_sweeps.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT
+        [sys.executable, "-m", "rlvr_sweeps.warm"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | ENVIRONMENT,
     )
     assert warm.stdin and warm.stdout
     try:
@@ -143,8 +146,8 @@ def conclude(todo: Sequence[Planned], exits: dict[str, int], console: Console) -
         elif code:
             failure: dict[str, Any] = read_json(run.failure_path) or {"stage": "?", "error": f"exit code {code}"}
             where = os.path.relpath(run.log_path(failure["stage"]))
-            problems.append(f"{run.name} failed in {failure['stage']}: {failure['error']}\n  log: {where}; again with retry=true")
+            problems.append(
+                f"{run.name} failed in {failure['stage']}: {failure['error']}\n  log: {where}; again with retry=true"
+            )
     if problems:
         raise Refused("\n".join(problems))
-
-

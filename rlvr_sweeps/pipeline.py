@@ -65,5 +65,3 @@ def work(stage: str) -> Callable[..., None]:
 
 def fail(run: Run, stage: str, error: str, trace: str = "") -> None:
     write_json(run.failure_path, {"stage": stage, "error": error, "traceback": trace, "time": time.time()})
-
-

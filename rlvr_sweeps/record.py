@@ -1,4 +1,4 @@
-"""What was asked beside what was built: two flat records with the same keys, from the configuration and from the live objects."""
+"""What was asked beside what was built: two flat records with the same keys, of the configuration and of live objects."""
 
 import platform
 import subprocess
@@ -68,7 +68,9 @@ def built(trainer: Any, cfg: Resolved) -> Record:
     config = model.peft_config["default"]
     kinds = {part for name in trainable for part in name.split(".") if part in method["trained"]}
     kinds |= {name for name in trainable if not is_trained(name, method)}  # what should not be there is shown by name
-    scalings = {layer.scaling["default"] for layer in layers.values()} if expected_scaling(method) is not None else {None}
+    scalings: set[Any] = (
+        {layer.scaling["default"] for layer in layers.values()} if expected_scaling(method) is not None else {None}
+    )
     return record | {
         "adapter": config.peft_type.value,
         "trained": sorted(kinds),
@@ -80,7 +82,12 @@ def built(trainer: Any, cfg: Resolved) -> Record:
 
 
 def read_algo(trainer: Any, key: str) -> Any:
-    live = {"loss_type": "loss_type", "scale_rewards": "scale_rewards", "epsilon": "epsilon_low", "epsilon_high": "epsilon_high"}
+    live = {
+        "loss_type": "loss_type",
+        "scale_rewards": "scale_rewards",
+        "epsilon": "epsilon_low",
+        "epsilon_high": "epsilon_high",
+    }
     return getattr(trainer, live[key]) if key in live else getattr(trainer.args, key)
 
 

@@ -1,17 +1,18 @@
 """A run's directory: the only module that spells its file names, writes them atomically, and reads the run's state.
 
-    config.yaml          the resolved configuration; hashes to the id in the directory's name
-    train.json           what was asked beside what was built
-    metrics.jsonl        one row per optimizer step
-    checkpoints/         the latest complete training state
-    merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
-    eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
-    summary.json         one flat row
-    stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
-    attempts.jsonl       every start and stop;  failure.json  why it stopped, if it failed;  logs/  what it printed
+config.yaml          the resolved configuration; hashes to the id in the directory's name
+train.json           what was asked beside what was built
+metrics.jsonl        one row per optimizer step
+checkpoints/         the latest complete training state
+merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
+eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
+summary.json         one flat row
+stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
+attempts.jsonl       every start and stop;  failure.json  why it stopped, if it failed;  logs/  what it printed
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -40,6 +41,10 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -86,6 +91,7 @@ class Run:
         return self.name.rpartition("-")[2]
 
     config_path = property(lambda self: self.path / "config.yaml")
+    parsed_path = property(lambda self: self.path / ".config.json")  # config.yaml already parsed: a hundred times faster
     record_path = property(lambda self: self.path / "train.json")
     metrics_path = property(lambda self: self.path / "metrics.jsonl")
     checkpoints_path = property(lambda self: self.path / "checkpoints")
@@ -110,13 +116,20 @@ class Run:
         """Make the directory and write its config.yaml; what is not science may change from launch to launch."""
         if self.config_path.exists():
             self.config()
-        write_text(self.config_path, OmegaConf.to_yaml(OmegaConf.create(cfg)))
+        text = OmegaConf.to_yaml(OmegaConf.create(cfg))
+        write_json(self.parsed_path, {"of": text_digest(text), "config": cfg})
+        write_text(self.config_path, text)
 
     def config(self) -> Resolved:
         """The configuration as written; Refused where it was edited, so that a run is always what its name says."""
-        stored = OmegaConf.to_container(OmegaConf.load(self.config_path))
+        text = self.config_path.read_text()
+        parsed = read_json(self.parsed_path)
+        if parsed and parsed["of"] == text_digest(text):
+            cfg: Resolved = parsed["config"]
+            return cfg
+        stored = OmegaConf.to_container(OmegaConf.create(text))
         assert isinstance(stored, dict)
-        cfg: Resolved = {str(key): value for key, value in stored.items()}
+        cfg = {str(key): value for key, value in stored.items()}
         if run_id(cfg) != self.id:
             raise Refused(
                 f"{self.config_path} hashes to {run_id(cfg)}, but the directory's name says {self.id}: it was edited, and the "

@@ -255,7 +255,9 @@ def main() -> None:
     if asked.into is None:
         print(recipe.key)
     elif asked.key != recipe.key:
-        parser.error(f"the configuration pins revision {asked.key}, but this code makes {recipe.key}: set it in conf/model/tiny.yaml")
+        parser.error(
+            f"the configuration pins revision {asked.key}, but this code makes {recipe.key}: set it in conf/model/tiny.yaml"
+        )
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         make(recipe, asked.into)

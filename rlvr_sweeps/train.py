@@ -100,7 +100,9 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
 
 def accuracy(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
     """The paper's reward: 1 for a right answer in the right form, else 0."""
-    return [float(grade(completion[0]["content"], answer).correct) for completion, answer in zip(completions, gold, strict=True)]
+    return [
+        float(grade(completion[0]["content"], answer).correct) for completion, answer in zip(completions, gold, strict=True)
+    ]
 
 
 def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:

@@ -37,8 +37,10 @@ ROW_OF_LOG = {
 }
 
 
-class RlvrTrainer(GRPOTrainer):  # type: ignore[misc]
+class RlvrTrainer(GRPOTrainer):
     """Rollouts from merged weights with a seed per completion; LoRA+'s groups; seconds by phase."""
+
+    optimizer: Any
 
     def __init__(self, cfg: Resolved, **kwargs: Any) -> None:
         self.cfg = cfg
@@ -83,7 +85,7 @@ class RlvrTrainer(GRPOTrainer):  # type: ignore[misc]
             self.seconds[phase] += time.perf_counter() - start
 
 
-class MetricsWriter(TrainerCallback):  # type: ignore[misc]
+class MetricsWriter(TrainerCallback):
     """Appends a row to metrics.jsonl after each optimizer step; on resume drops rows the checkpoint does not know."""
 
     def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
@@ -117,7 +119,7 @@ def finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
-class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]
+class CheckpointKeeper(TrainerCallback):
     """Marks a checkpoint complete once all of it is written, and only then deletes the one before."""
 
     MARK = "complete.json"

@@ -1,0 +1,42 @@
+# Everything a user or CI types. `make help` lists it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/ready
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test test-fast lint types bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(READY) ## make or refresh .venv from the pins in constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Making .venv: a few minutes the first time."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --config-settings editable_mode=compat
+	@touch $(READY)
+
+quickstart: venv ## six real training runs on this machine, a table and a report: about five minutes on two cores
+	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
+	$(BIN)/rlvr report runs
+
+test: venv ## every test, with real training
+	$(BIN)/pytest -n 2 --dist worksteal
+
+test-fast: venv ## the tests without training, under three minutes
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+lint: venv ## style, and shell and YAML that do not parse
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv ## mypy, strict
+	$(BIN)/mypy
+
+bench: venv ## the measurements in docs/performance.md
+	$(BIN)/python bench/quickstart.py
+	$(BIN)/python bench/planning.py
+
+clean: ## remove .venv and caches; runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

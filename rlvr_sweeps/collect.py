@@ -1,0 +1,91 @@
+"""From run directories to rows: what tables, figures and the status show. Reads files alone."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.identity import Resolved, digest, is_trained, science
+from rlvr_sweeps.run import Run, all_runs, read_json, read_rows
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run on disk, its configuration (None where that was edited) and its state."""
+
+    run: Run
+    cfg: Resolved | None
+    state: str
+    error: str = ""
+
+    @property
+    def summary(self) -> Row:
+        return read_json(self.run.summary_path) or {}
+
+
+@dataclass
+class Cell:
+    """Runs that differ in their seed alone: one row of a table."""
+
+    cfg: Resolved
+    summaries: list[Row] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+    def value(self, column: str) -> float | None:
+        """Mean over seeds; None where a seed has no such number."""
+        values = [summary.get(column) for summary in self.summaries]
+        known = [float(value) for value in values if value is not None]
+        return statistics.fmean(known) if known and len(known) == len(values) else None
+
+    def error(self, column: str) -> float | None:
+        """Standard error of that mean: from the spread of the seeds, or, of one seed, from its samples."""
+        if len(self.summaries) == 1:
+            error = self.summaries[0].get(f"{column}_se")
+            return None if error is None else float(error)
+        values = [summary.get(column) for summary in self.summaries]
+        known = [float(value) for value in values if value is not None]
+        return statistics.stdev(known) / len(known) ** 0.5 if len(known) == len(values) else None
+
+
+def find(runs_dir: Path) -> list[Found]:
+    """Every run under a folder with its state."""
+    found = []
+    for run in all_runs(runs_dir):
+        try:
+            cfg = run.config()
+            state = run.state(cfg)
+            failure = read_json(run.failure_path) if state == "failed" else None
+            found.append(Found(run, cfg, state, failure["error"] if failure else ""))
+        except Refused as refusal:
+            found.append(Found(run, None, "edited", str(refusal)))
+    return found
+
+
+def cells(found: Sequence[Found]) -> list[Cell]:
+    """The finished runs, seeds together; Base first, then by method, objective and name."""
+    by_key: dict[str, Cell] = {}
+    for item in found:
+        if item.cfg is None or item.state != "done":
+            continue
+        key = digest({name: value for name, value in science(item.cfg).items() if name != "seed"})
+        cell = by_key.setdefault(key, Cell(item.cfg))
+        cell.summaries.append(item.summary)
+        cell.runs.append(item.run)
+    return sorted(by_key.values(), key=lambda cell: (is_trained(cell.cfg), cell.cfg["model"]["name"], cell.runs[0].name))
+
+
+def benchmarks(found_cells: Sequence[Cell]) -> list[str]:
+    """The benchmarks that any of the rows was evaluated on, in the order of their first appearance."""
+    names: dict[str, None] = {}
+    for cell in found_cells:
+        names |= dict.fromkeys(cell.cfg["benchmark"])
+    return list(names)
+
+
+def reward_curves(cell: Cell) -> list[list[float]]:
+    """Per seed, the mean reward of every step."""
+    return [[row["reward_mean"] for row in read_rows(run.metrics_path)] for run in cell.runs]

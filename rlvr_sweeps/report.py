@@ -1,0 +1,143 @@
+"""`rlvr report`: the finished runs of a folder as a table in the terminal, a CSV, and one HTML page that needs nothing else."""
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.table import Table
+
+from rlvr_sweeps import __version__
+from rlvr_sweeps.collect import Cell, Found, benchmarks, cells, find
+from rlvr_sweeps.figures import reward_figure
+from rlvr_sweeps.identity import evaluation_spec, is_trained
+from rlvr_sweeps.run import read_json, write_text
+from rlvr_sweeps.watch import percent
+
+
+def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
+    """Write `out` (HTML) and a .csv beside it; returns both paths and the rows in them."""
+    found = find(runs_dir)
+    rows = cells(found)
+    names = benchmarks(rows)
+    environment = Environment(loader=PackageLoader("rlvr_sweeps"), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html.j2").render(
+        rows=[shown(cell, names) for cell in rows],
+        benchmarks=names,
+        k=one_k(rows),
+        figure=reward_figure(rows),
+        notes=notes(rows),
+        unfinished=[item for item in found if item.state != "done"],
+        folder=runs_dir,
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        commits=sorted({str(commit) for cell in rows for commit in commits(cell)}),
+    )
+    write_text(out, page)
+    table = out.with_suffix(".csv")
+    write_text(table, as_csv(found))
+    return out, table, rows
+
+
+def one_k(rows: Sequence[Cell]) -> str:
+    """`8` where every benchmark has k = 8, else `k`."""
+    ks = {source["k"] for cell in rows for source in cell.cfg["benchmark"].values()}
+    return str(ks.pop()) if len(ks) == 1 else "k"
+
+
+def dial(cell: Cell, name: str) -> str:
+    value = cell.summaries[0].get(name)
+    return "-" if value is None else f"{value:g}"
+
+
+def shown(cell: Cell, names: Sequence[str]) -> dict[str, Any]:
+    """A row's cells as text; a dash where there is no number."""
+    cfg, first = cell.cfg, cell.summaries[0]
+    share = first["trainable"] / first["parameters"] if first["parameters"] else None
+    seconds = cell.value("train_seconds")
+    return {
+        "model": cfg["model"]["name"],
+        "method": cfg["peft"]["title"],
+        "algo": cfg["algo"]["title"] if is_trained(cfg) else "-",
+        **{name: dial(cell, name) for name in ("rank", "lr", "batch_size", "steps")},
+        "seeds": len(cell.runs),
+        "share": percent(share) if is_trained(cfg) else "-",
+        "benchmarks": [percent(cell.value(f"{name}/avg"), cell.error(f"{name}/avg")) for name in names],
+        "avg": percent(cell.value("avg"), cell.error("avg")),
+        "pass": percent(cell.value("pass")),
+        "truncated": percent(cell.value("truncated_share")),
+        "reward": f"{percent(cell.value('reward_first'))} → {percent(cell.value('reward_last'))}" if is_trained(cfg) else "-",
+        "seconds": "-" if seconds is None else f"{seconds:.0f}",
+        "runs": [run.name for run in cell.runs],
+    }
+
+
+def notes(rows: Sequence[Cell]) -> list[str]:
+    """What a reader must know to read the numbers right."""
+    said = [
+        "Avg@k is the mean over the benchmarks beside it. Reward is the mean of the first and of the last 10 training steps."
+    ]
+    if any(len(cell.runs) == 1 for cell in rows):
+        said.append(
+            "± is the standard error from sampling each problem k times. A row with one training seed says nothing about how "
+            "much another seed would change it."
+        )
+    if any(len(cell.runs) > 1 for cell in rows):
+        said.append("Where there are several seeds, ± is the standard error of their mean.")
+    if len({evaluation_spec(cell.cfg) for cell in rows}) > 1:
+        said.append("These rows were not all evaluated in the same way, so they do not compare.")
+    trained = [cell for cell in rows if is_trained(cell.cfg)]
+    if len({cell.cfg["peft"]["name"] for cell in trained}) > 1 and len({cell.cfg["lr"] for cell in trained}) == 1:
+        said.append(
+            "All methods share one learning rate. How far a given rate moves the weights differs between methods by orders of "
+            "magnitude, so this ordering is in part, and on the embedded model mostly, an effect of step size."
+        )
+    return said
+
+
+def commits(cell: Cell) -> list[str]:
+    records = (read_json(run.record_path) or {} for run in cell.runs)
+    return [record["surroundings"]["commit"] for record in records if record.get("surroundings", {}).get("commit")]
+
+
+def as_csv(found: Sequence[Found]) -> str:
+    """One line per finished run, every column of its summary."""
+    summaries = [item.summary for item in found if item.state == "done"]
+    columns = list(dict.fromkeys(column for summary in summaries for column in summary))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(summaries)
+    return text.getvalue()
+
+
+def show(rows: Sequence[Cell], console: Console) -> None:
+    """The table in the terminal."""
+    k = one_k(rows)
+    table = Table(title="Accuracy in percent", title_justify="left", header_style="dim", box=None, pad_edge=False)
+    for column in ("method", "objective"):
+        table.add_column(column)
+    for column in (
+        "rank",
+        "lr",
+        "seeds",
+        "trained %",
+        f"Avg@{k}",
+        f"Pass@{k}",
+        "cut off",
+        "reward (first → last 10 steps)",
+    ):
+        table.add_column(column, justify="right")
+    for cell in rows:
+        row = shown(cell, [])
+        numbers = [row[key] for key in ("rank", "lr")] + [str(row["seeds"])]
+        table.add_row(
+            row["method"], row["algo"], *numbers, *(row[key] for key in ("share", "avg", "pass", "truncated", "reward"))
+        )
+    console.print(table)
+    for note in notes(rows):
+        console.print(note, style="dim")
