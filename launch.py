@@ -1,9 +1,12 @@
 """Compose a grid and run it: python launch.py -m peft=dora,lora,pissa algo=dapo,grpo"""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
-from rlvr_sweeps import config, local
+from rlvr_sweeps import compose, config, local
+from rlvr_sweeps.errors import Refused
 
 config.register()
 
@@ -15,4 +18,8 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        compose.refuse_unknown_settings(sys.argv[1:])
+    except Refused as refusal:
+        sys.exit(str(refusal))
     main()

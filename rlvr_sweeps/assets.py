@@ -42,6 +42,16 @@ def sources(cfg: Resolved) -> list[Mapping[str, Any]]:
     return [cfg["model"], cfg["data"], *cfg["benchmark"].values()]
 
 
+def refuse_missing(cfgs: list[Resolved]) -> None:
+    """Raise Refused for a local path that is not there; hub ids are the hub's to judge."""
+    for cfg in cfgs:
+        for source in sources(cfg):
+            path = source["path"]
+            local = path.startswith(("/", "./", "../", "~")) or path.endswith(".jsonl")
+            if local and not path.startswith(EMBEDDED) and not Path(path).expanduser().exists():
+                raise Refused(f"{path} does not exist on this machine. Give a path that does, or a hub id.")
+
+
 def ensure(cfgs: list[Resolved]) -> None:
     """Make the embedded worlds these runs need and this machine lacks, one maker at a time, with a progress bar."""
     worlds = {

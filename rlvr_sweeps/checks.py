@@ -66,6 +66,9 @@ def accumulation(cfg: Resolved) -> int:
 def refuse_uneven_batch(cfg: Resolved) -> None:
     batch, group = cfg["batch_size"], cfg["rollout"]["group_size"]
     per_device, processes = cfg["training"]["per_device_batch_size"], cfg["distributed"]["processes"]
+    for name, value in (("training.per_device_batch_size", per_device), ("distributed.processes", processes)):
+        if value < 1:
+            raise Refused(f"{name}={value} is not possible. Allowed: a whole number from 1.")
     if group < 2:
         raise Refused(f"rollout.group_size={group}: a group needs at least 2 completions to have an advantage.")
     if batch % group:

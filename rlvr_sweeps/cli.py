@@ -46,3 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(str(refusal))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

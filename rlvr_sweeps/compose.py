@@ -15,7 +15,6 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -65,16 +64,14 @@ class Composer:
 
     def point(self, overrides: Sequence[str]) -> Point:
         """A checked point; Refused or Hydra's own error where it cannot work."""
-        try:
-            cfg = self.compose(overrides)
-        except ConfigCompositionException as error:
-            raise explained(error, overrides) from error
-        return resolve(cfg, overrides)
+        return resolve(self.compose(overrides), overrides)
 
 
 def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
     """Resolve every interpolation and refuse what cannot work. `cfg` has no `hydra` node."""
     checks.refuse_ignored_dials(cfg, given_keys(overrides))
+    if any(override.startswith("+") for override in overrides):
+        refuse_added_keys(cfg)
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except MissingMandatoryValue as error:
@@ -91,17 +88,26 @@ def given_keys(overrides: Sequence[str]) -> Collection[str]:
     return {str(override.key_or_group) for override in OverridesParser.create().parse_overrides(list(overrides))}
 
 
-def explained(error: Exception, overrides: Sequence[str]) -> Exception:
-    """Hydra's message with the nearest known key instead of its advice to add the misspelt one."""
-    known = OmegaConf.to_container(OmegaConf.structured(config.Config))
-    assert isinstance(known, dict)
-    for key in given_keys(overrides):
-        head = key.split(".")[0]
+def refuse_unknown_settings(arguments: Sequence[str]) -> None:
+    """Raise Refused, with the nearest known name, for a setting no configuration has; `arguments` as typed after launch.py.
+
+    Hydra's own advice, to add the misspelt name with a +, would make it a setting that nobody reads.
+    """
+    known = {str(key) for key in OmegaConf.structured(config.Config)}
+    for key in given_keys([argument for argument in arguments if "=" in argument and not argument.startswith("-")]):
+        head = key.partition("@")[0].split("/")[0].split(".")[0]
         if head not in known and head not in ("hydra", "site"):
-            near = difflib.get_close_matches(head, [str(name) for name in known], n=3)
-            meant = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(map(str, known)))}."
-            return Refused(f"There is no setting {key!r}. {meant}")
-    return error
+            near = difflib.get_close_matches(head, known, n=3)
+            meant = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(known))}."
+            raise Refused(f"There is no setting {key!r}. {meant}")
+
+
+def refuse_added_keys(cfg: DictConfig) -> None:
+    """Raise Refused for keys that + brought into a part of the configuration whose keys the schema fixes."""
+    try:
+        OmegaConf.merge(OmegaConf.structured(config.Config), OmegaConf.to_container(cfg, resolve=False))
+    except OmegaConfBaseException as error:
+        raise Refused(f"The schema has no such setting: {str(error).splitlines()[0]}. See rlvr_sweeps/config.py.") from None
 
 
 def conf_dir() -> Path:

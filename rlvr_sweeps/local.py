@@ -50,8 +50,9 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     refuse_unwritable({point.cfg["runs_dir"] for point in points})
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points))
-    show(plan, console)
     todo = [planned for planned in plan if planned.to_run]
+    assets.refuse_missing([planned.cfg for planned in todo])
+    show(plan, console)
     if any(point.cfg["plan"] for point in points) or not todo:
         return plan
     assets.ensure([planned.cfg for planned in todo])

@@ -233,3 +233,27 @@ def try_lock(descriptor: int, kind: int, patience_s: float = 0.0) -> bool:
 def all_runs(runs_dir: Path) -> list[Run]:
     """Every run under a runs folder, by name."""
     return [Run(path.parent) for path in sorted(runs_dir.glob("*/config.yaml"))]
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """State the size of every file of a checkpoint in complete.json, the last file it gets."""
+    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    write_json(checkpoint / "complete.json", sizes)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, the newest first, whole or not."""
+    return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def latest_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there at their full size."""
+    for path in checkpoints(folder):
+        sizes = read_json(path / "complete.json")
+        if sizes and all((path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items()):
+            return path
+    return None

@@ -20,9 +20,9 @@ from rlvr_sweeps.data import load_problems, messages, prompt_ids
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import grade
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.run import Run, write_json
+from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, write_json
 from rlvr_sweeps.sync import policy_weights
-from rlvr_sweeps.trainer import CheckpointKeeper, MetricsWriter, RlvrTrainer, checkpoints, latest_complete_checkpoint
+from rlvr_sweeps.trainer import CheckpointKeeper, MetricsWriter, RlvrTrainer
 
 
 def train(run: Run, cfg: Resolved) -> None:

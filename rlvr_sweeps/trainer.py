@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 
 from rlvr_sweeps.adapters import loraplus_optimizer
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.run import Run, read_json, read_rows, write_json, write_text
+from rlvr_sweeps.run import Run, checkpoints, mark_complete, read_rows, write_text
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.sync import merged
 
@@ -122,28 +122,11 @@ def finite(value: Any) -> float | None:
 class CheckpointKeeper(TrainerCallback):
     """Marks a checkpoint complete once all of it is written, and only then deletes the one before."""
 
-    MARK = "complete.json"
-
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        sizes = {path.name: path.stat().st_size for path in sorted(here.iterdir()) if path.is_file()}
-        write_json(here / self.MARK, sizes)
+        mark_complete(here)
         for other in checkpoints(Path(args.output_dir)):
             if other != here:
                 shutil.rmtree(other)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, the newest first, whole or not."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-
-
-def latest_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there at their full size."""
-    for path in checkpoints(folder):
-        sizes = read_json(path / CheckpointKeeper.MARK)
-        if sizes and all((path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items()):
-            return path
-    return None

@@ -15,7 +15,7 @@ from rich.text import Text
 from rlvr_sweeps.identity import Resolved, is_trained
 from rlvr_sweeps.pipeline import ELSEWHERE
 from rlvr_sweeps.plan import STYLE
-from rlvr_sweeps.run import Run, read_json
+from rlvr_sweeps.run import Run, latest_complete_checkpoint, read_json, step_of
 
 PLAIN_EVERY_S = 20.0  # between two plain lines about the same run
 REWARD_WINDOW = 10  # steps that the shown reward is the mean of
@@ -54,8 +54,8 @@ class Watch:
     def started(self, run: Run) -> None:
         line = self.lines[run.name]
         line.state, line.began, line.said = "running", time.monotonic(), time.monotonic()
-        line.first_step = latest_step(run)
-        self.say(f"{run.name}  started" + (f" at step {line.first_step}" if line.first_step else ""))
+        line.first_step = step_of(latest_complete_checkpoint(run.checkpoints_path))
+        self.say(f"{run.name}  started" + (f" from the checkpoint of step {line.first_step}" if line.first_step else ""))
 
     def ended(self, run: Run, code: int) -> None:
         line = self.lines[run.name]

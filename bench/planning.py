@@ -1,0 +1,63 @@
+"""What a user waits for before anything runs: --help, the plan of 1,000 points, the status of 1,000 runs.
+
+    make bench
+
+Hydra's own composing of the same points is timed beside the plan, on a sample of them, since it takes minutes.
+"""
+
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hydra import compose
+
+from rlvr_sweeps.compose import offline_composer
+from rlvr_sweeps.run import Run, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+AXES = {"peft": ["lora", "dora", "pissa", "rslora", "milora"], "algo": ["dapo", "grpo"], "rank": range(1, 11), "seed": range(10)}
+
+
+def seconds(*arguments: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def fill(folder: Path, points: list[list[str]]) -> None:
+    """A thousand finished runs, with the files that status reads."""
+    composer = offline_composer()
+    for overrides in points:
+        cfg = composer.point([*overrides, f"runs_dir={folder}"]).cfg
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
+        run.finish("train", cfg, 1.0)
+        write_json(run.summary_path, {"avg": 0.5, "avg_se": 0.01, "reward_last": 0.4})
+        run.finish("evaluate", cfg, 1.0)
+
+
+def main() -> None:
+    points = [[f"{key}={value}" for key, value in zip(AXES, values, strict=True)] for values in itertools.product(*AXES.values())]
+    grid = [f"{key}={','.join(map(str, values))}" for key, values in AXES.items()]
+    print(f"{time.strftime('%Y-%m-%d')}, {len(points)} points")
+    print(f"launch.py --help                     {seconds('launch.py', '--help'):6.2f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"launch.py -m … plan=true             {seconds('launch.py', '-m', *grid, 'plan=true', f'runs_dir={folder}'):6.2f} s")
+    offline_composer()
+    start = time.perf_counter()
+    sample = points[:: len(points) // 20]
+    for overrides in sample:
+        compose("config", overrides)
+    own = (time.perf_counter() - start) / len(sample) * len(points)
+    print(f"Hydra's composing of them, once      {own:6.2f} s (from {len(sample)} of them)")
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), points)
+        print(f"rlvr status                          {seconds('-m', 'rlvr_sweeps.cli', 'status', folder):6.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Bad input: refused before anything runs, by a message that names the value and what is allowed."""
+
+import re
+
+import pytest
+
+from rlvr_sweeps.compose import refuse_unknown_settings
+from rlvr_sweeps.errors import Refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("rank=0", "a whole number from 1"),
+        ("lr=0", "above 0"),
+        ("lr=nan", "lr=nan"),
+        ("lr=inf", "lr=inf"),
+        ("dropout=1", "from 0 up to"),
+        ("steps=0", "steps=0"),
+        ("seed=-1", "seed=-1"),
+        ("batch_size=60", "56 and 64"),
+        ("batch_size=72 training.per_device_batch_size=64", "training.per_device_batch_size=36"),
+        ("training.per_device_batch_size=0", "training.per_device_batch_size=0"),
+        ("rollout.group_size=1", "at least 2"),
+        ("peft=full rank=8", "peft=full has no rank"),
+        ("peft=none dropout=0", "peft=none has no dropout"),
+        ("peft=ia3 alpha=3", "peft=ia3 has no alpha"),
+        ("peft=miss alpha=3", "it takes dropout, rank"),
+        ("algo=none", "peft=none"),
+        ("rollout=vllm", "rollout=vllm is refused"),
+        ("+model.colour=red", "colour"),
+        ("+sweeps=rank", "sweeps"),
+        ("data.path=${nowhere}", "cannot be worked out"),
+    ],
+)
+def test_refused(composer, overrides, says):
+    with pytest.raises(Exception, match=re.escape(says)):
+        composer.point(overrides.split())
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"), [("rnak=8", "rank"), ("learning_rate=1", "lr"), ("peff=lora", "peft"), ("+lrr=3", "lr")]
+)
+def test_a_misspelt_setting_gets_the_nearest_name(argument, meant):
+    with pytest.raises(Refused, match=meant):
+        refuse_unknown_settings([argument, "-m"])
+
+
+def test_known_settings_pass():
+    refuse_unknown_settings(
+        ["-m", "peft=dora,lora", "training.trl.optim=sgd", "hydra.launcher.workers=1", "+algo.trl.delta=2", "--multirun"]
+    )
+
+
+def test_a_local_path_that_is_not_there(composer):
+    from rlvr_sweeps.assets import refuse_missing
+
+    with pytest.raises(Refused, match="does not exist"):
+        refuse_missing([composer.point(["model.path=/no/such/model"]).cfg])
+    refuse_missing([composer.point([]).cfg])

@@ -1,0 +1,139 @@
+"""A run's directory: state, locks, and files that were torn or edited."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, mark_complete, read_json, read_rows, write_json
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from rlvr_sweeps.run import Run
+with Run(Path(sys.argv[1])).claim() as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+WRITE = """
+import sys
+from pathlib import Path
+from rlvr_sweeps.run import write_json
+for value in range(200):
+    write_json(Path(sys.argv[1]), [value] * 1000)
+"""
+
+
+@pytest.fixture
+def run(point):
+    cfg = point()
+    made = Run.of(cfg)
+    made.prepare(cfg)
+    return made
+
+
+def finish(run, stage="train"):
+    write_json(run.record_path if stage == "train" else run.summary_path, {"some": "number"})
+    run.finish(stage, run.config(), 1.0)
+
+
+def test_states(run, point):
+    assert Run.of(point("seed=1")).state() == "new"
+    assert run.state() == "new"
+    run.log_event("start")
+    assert run.state() == "lost"
+    finish(run)
+    assert run.state() == "lost"
+    finish(run, "evaluate")
+    assert run.state() == "done"
+    assert run.state(point("evaluation.seed=1")) == "stale"
+    write_json(run.failure_path, {"error": "x"})
+    assert run.state() == "done"
+    run.summary_path.unlink()
+    assert run.state() == "failed"
+
+
+def test_training_again_makes_the_evaluation_stale(run):
+    finish(run)
+    finish(run, "evaluate")
+    time.sleep(0.01)
+    finish(run)
+    assert run.state() == "stale"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "stages/train.json", "stages/evaluate.json", "train.json"])
+def test_a_half_written_file_is_not_done_and_nothing_else_is_touched(run, name):
+    finish(run)
+    finish(run, "evaluate")
+    whole = (run.path / name).read_text()
+    (run.path / name).write_text(whole[: len(whole) // 2])
+    others = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert run.state() not in ("done", "new")
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == others
+
+
+def test_an_edited_configuration_is_refused(run):
+    run.config_path.write_text(run.config_path.read_text().replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(Refused, match="it was edited"):
+        run.config()
+    with pytest.raises(Refused, match="it was edited"):
+        run.state()
+
+
+def test_a_comment_in_the_configuration_is_no_edit(run):
+    run.config_path.write_text("# mine\n" + run.config_path.read_text())
+    assert run.state() == "new"
+
+
+def test_a_run_is_claimed_once_and_freed_by_kill_9(run):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "True\n"
+    with run.claim() as mine:
+        assert not mine
+    assert run.state() == "running"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with run.claim() as mine:
+        assert mine
+    assert run.state() != "running"
+
+
+def test_rows_skip_a_torn_end(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]
+    assert read_rows(tmp_path / "none.jsonl") == []
+    assert read_json(tmp_path / "none.json") is None
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, list(range(1000)))
+    writer = subprocess.Popen([sys.executable, "-c", WRITE, path])
+    while writer.poll() is None:
+        assert len(json.loads(path.read_text())) == 1000
+
+
+def test_the_latest_whole_checkpoint(tmp_path):
+    for step in (5, 10, 100):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * step)
+        if step != 100:
+            mark_complete(folder)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10", "checkpoint-5"]
+    assert latest_complete_checkpoint(tmp_path).name == "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(b"x")
+    assert latest_complete_checkpoint(tmp_path).name == "checkpoint-5"
+
+
+def test_what_is_made_again_is_kept(run):
+    finish(run, "evaluate")
+    run.set_aside([run.summary_path], "asked otherwise")
+    assert not run.summary_path.exists()
+    assert [path.name for path in (run.path / "old").rglob("*.json")] == ["summary.json"]
