@@ -15,10 +15,16 @@ from pathlib import Path
 from hydra import compose
 
 from rlvr_sweeps.compose import offline_composer
-from rlvr_sweeps.run import Run, write_json
+from rlvr_sweeps.files import write_json
+from rlvr_sweeps.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-AXES = {"peft": ["lora", "dora", "pissa", "rslora", "milora"], "algo": ["dapo", "grpo"], "rank": range(1, 11), "seed": range(10)}
+AXES = {
+    "peft": ["lora", "dora", "pissa", "rslora", "milora"],
+    "algo": ["dapo", "grpo"],
+    "rank": range(1, 11),
+    "seed": range(10),
+}
 
 
 def seconds(*arguments: str) -> float:
@@ -41,12 +47,15 @@ def fill(folder: Path, points: list[list[str]]) -> None:
 
 
 def main() -> None:
-    points = [[f"{key}={value}" for key, value in zip(AXES, values, strict=True)] for values in itertools.product(*AXES.values())]
+    points = [
+        [f"{key}={value}" for key, value in zip(AXES, values, strict=True)] for values in itertools.product(*AXES.values())
+    ]
     grid = [f"{key}={','.join(map(str, values))}" for key, values in AXES.items()]
     print(f"{time.strftime('%Y-%m-%d')}, {len(points)} points")
     print(f"launch.py --help                     {seconds('launch.py', '--help'):6.2f} s")
     with tempfile.TemporaryDirectory() as folder:
-        print(f"launch.py -m … plan=true             {seconds('launch.py', '-m', *grid, 'plan=true', f'runs_dir={folder}'):6.2f} s")
+        planned = seconds("launch.py", "-m", *grid, "plan=true", f"runs_dir={folder}")
+        print(f"launch.py -m … plan=true             {planned:6.2f} s")
     offline_composer()
     start = time.perf_counter()
     sample = points[:: len(points) // 20]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.identity import Resolved, digest, is_trained, science
-from rlvr_sweeps.run import Run, all_runs, read_json, read_rows
+from rlvr_sweeps.run import Run, all_runs
 
 Row = dict[str, Any]
 

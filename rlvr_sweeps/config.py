@@ -24,6 +24,7 @@ class ModelConf:
     system_prompt: str | None = None
     linear_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
     norm_modules: list[str] = field(default_factory=lambda: list(NORM_MODULES))
+    architecture: dict[str, Any] = field(default_factory=dict)  # of config.json, where it must be known before the weights
     autocast_bf16: bool = False  # weights and optimizer stay float32; matrix products run in bfloat16
 
 
@@ -44,6 +45,8 @@ class AlgoConf:
     name: str = MISSING
     title: str = MISSING
     trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
+    sampling_rounds: int = 1  # rounds of rollouts a step may take to fill its batch with mixed groups; 1: what comes, comes
+    overlong_buffer: int = 0  # soft overlong punishment over the last so many tokens; 0: none
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlvr_sweeps.assets import locate
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.run import read_rows
+from rlvr_sweeps.files import read_rows
 
 
 @dataclass(frozen=True)

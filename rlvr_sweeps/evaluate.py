@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlvr_sweeps.data import Problem, load_problems, prompt_ids
+from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading import grade
 from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained
-from rlvr_sweeps.run import Run, read_json, read_rows, write_json, write_text
+from rlvr_sweeps.run import Run
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.scores import avg_at_k, mean_of_benchmarks, pass_at, standard_error, standard_error_new_problems
 from rlvr_sweeps.train import load_model

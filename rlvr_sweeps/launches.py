@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlvr_sweeps.compose import Point
-from rlvr_sweeps.run import Run, write_json
+from rlvr_sweeps.files import write_json
+from rlvr_sweeps.run import Run
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from rich.console import Console
 from rlvr_sweeps import assets
 from rlvr_sweeps.compose import Point, resolve
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json
 from rlvr_sweeps.pipeline import ELSEWHERE, STOPPED
 from rlvr_sweeps.plan import Planned, make_plan, show
-from rlvr_sweeps.run import Run, read_json
+from rlvr_sweeps.run import Run
 from rlvr_sweeps.watch import Watch
 
 # One thread per run: runs share the cores, and results repeat bit for bit.

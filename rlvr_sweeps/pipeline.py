@@ -9,7 +9,8 @@ import time
 import traceback
 from collections.abc import Callable
 
-from rlvr_sweeps.run import Run, read_json, write_json
+from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.run import Run
 
 Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
 FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0

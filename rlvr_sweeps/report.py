@@ -14,8 +14,8 @@ from rich.table import Table
 from rlvr_sweeps import __version__
 from rlvr_sweeps.collect import Cell, Found, benchmarks, cells, find
 from rlvr_sweeps.figures import reward_figure
+from rlvr_sweeps.files import read_json, write_text
 from rlvr_sweeps.identity import evaluation_spec, is_trained
-from rlvr_sweeps.run import read_json, write_text
 from rlvr_sweeps.watch import percent
 
 

@@ -1,4 +1,4 @@
-"""A run's directory: the only module that spells its file names, writes them atomically, and reads the run's state.
+"""A run's directory: the only module that spells its file names and reads its state.
 
 config.yaml          the resolved configuration; hashes to the id in the directory's name
 train.json           what was asked beside what was built
@@ -12,7 +12,6 @@ attempts.jsonl       every start and stop;  failure.json  why it stopped, if it 
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,50 +25,11 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json, text_digest, try_lock, write_json, write_text
 from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained, run_id, run_name
 
 State = Literal["new", "running", "done", "stale", "failed", "lost"]
 STAGES = ("train", "evaluate")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The file's value; None where there is no such file, or where it holds no complete JSON."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a .jsonl file; a torn last line, as a killed writer leaves it, is no row."""
-    rows = []
-    try:
-        with path.open() as file:
-            for line in file:
-                if line.endswith("\n"):
-                    rows.append(json.loads(line))
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    return rows
 
 
 @dataclass(frozen=True)
@@ -215,19 +175,6 @@ class Run:
         for path in present:
             shutil.move(path, attic / path.name)
         self.log_event("set_aside", why=why, files=[path.name for path in present], to=str(attic.relative_to(self.path)))
-
-
-def try_lock(descriptor: int, kind: int, patience_s: float = 0.0) -> bool:
-    """Take an advisory lock without blocking; `patience_s` outlasts a reader that only looks whether it is held."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
 
 
 def all_runs(runs_dir: Path) -> list[Run]:

@@ -18,9 +18,11 @@ from rlvr_sweeps.assets import locate
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.data import load_problems, messages, prompt_ids
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import write_json
 from rlvr_sweeps.grading import grade
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, write_json
+from rlvr_sweeps.rollouts import overlong_punishment
+from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint
 from rlvr_sweeps.sync import policy_weights
 from rlvr_sweeps.trainer import CheckpointKeeper, MetricsWriter, RlvrTrainer
 
@@ -36,6 +38,8 @@ def train(run: Run, cfg: Resolved) -> None:
             print(f"{folder} is incomplete and was removed")
             shutil.rmtree(folder)
     run.log_event("train", resumed_from=resume.name if resume else None)
+    if resume:
+        trainer.load_state_beside(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     export(trainer, run, cfg)
     shutil.rmtree(run.checkpoints_path, ignore_errors=True)
@@ -49,7 +53,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     trainer = RlvrTrainer(
         cfg=cfg,
         model=attach(model, cfg["peft"], cfg["seed"]),
-        reward_funcs=accuracy,
+        reward_funcs=rewards(cfg),
         args=GRPOConfig(**trl_settings(run, cfg)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -57,7 +61,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
-    trainer.add_callback(CheckpointKeeper())
+    trainer.add_callback(CheckpointKeeper(trainer))
     trainer.create_optimizer()
     facts = {
         "asked": wanted,
@@ -96,6 +100,12 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
         raise Refused(f"No problem of {cfg['data']['path']} has a prompt of at most {limit} tokens (data.max_prompt_tokens).")
     rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem in kept]
     return rows, len(problems) - len(kept)
+
+
+def rewards(cfg: Resolved) -> list[Any]:
+    """The verifier first; DAPO's overlong punishment beside it where the objective asks for it."""
+    buffer = cfg["algo"]["overlong_buffer"]
+    return [accuracy, overlong_punishment(cfg["rollout"]["max_tokens"], buffer)] if buffer else [accuracy]
 
 
 def accuracy(completions: list[Any], gold: list[str], **_: Any) -> list[float]:

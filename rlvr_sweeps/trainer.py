@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
+from rlvr_sweeps.adalora import AdaLoraSchedule
 from rlvr_sweeps.adapters import loraplus_optimizer
+from rlvr_sweeps.files import read_rows, write_json, write_text
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.run import Run, checkpoints, mark_complete, read_rows, write_text
+from rlvr_sweeps.rollouts import Group, PromptStream, fill
+from rlvr_sweeps.run import Run, checkpoints, mark_complete
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.sync import merged
 
 # metrics.jsonl's names, and TRL's for the same numbers.
 ROW_OF_LOG = {
-    "reward_mean": "reward",
-    "reward_std": "reward_std",
-    "zero_std_share": "frac_reward_zero_std",  # groups whose completions are all right or all wrong
     "completion_tokens_mean": "completions/mean_length",
     "completion_tokens_max": "completions/max_length",
     "truncated_share": "completions/clipped_ratio",
@@ -38,14 +39,86 @@ ROW_OF_LOG = {
 
 
 class RlvrTrainer(GRPOTrainer):
-    """Rollouts from merged weights with a seed per completion; LoRA+'s groups; seconds by phase."""
+    """Its own prompt stream, dynamic sampling, rollouts from merged weights with a seed per completion, LoRA+, AdaLoRA."""
 
     optimizer: Any
+    STREAM = "prompts.json"
 
-    def __init__(self, cfg: Resolved, **kwargs: Any) -> None:
+    def __init__(self, cfg: Resolved, model: Any, train_dataset: Any, **kwargs: Any) -> None:
         self.cfg = cfg
         self.seconds: dict[str, float] = defaultdict(float)
-        super().__init__(**kwargs)
+        self.columns: dict[str, float] = {}  # what this step adds to its row of metrics.jsonl
+        self.prompts = PromptStream(train_dataset, cfg["seed"])
+        self.adalora = AdaLoraSchedule(model) if cfg["peft"]["config"].get("peft_type") == "ADALORA" else None
+        super().__init__(model=model, train_dataset=train_dataset, **kwargs)
+        if self.adalora:
+            self.add_callback(self.adalora)
+
+    # Rollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's, fed from the prompt stream instead of `inputs`, whose number alone counts."""
+        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
+        pool = fill(self.roll, len(inputs) // size * world, self.cfg["algo"]["sampling_rounds"])
+        self.columns |= pool.metrics()
+        each = len(pool.trained) // world
+        mine = pool.trained[rank * each : (rank + 1) * each]
+        logprobs = [row for group in mine for row in group.logprobs or []] or None
+        generated: Any = (
+            [ids for group in mine for ids in group.prompt_ids], [ids for group in mine for ids in group.completion_ids],
+            None, [completion for group in mine for completion in group.completions], logprobs, {}, None, [],
+        )  # fmt: skip
+        rewards = torch.cat([group.rewards for group in pool.trained]).to(self.accelerator.device)
+        # TRL generates and scores inside; here both are done, and it is given the results.
+        self._generate: Any = lambda _: generated
+        self._calculate_rewards: Any = lambda *_: rewards
+        try:
+            return super()._generate_and_score_completions([row for group in mine for row in group.rows])
+        finally:
+            del self._generate, self._calculate_rewards
+
+    def roll(self, groups: int) -> list[Group]:
+        """One round: `groups` prompts, the same on all processes, G completions each, shared out and gathered again."""
+        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
+        draws = self.prompts.take(groups)[rank * groups // world : (rank + 1) * groups // world]
+        rows = [row for _, row in draws for _ in range(size)]
+        self.seeds = [seed_of(self.cfg["seed"], "rollout", place, index) for place, _ in draws for index in range(size)]
+        prompts = [row["prompt"] for row in rows]
+        with self.timed("rollout"):
+            prompt_ids, completion_ids, _, completions, logprobs, *_ = self._generate(prompts)
+        with self.timed("reward"):
+            rewards = self._calculate_rewards(rows, prompts, completions, completion_ids).cpu()
+        everyone = gather_object(list(zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, strict=True)))
+        found = []
+        for start in range(0, groups * size, size):
+            rows, prompt_ids, completion_ids, completions, scores = map(list, zip(*everyone[start : start + size], strict=True))
+            reward = rewards[start : start + size]
+            found.append(Group(rows, prompt_ids, completion_ids, completions, scores if logprobs else None, reward))
+        return found
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
+    ) -> Any:
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
+        rollout = self.cfg["rollout"]
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        with merged(policy), self.accelerator.autocast():
+            completions = sample(
+                policy, prompt_ids, self.seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
+                top_p=rollout["top_p"], pad_id=self.processing_class.pad_token_id, end_ids=self.eos_token_ids,
+            )  # fmt: skip
+        return completions, None
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    # Update
 
     def create_optimizer(self, model: Any = None) -> Any:
         ratio = self.cfg["peft"]["lr_ratio"]
@@ -56,33 +129,25 @@ class RlvrTrainer(GRPOTrainer):
         self.optimizer = loraplus_optimizer(model or self.model, ratio, optimizer, **settings)
         return self.optimizer
 
-    def _generate_single_turn(
-        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
-    ) -> Any:
-        if self.use_vllm:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
-        rollout, first = self.cfg["rollout"], self.accelerator.process_index * len(prompt_ids)
-        step = self.state.global_step
-        seeds = [seed_of(self.cfg["seed"], "rollout", step, first + row) for row in range(len(prompt_ids))]
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
-        with self.timed("rollout"), merged(policy), self.accelerator.autocast():
-            completions = sample(
-                policy, prompt_ids, seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
-                top_p=rollout["top_p"], pad_id=self.processing_class.pad_token_id, end_ids=self.eos_token_ids,
-            )  # fmt: skip
-        return completions, None
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if self.adalora:
+            penalty = self.adalora.orthogonality()
+            self.columns |= {"rank_mean": self.adalora.mean_rank(), "orthogonality_loss": float(penalty.detach())}
+            loss = loss + penalty / self.current_gradient_accumulation_steps
+        return loss
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.timed("reward"):
-            return super()._calculate_rewards(*args, **kwargs)
+    # State beyond TRL's
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
+    def save_state_beside(self, checkpoint: Path) -> None:
+        write_json(checkpoint / self.STREAM, {"position": self.prompts.position})
+        if self.adalora:
+            self.adalora.save(checkpoint)
+
+    def load_state_beside(self, checkpoint: Path) -> None:
+        self.prompts.position = json.loads((checkpoint / self.STREAM).read_text())["position"]
+        if self.adalora:
+            self.adalora.load(checkpoint)
 
 
 class MetricsWriter(TrainerCallback):
@@ -99,6 +164,7 @@ class MetricsWriter(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_start = time.perf_counter()
         self.trainer.seconds.clear()
+        self.trainer.columns = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_s = time.perf_counter() - self.step_start
@@ -107,7 +173,11 @@ class MetricsWriter(TrainerCallback):
         if "reward" not in logs:  # the closing summary
             return
         rollout_s, reward_s = self.trainer.seconds["rollout"], self.trainer.seconds["reward"]
-        row = {"step": state.global_step, **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()}}
+        row = {
+            "step": state.global_step,
+            **self.trainer.columns,
+            **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
+        }
         row |= {"rollout_s": rollout_s, "reward_s": reward_s, "update_s": self.step_s - rollout_s - reward_s}
         with self.run.metrics_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -120,12 +190,16 @@ def finite(value: Any) -> float | None:
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Marks a checkpoint complete once all of it is written, and only then deletes the one before."""
+    """Completes a checkpoint with our own state, marks it complete, and only then deletes the one before."""
+
+    def __init__(self, trainer: RlvrTrainer) -> None:
+        self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.trainer.save_state_beside(here)
         mark_complete(here)
         for other in checkpoints(Path(args.output_dir)):
             if other != here:

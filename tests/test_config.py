@@ -33,7 +33,7 @@ def test_peft_takes_every_methods_config(composer, name):
     built = peft.get_peft_config(cfg["peft"]["config"])
     for key, value in cfg["peft"]["config"].items():
         found = getattr(built, key)
-        assert (set(found) if isinstance(found, set) else found) == (set(value) if isinstance(value, list) else value)
+        assert (set(found) if isinstance(value, list) else found) == (set(value) if isinstance(value, list) else value)
 
 
 @pytest.mark.parametrize("name", [name for name in choices("algo") if name != "none"])

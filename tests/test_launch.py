@@ -10,7 +10,8 @@ import time
 import pytest
 
 from rlvr_sweeps.cli import main as rlvr
-from rlvr_sweeps.run import Run, all_runs, read_rows
+from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.run import Run, all_runs
 
 pytestmark = pytest.mark.slow
 SHORT = ("steps=4", "training.save_every=2", "benchmark.tier1.k=2", "~benchmark.tier2", "~benchmark.tier3", "~benchmark.tier4",

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 MODULES = sorted(path for path in (ROOT / "rlvr_sweeps").glob("*.py"))
-COMPUTE = {"adapters", "evaluate", "record", "sampling", "sync", "train", "trainer"}
+COMPUTE = {"adalora", "adapters", "evaluate", "record", "rollouts", "sampling", "sync", "train", "trainer"}
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
 

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 from rlvr_sweeps.compose import Point
+from rlvr_sweeps.files import write_json
 from rlvr_sweeps.plan import make_plan, show
-from rlvr_sweeps.run import write_json
 
 
 def test_plan(composer, tmp_path):

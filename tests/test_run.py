@@ -10,7 +10,8 @@ import time
 import pytest
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, mark_complete, read_json, read_rows, write_json
+from rlvr_sweeps.files import read_json, read_rows, write_json
+from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, mark_complete
 
 HOLD = """
 import sys, time
@@ -23,7 +24,7 @@ with Run(Path(sys.argv[1])).claim() as mine:
 WRITE = """
 import sys
 from pathlib import Path
-from rlvr_sweeps.run import write_json
+from rlvr_sweeps.files import write_json
 for value in range(200):
     write_json(Path(sys.argv[1]), [value] * 1000)
 """
@@ -38,6 +39,7 @@ def run(point):
 
 
 def finish(run, stage="train"):
+    run.log_event("start")
     write_json(run.record_path if stage == "train" else run.summary_path, {"some": "number"})
     run.finish(stage, run.config(), 1.0)
 

@@ -1,0 +1,62 @@
+"""Files that survive kill -9: atomic writes, reads that skip what is torn, locks the kernel frees."""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The file's value; None where there is no such file, or where it holds no complete JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a .jsonl file; a torn last line, as a killed writer leaves it, is no row."""
+    rows = []
+    try:
+        with path.open() as file:
+            for line in file:
+                if line.endswith("\n"):
+                    rows.append(json.loads(line))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return rows
+
+
+def try_lock(descriptor: int, kind: int, patience_s: float = 0.0) -> bool:
+    """Take an advisory lock without blocking; `patience_s` outlasts a reader that only looks whether it is held."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
