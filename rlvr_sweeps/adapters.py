@@ -1,7 +1,8 @@
 """A method attached to a model, and its optimizer: PEFT's own where PEFT has it."""
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import peft
@@ -10,23 +11,28 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import set_seed
 
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.svd import Side, cached_triplets
 from rlvr_sweeps.sync import tuner_layers
 
 
-def attach(model: Any, method: Mapping[str, Any], seed: int) -> Any:
-    """`model` with the method's trainable parameters; `method` is the resolved conf/peft file. `seed` fixes random parts."""
+def attach(model: Any, method: Mapping[str, Any], seed: int, model_key: str | None = None) -> Any:
+    """`model` with the method's trainable parameters; `method` is the resolved conf/peft file. `seed` fixes random parts.
+
+    `model_key` names the model's exact weights: what is computed from them alone is then kept for the next run.
+    """
     if method["trains"] == "everything":
         return model.requires_grad_(True)
     set_seed(seed)
-    refuse_large_rank(model, method["config"])
     try:
-        adapted = peft.get_peft_model(model, peft.get_peft_config(dict(method["config"])))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unsupported layer type")  # LN tuning on any RMSNorm
+            adapted = peft.get_peft_model(model, peft.get_peft_config(dict(method["config"])))
     except ValueError as error:
         if "target_modules" in str(error) or "not found in the base model" in str(error):
             raise Refused(f"peft={method['name']} matches no layer of this model: {error}") from error
         raise
     if method["initialisation"]:
-        INITIALISATIONS[method["initialisation"]](adapted)
+        start_from_singular_triplets(adapted, method["initialisation"], model_key)
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(is_trained(name, method))
     return adapted
@@ -37,41 +43,24 @@ def is_trained(name: str, method: Mapping[str, Any]) -> bool:
     return any(part in name.split(".") for part in method["trained"])
 
 
-def refuse_large_rank(model: Any, config: Mapping[str, Any]) -> None:
-    """Raise Refused where the rank exceeds the smaller side of a target layer: an SVD has no more directions."""
-    rank, targets = config.get("r", config.get("init_r")), config.get("target_modules", ())
-    if rank is None:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in targets:
-            side = min(module.in_features, module.out_features)
-            if rank > side:
-                raise Refused(
-                    f"rank={rank} exceeds {name}, which is {module.out_features} × {module.in_features}: the largest rank "
-                    f"possible there is {side}."
-                )
-
-
 @torch.no_grad()
-def start_from_minor_components(adapted: Any) -> None:
-    """MiLoRA: B·A takes the r smallest singular triplets of W, the frozen weight keeps the rest; the function is unchanged."""
-    for layer in tuner_layers(adapted).values():
-        (adapter,) = layer.active_adapters
-        weight = layer.get_base_layer().weight
-        rank, scaling = layer.r[adapter], layer.scaling[adapter]
-        tall = weight.T if weight.shape[0] < weight.shape[1] else weight  # the faster orientation, 3.5 times
-        u, s, vh = torch.linalg.svd(tall.double(), full_matrices=False)
-        u, s, vh = u[:, -rank:], s[-rank:], vh[-rank:]
-        if tall is not weight:
-            u, vh = vh.T, u.T
-        root = (s / scaling).sqrt()
-        a, b = root[:, None] * vh, u * root
-        layer.lora_A[adapter].weight.copy_(a)
-        layer.lora_B[adapter].weight.copy_(b)
+def start_from_singular_triplets(adapted: Any, side: Side, model_key: str | None) -> None:
+    """B·A takes r singular triplets of W, the frozen weight keeps the rest; what the model computes is unchanged.
+
+    PiSSA takes the largest (Meng et al. 2024, Eq. 2-4), MiLoRA the smallest (Wang et al. 2024, Eq. 3-5): A = √(S/s)·Vᵀ,
+    B = U·√(S/s), with s the adapter's scale.
+    """
+    layers = tuner_layers(adapted)
+    weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+    (rank,) = {layer.r["default"] for layer in layers.values()}
+    for name, (u, s, vh) in cached_triplets(weights, rank, side, model_key).items():
+        layer, weight = layers[name], weights[name]
+        scaling = layer.scaling["default"]
+        root = (s.double() / scaling).sqrt().to(weight.device)
+        a, b = root[:, None] * vh.to(weight.device), u.to(weight.device) * root
+        layer.lora_A["default"].weight.copy_(a)
+        layer.lora_B["default"].weight.copy_(b)
         weight.copy_(weight.double() - scaling * (b @ a))
-
-
-INITIALISATIONS: dict[str, Callable[[Any], None]] = {"minor_singular": start_from_minor_components}
 
 
 def expected_scaling(method: Mapping[str, Any]) -> float | None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.identity import Resolved, is_trained
+from rlvr_sweeps.shapes import architecture, linear_shapes
 
 METHOD_DIALS = ("rank", "alpha", "dropout")
 
@@ -34,6 +35,11 @@ def refuse_ignored_dials(cfg: DictConfig, given: Collection[str]) -> None:
 
 def refuse(cfg: Resolved) -> None:
     """Raise Refused for the first thing in a resolved configuration that cannot work."""
+    if cfg["distributed"]["name"].startswith("zero") and cfg["peft"]["config"].get("peft_type") == "ADALORA":
+        raise Refused(
+            f"distributed={cfg['distributed']['name']} with peft={cfg['peft']['name']}: ZeRO flattens the gradients that the "
+            "rank allocator reads, and PEFT's AdaLoRA crashes on it. Use distributed=ddp or single."
+        )
     for group in ("peft", "rollout", "distributed", "tracking"):
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
@@ -55,6 +61,52 @@ def refuse(cfg: Resolved) -> None:
         if not allowed(cfg[dial]):
             raise Refused(f"{dial}={cfg[dial]} is not possible. Allowed: {words}.")
     refuse_uneven_batch(cfg)
+    if cfg["peft"]["trains"] == "adapter":
+        refuse_unfit_adapter(cfg)
+        refuse_wrong_reference(cfg)
+
+
+def refuse_unfit_adapter(cfg: Resolved) -> None:
+    """Raise Refused for targets that are not there or not meant, and for a rank no target layer has."""
+    name, config = cfg["peft"]["name"], cfg["peft"]["config"]
+    targets = config["target_modules"]
+    if "lm_head" in targets:
+        raise Refused(f"peft={name} targets lm_head: the paper adapts the blocks' linear layers, and merging would untie it.")
+    model = architecture(cfg)
+    shapes = linear_shapes(model) if model else None
+    if shapes is None:
+        return  # judged when the model is there
+    known = [*shapes, *cfg["model"]["norm_modules"]]
+    absent = [target for target in targets if target not in known]
+    if absent:
+        raise Refused(
+            f"peft={name} targets {', '.join(absent)}, but model={cfg['model']['name']} has no such layer. "
+            f"It has: {', '.join(known)}."
+        )
+    rank = config.get("r", config.get("init_r"))
+    sides = {target: min(shapes[target]) for target in targets if target in shapes}
+    if rank is not None and sides and rank > min(sides.values()):
+        narrow = min(sides, key=lambda target: sides[target])
+        raise Refused(
+            f"rank={rank} exceeds {narrow}, which is {shapes[narrow][0]} × {shapes[narrow][1]}: the largest rank possible for "
+            f"these targets is {sides[narrow]}."
+        )
+
+
+def refuse_wrong_reference(cfg: Resolved) -> None:
+    """Raise Refused where something would silently measure against, or train, another model than meant."""
+    method, config = cfg["peft"], cfg["peft"]["config"]
+    adalora = config["peft_type"] == "ADALORA"
+    svd_start = method["initialisation"] or str(config.get("init_lora_weights", "")).startswith(("pissa", "olora", "corda"))
+    if cfg["training"]["trl"]["beta"] and (svd_start or adalora):
+        raise Refused(
+            f"training.trl.beta={cfg['training']['trl']['beta']} with peft={method['name']}: the KL term's reference is the "
+            "model with its adapter switched off, which for this method is not the base. Use beta=0, as the paper does."
+        )
+    if adalora and config["target_r"] < 1:
+        raise Refused(f"peft={method['name']} halves its rank, so rank={config['init_r']} leaves nothing. Use rank=2 or more.")
+    if adalora and config["tinit"] >= config["total_step"] - config["tfinal"]:
+        raise Refused(f"peft={method['name']} needs steps between warm-up and final phase; steps={cfg['steps']} has none.")
 
 
 def accumulation(cfg: Resolved) -> int:

@@ -20,6 +20,8 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="a table, a CSV and an HTML page of the finished runs")
     report.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     report.add_argument("--out", type=Path, help="the page; RUNS_DIR/report.html by default")
+    table = commands.add_parser("table", help="a table of the paper")
+    table.add_argument("number", type=int, choices=[4], help="4: trained parameters by method, counted without weights")
     return whole
 
 
@@ -27,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
+        if asked.command == "table":
+            from rlvr_sweeps import tables
+
+            tables.show_table4(console)
+            return
         if not asked.runs_dir.is_dir():
             raise Refused(f"{asked.runs_dir} is no folder. Give the runs folder: rlvr {asked.command} /path/to/runs.")
         if asked.command == "status":

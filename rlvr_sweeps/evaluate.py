@@ -114,12 +114,14 @@ def summarise(run: Run, cfg: Resolved, problems: dict[str, list[Problem]]) -> di
     record = read_json(run.record_path) or {}
     parameters = record.get("parameters", {"trainable": 0, "base": None})
     steps = read_rows(run.metrics_path)
+    reached = read_rows(run.reach_path)
     row: dict[str, Any] = {
         "run": run.name, "id": run.id, "model": cfg["model"]["name"], "peft": cfg["peft"]["name"],
         "method": cfg["peft"]["title"], "algo": cfg["algo"]["name"] if is_trained(cfg) else "none",
         **axes(cfg), "trainable": parameters["trainable"], "parameters": parameters["base"],
         "reward_first": mean_reward(steps[:10]), "reward_last": mean_reward(steps[-10:]),
         "train_seconds": (read_json(run.stage_path("train")) or {}).get("seconds"),
+        "reach": reached[-1]["reach"]["all"] if reached else None,
         "evaluation": evaluation_spec(cfg), "finished": time.time(),
     }  # fmt: skip
     scored = {name: score(run, name, rows, cfg["benchmark"][name]["k"]) for name, rows in problems.items()}

@@ -22,7 +22,7 @@ NOT_SCIENCE = (
     "rank", "alpha", "dropout",  # read through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
     "sweep", "runs_dir", "plan", "retry",
-    "*.title", "*.unavailable", "model.architecture.*", "data.problems",
+    "*.title", "peft.not_the_base_in_training", "*.unavailable", "model.architecture.*", "data.problems",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say

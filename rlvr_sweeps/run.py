@@ -3,6 +3,8 @@
 config.yaml          the resolved configuration; hashes to the id in the directory's name
 train.json           what was asked beside what was built
 metrics.jsonl        one row per optimizer step
+reach.jsonl          at each checkpoint, how far each kind of layer moved; frozen tensors that changed (none)
+start.safetensors    A and B at step 0, where they are not what a seed gives (PiSSA, MiLoRA)
 checkpoints/         the latest complete training state
 merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
 eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
@@ -54,6 +56,8 @@ class Run:
     parsed_path = property(lambda self: self.path / ".config.json")  # config.yaml already parsed: a hundred times faster
     record_path = property(lambda self: self.path / "train.json")
     metrics_path = property(lambda self: self.path / "metrics.jsonl")
+    reach_path = property(lambda self: self.path / "reach.jsonl")
+    start_path = property(lambda self: self.path / "start.safetensors")
     checkpoints_path = property(lambda self: self.path / "checkpoints")
     adapter_path = property(lambda self: self.path / "adapter")
     merged_path = property(lambda self: self.path / "merged")

@@ -12,7 +12,7 @@ DECODERS = ("qwen2", "qwen3", "llama", "mistral")  # whose layers are named and 
 
 
 def architecture(cfg: Resolved) -> Architecture | None:
-    """The model's config.json: as its conf/model file states it, or as its local directory holds it; None where neither does."""
+    """The model's config.json: as its conf/model file states it, or its local directory holds it; None where neither does."""
     stated: Architecture = cfg["model"]["architecture"]
     if stated:
         return stated

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import snapshot_download
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
@@ -21,6 +23,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.grading import grade
 from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
 from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint
 from rlvr_sweeps.sync import policy_weights
@@ -30,29 +33,35 @@ from rlvr_sweeps.trainer import CheckpointKeeper, MetricsWriter, RlvrTrainer
 def train(run: Run, cfg: Resolved) -> None:
     """Train until `steps`, from the latest complete checkpoint where there is one, and export the merged model."""
     trainer, facts = build(run, cfg)
-    write_json(run.record_path, facts)
-    record.compare(facts["asked"], facts["built"])
+    main = trainer.accelerator.is_main_process
     resume = latest_complete_checkpoint(run.checkpoints_path)
-    for folder in checkpoints(run.checkpoints_path):
-        if folder != resume:
-            print(f"{folder} is incomplete and was removed")
-            shutil.rmtree(folder)
-    run.log_event("train", resumed_from=resume.name if resume else None)
+    if main:
+        write_json(run.record_path, facts)
+        for folder in checkpoints(run.checkpoints_path):
+            if folder != resume:
+                print(f"{folder} is incomplete and was removed")
+                shutil.rmtree(folder)
+        run.log_event("train", resumed_from=resume.name if resume else None)
+    record.compare(facts["asked"], facts["built"])
+    trainer.accelerator.wait_for_everyone()
     if resume:
         trainer.load_state_beside(resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    export(trainer, run, cfg)
-    shutil.rmtree(run.checkpoints_path, ignore_errors=True)
+    if main:
+        export(trainer, run, cfg)
+        shutil.rmtree(run.checkpoints_path, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
 
 
 def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     """The trainer with its optimizer, and train.json: what was asked, what was built, and what surrounds it."""
     model, tokenizer = load_model(cfg)
+    key = model_key(cfg)
     wanted = record.asked(cfg, model)
     rows, left_out = training_rows(cfg, tokenizer)
     trainer = RlvrTrainer(
         cfg=cfg,
-        model=attach(model, cfg["peft"], cfg["seed"]),
+        model=attach(model, cfg["peft"], cfg["seed"], key),
         reward_funcs=rewards(cfg),
         args=GRPOConfig(**trl_settings(run, cfg)),
         train_dataset=Dataset.from_list(rows),
@@ -61,7 +70,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
-    trainer.add_callback(CheckpointKeeper(trainer))
+    trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(model_folder(cfg))))
     trainer.create_optimizer()
     facts = {
         "asked": wanted,
@@ -69,9 +78,12 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
         "optimizer": type(trainer.optimizer).__name__,
         "parameters": record.parameter_counts(trainer.model),
         "data": {"problems": len(rows), "left_out_too_long": left_out},
-        "model_sha256": weights_digest(locate(cfg["model"]["path"], cfg["model"]["revision"])),
+        "model_key": key,
         "surroundings": record.surroundings(),
     }
+    if cfg["peft"]["not_the_base_in_training"] and trainer.accelerator.is_main_process and not run.start_path.exists():
+        start = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+        save_file(start, run.start_path)
     trainer.optimizer = None  # train() makes its own, after the model is on its device
     return trainer, facts
 
@@ -180,13 +192,21 @@ def replace_folder(place: Path, write: Any) -> None:
     temporary.rename(place)
 
 
-def weights_digest(place: str) -> str | None:
-    """SHA-256 over a local model's weight files; None for a hub id, whose revision says it."""
-    files = sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
-    if not files:
-        return None
+def model_folder(cfg: Resolved) -> Path:
+    """The local folder of the model's weights: its own, or the hub's snapshot in the cache."""
+    place = locate(cfg["model"]["path"], cfg["model"]["revision"])
+    if Path(place).is_dir():
+        return Path(place)
+    return Path(snapshot_download(place, revision=cfg["model"]["revision"], allow_patterns=["*.safetensors", "*.json"]))
+
+
+def model_key(cfg: Resolved) -> str:
+    """Names the model's exact weights: the hub's commit, or a hash over the local files."""
+    place = locate(cfg["model"]["path"], cfg["model"]["revision"])
+    if not Path(place).is_dir() and cfg["model"]["revision"]:
+        return str(cfg["model"]["revision"])
     total = hashlib.sha256()
-    for file in files:
+    for file in sorted(model_folder(cfg).glob("*.safetensors")):
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
-    return total.hexdigest()
+    return total.hexdigest()[:16]

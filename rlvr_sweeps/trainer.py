@@ -19,6 +19,7 @@ from rlvr_sweeps.adalora import AdaLoraSchedule
 from rlvr_sweeps.adapters import loraplus_optimizer
 from rlvr_sweeps.files import read_rows, write_json, write_text
 from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.reach import PublishedWeights, changed, frozen_digests, reach
 from rlvr_sweeps.rollouts import Group, PromptStream, fill
 from rlvr_sweeps.run import Run, checkpoints, mark_complete
 from rlvr_sweeps.sampling import sample, seed_of
@@ -158,6 +159,8 @@ class MetricsWriter(TrainerCallback):
         self.step_start = self.step_s = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         known = [row for row in read_rows(self.run.metrics_path) if row["step"] <= state.global_step]
         write_text(self.run.metrics_path, "".join(json.dumps(row) + "\n" for row in known))
 
@@ -170,7 +173,7 @@ class MetricsWriter(TrainerCallback):
         self.step_s = time.perf_counter() - self.step_start
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if "reward" not in logs:  # the closing summary
+        if "reward" not in logs or not state.is_world_process_zero:  # without: the closing summary
             return
         rollout_s, reward_s = self.trainer.seconds["rollout"], self.trainer.seconds["reward"]
         row = {
@@ -190,14 +193,32 @@ def finite(value: Any) -> float | None:
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Completes a checkpoint with our own state, marks it complete, and only then deletes the one before."""
+    """Completes a checkpoint with our own state, marks it complete, and only then deletes the one before.
 
-    def __init__(self, trainer: RlvrTrainer) -> None:
-        self.trainer = trainer
+    Measures the reach at each, and stops the run if a frozen tensor moved: what was trained is then not the method.
+    """
+
+    def __init__(self, run: Run, trainer: RlvrTrainer, published: PublishedWeights) -> None:
+        self.run, self.trainer, self.published = run, trainer, published
+        self.frozen = frozen_digests(trainer.model)
+
+    def measure(self, step: int) -> None:
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        drifted = changed(self.frozen, policy)
+        known = [row for row in read_rows(self.run.reach_path) if row["step"] < step]
+        row = {"step": step, "reach": reach(policy, self.published), "frozen_tensors_changed": len(drifted)}
+        write_text(self.run.reach_path, "".join(json.dumps(each) + "\n" for each in [*known, row]))
+        if drifted:
+            raise RuntimeError(f"frozen tensors changed during training: {', '.join(drifted[:5])}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.measure(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
+        self.measure(state.global_step)
         here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.save_state_beside(here)
         mark_complete(here)

@@ -46,7 +46,7 @@ def test_no_two_methods_build_the_same(model, composer):
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.01)
-        built[name] = (round(float(adapted.eval()(IDS).logits.double().sum()), 6), asked["lr_ratio"])
+        built[name] = (round(float(adapted.eval()(IDS).logits.detach().double().sum()), 6), asked["lr_ratio"])
     assert len(set(built.values())) == len(built), built
 
 
@@ -57,14 +57,6 @@ def test_milora_takes_the_smallest_singular_directions(model, composer):
     taken = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     torch.testing.assert_close(layer.get_base_layer().weight + taken, weight, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(torch.linalg.svdvals(taken)[:8], torch.linalg.svdvals(weight)[-8:], atol=1e-5, rtol=1e-3)
-
-
-def test_a_rank_above_a_layers_side_is_refused(model, composer):
-    from omegaconf import OmegaConf
-
-    asked = OmegaConf.to_container(composer.compose(["rank=65"]), resolve=True)["peft"]
-    with pytest.raises(Refused, match="largest rank"):
-        attach(model, asked, seed=1)  # k_proj and v_proj are 64 wide
 
 
 def test_targets_that_match_nothing_are_refused(model, composer):

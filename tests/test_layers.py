@@ -10,7 +10,20 @@ import pytest
 from tests.conftest import ROOT
 
 MODULES = sorted(path for path in (ROOT / "rlvr_sweeps").glob("*.py"))
-COMPUTE = {"adalora", "adapters", "evaluate", "record", "rollouts", "sampling", "sync", "train", "trainer"}
+COMPUTE = {
+    "adalora",
+    "adapters",
+    "counts",
+    "evaluate",
+    "reach",
+    "record",
+    "rollouts",
+    "sampling",
+    "svd",
+    "sync",
+    "train",
+    "trainer",
+}
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
 

@@ -1,0 +1,190 @@
+"""Every method through real GRPO steps on the embedded model: what moves, what is saved, and that a resumed run is the run.
+
+The data are twelve problems and a step takes at least four, so that eight steps pass epoch boundaries.
+"""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlvr_sweeps import assets
+from rlvr_sweeps import train as train_stage
+from rlvr_sweeps.adapters import is_trained
+from rlvr_sweeps.data import load_problems, prompt_ids
+from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.run import Run, checkpoints
+from tests.conftest import choices
+
+pytestmark = pytest.mark.slow
+METHODS = [name for name in choices("peft") if name != "none"]
+SMALL = ("batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
+
+
+@pytest.fixture(scope="module")
+def world(composer):
+    cfg = composer.point([]).cfg
+    assets.ensure([cfg])
+    return cfg
+
+
+@pytest.fixture
+def prepared(composer, world, tmp_path):
+    """A run of a method on twelve problems, its directory made."""
+
+    def make(*overrides, runs="runs"):
+        problems = tmp_path / "twelve.jsonl"
+        rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(world["data"])[:12]]
+        problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        asked = [*SMALL, *overrides, f"data.path={problems}", "data.problems=null", f"runs_dir={tmp_path}/{runs}"]
+        cfg = composer.point(asked).cfg
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        return run, cfg
+
+    return make
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_after_three_steps_exactly_the_declared_parameters_moved(prepared, name):
+    run, cfg = prepared(f"peft={name}", "algo=dapo", "steps=3")
+    trainer, facts = train_stage.build(run, cfg)
+    assert facts["asked"] == facts["built"]
+    before = {key: value.detach().clone() for key, value in trainer.model.named_parameters()}
+    trainer.train()
+    everything = cfg["peft"]["trains"] == "everything"
+    scalars = moved = 0
+    for key, value in trainer.model.named_parameters():
+        different = value.detach() != before[key]
+        if not (everything or is_trained(key, cfg["peft"])):
+            assert not different.any(), key
+        elif not (everything and "embed_tokens" in key):  # rows of tokens that did not occur have no gradient
+            assert different.any(), key
+            scalars, moved = scalars + value.numel(), moved + int(different.sum())
+    assert moved >= 0.99 * scalars
+    (reached,) = read_rows(run.reach_path)
+    assert reached["frozen_tensors_changed"] == 0 and reached["reach"]["all"] > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_is_the_policy(prepared, name):
+    run, cfg = prepared(f"peft={name}", "algo=dapo", "steps=3")
+    trainer, _ = train_stage.build(run, cfg)
+    trainer.train()
+    train_stage.export(trainer, run, cfg)
+    live = trainer.model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(run.merged_path)
+    ids = torch.tensor([prompt_ids(tokenizer, problem, None) for problem in load_problems(cfg["data"])[:1]])
+    plain = AutoModelForCausalLM.from_pretrained(run.merged_path)
+    with torch.no_grad():
+        wanted = live(ids).logits
+        torch.testing.assert_close(plain(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+        if cfg["peft"]["trains"] == "adapter" and not cfg["peft"]["not_the_base_in_training"]:
+            base = AutoModelForCausalLM.from_pretrained(assets.locate(cfg["model"]["path"], cfg["model"]["revision"]))
+            again = PeftModel.from_pretrained(base, run.adapter_path).eval()
+            torch.testing.assert_close(again(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(again.merge_and_unload()(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+    assert run.start_path.exists() == bool(cfg["peft"]["not_the_base_in_training"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_in_training_mode_too_the_policy_starts_as_the_base_or_the_file_says_why_not(prepared, name):
+    run, cfg = prepared(f"peft={name}", "steps=3")
+    trainer, _ = train_stage.build(run, cfg)
+    base, _ = train_stage.load_model(cfg)
+    ids = torch.arange(5, 45).view(2, 20)
+    with torch.no_grad():
+        gap = (trainer.model.train()(ids).logits - base.eval()(ids).logits).abs().max()
+    assert (gap > 1e-2) == bool(cfg["peft"]["not_the_base_in_training"]), gap
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_past_an_epoch_it_is_the_uninterrupted_run_bit_for_bit(prepared, name, monkeypatch):
+    straight, cfg = prepared(f"peft={name}", "algo=dapo", "steps=8", runs="straight")
+    train_stage.train(straight, cfg)
+    broken, cfg = prepared(f"peft={name}", "algo=dapo", "steps=8", runs="broken")
+
+    class PulledPlug(BaseException):
+        pass
+
+    class Puller(train_stage.CheckpointKeeper):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise PulledPlug
+
+    with monkeypatch.context() as patch, pytest.raises(PulledPlug):
+        patch.setattr(train_stage, "CheckpointKeeper", Puller)
+        train_stage.train(broken, cfg)
+    assert [path.name for path in checkpoints(broken.checkpoints_path)] == ["checkpoint-4"]
+    train_stage.train(broken, cfg)
+
+    def science(run):
+        return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in read_rows(run.metrics_path)]
+
+    assert science(broken) == science(straight)
+    assert len(science(straight)) == 8
+    weights = "model.safetensors"
+    assert (broken.merged_path / weights).read_bytes() == (straight.merged_path / weights).read_bytes()
+    assert read_rows(broken.reach_path) == read_rows(straight.reach_path)
+
+
+def test_dynamic_sampling_trains_on_mixed_groups_alone_and_says_what_that_cost(prepared):
+    run, cfg = prepared("peft=lora", "algo=dapo", "steps=6")
+    train_stage.train(run, cfg)
+    rows = read_rows(run.metrics_path)
+    assert all(row["trained_zero_std_share"] == 0 and row["bound_hit"] == 0 for row in rows)
+    assert any(row["sampling_rounds"] > 1 for row in rows)
+    assert all(row["sampled_groups"] == 4 * row["sampling_rounds"] for row in rows)
+    plain, cfg = prepared("peft=lora", "algo=grpo", "steps=6")
+    train_stage.train(plain, cfg)
+    assert any(row["trained_zero_std_share"] > 0 for row in read_rows(plain.metrics_path))
+    assert all(row["sampling_rounds"] == 1 for row in read_rows(plain.metrics_path))
+
+
+def test_adalora_ends_at_its_target_and_its_loss_is_there(prepared):
+    run, cfg = prepared("peft=adalora", "algo=dapo", "steps=20")
+    train_stage.train(run, cfg)
+    rows = read_rows(run.metrics_path)
+    ranks = [row["rank_mean"] for row in rows]
+    assert ranks[0] == 8 and ranks == sorted(ranks, reverse=True)
+    assert ranks[-1] == cfg["peft"]["config"]["target_r"] == 4
+    assert all(row["orthogonality_loss"] > 0 for row in rows)
+
+
+def test_lora_plus_has_its_two_rates(prepared):
+    run, cfg = prepared("peft=lora_plus", "steps=3")
+    trainer, facts = train_stage.build(run, cfg)
+    assert facts["built"]["lr_ratio"] == 2.0
+    trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["lr"] == (2e-3 if "lora_B" in names[id(parameter)] else 1e-3)
+
+
+def test_a_frozen_tensor_that_moves_stops_the_run(prepared, monkeypatch):
+    run, cfg = prepared("peft=lora", "steps=4")
+    build = train_stage.build
+
+    def leaky(*arguments):
+        trainer, facts = build(*arguments)
+        trainer.model.base_model.model.model.norm.weight.requires_grad_(True)
+        return trainer, facts
+
+    monkeypatch.setattr(train_stage, "build", leaky)
+    with pytest.raises(RuntimeError, match=r"frozen tensors changed during training: .*norm\.weight"):
+        train_stage.train(run, cfg)
+
+
+def test_the_wrong_method_under_a_name_is_refused(prepared, monkeypatch):
+    """The released code's bug: every name builds plain LoRA."""
+    run, cfg = prepared("peft=dora", "steps=3")
+    lora = prepared("peft=lora")[1]["peft"]
+    attach = train_stage.attach
+    monkeypatch.setattr(train_stage, "attach", lambda model, _, *rest: attach(model, copy.deepcopy(lora), *rest))
+    with pytest.raises(train_stage.Refused, match=r"peft\.use_dora: asked True, built False"):
+        train_stage.train(run, cfg)
+    assert json.loads(run.record_path.read_text())["built"]["trained"] == ["lora_A", "lora_B"]
