@@ -106,7 +106,8 @@ class TrainingConf:
 @dataclass
 class DistributedConf:
     name: str = MISSING
-    processes: int = 1
+    processes: int = 1  # one per GPU
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's own configuration; empty: none
     unavailable: str | None = None
 
 

@@ -3,16 +3,21 @@
 This module and what it imports know nothing of torch: a stage's process does the heavy work.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.run import Run
 
 Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
+PR_SET_PDEATHSIG = 1
 FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0
 
 
@@ -41,13 +46,36 @@ def supervise(run: Run, start: Start) -> int:
         return 0
 
 
+def processes(stage: str, cfg: Resolved) -> int:
+    """How many processes do a stage together: training's are the run's, evaluation is one."""
+    return int(cfg["distributed"]["processes"]) if stage == "train" else 1
+
+
+def command(stage: str, run: Run, count: int) -> list[str]:
+    """A stage as a command of `count` processes on this machine, by torchrun, on a port the system picks."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}"]
+    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [*torchrun, *rendezvous, "--module", "rlvr_sweeps.pipeline", stage, str(run.path)]
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that made it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def is_leader() -> bool:
+    """Whether this is the only process of its stage, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run_stage(stage: str, run: Run) -> None:
-    """Do one stage in this process and mark it done; a failure is recorded with its traceback and raised on."""
+    """Do one stage, or this process's part of it, and mark it done; a failure is recorded with its traceback and raised on."""
     start = time.monotonic()
     try:
         cfg = run.config()
         work(stage)(run, cfg)
-        run.finish(stage, cfg, time.monotonic() - start)
+        if is_leader():
+            run.finish(stage, cfg, time.monotonic() - start)
     except Exception as error:
         fail(run, stage, f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
@@ -66,3 +94,8 @@ def work(stage: str) -> Callable[..., None]:
 
 def fail(run: Run, stage: str, error: str, trace: str = "") -> None:
     write_json(run.failure_path, {"stage": stage, "error": error, "traceback": trace, "time": time.time()})
+
+
+if __name__ == "__main__":  # one process of several, started by torchrun
+    die_with_parent()
+    run_stage(sys.argv[1], Run(Path(sys.argv[2])))

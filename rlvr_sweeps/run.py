@@ -156,10 +156,11 @@ class Run:
     def claim(self) -> Iterator[bool]:
         """Hold the run's lock while inside; yields False at once where another process holds it.
 
-        The kernel frees the lock when the last process that holds it ends, however it ends: a forked stage counts.
+        The kernel frees the lock when the last process that holds it ends, however it ends: a stage counts.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
+            os.set_inheritable(lock.fileno(), True)  # a stage that becomes torchrun holds it too
             yield try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s=0.5)
 
     def is_claimed(self) -> bool:
@@ -188,7 +189,8 @@ def all_runs(runs_dir: Path) -> list[Run]:
 
 def mark_complete(checkpoint: Path) -> None:
     """State the size of every file of a checkpoint in complete.json, the last file it gets."""
-    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
     write_json(checkpoint / "complete.json", sizes)
 
 

@@ -1,5 +1,6 @@
 """The train stage: one run's GRPO training, from its directory and into it."""
 
+import copy
 import hashlib
 import shutil
 import warnings
@@ -150,6 +151,8 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "disable_tqdm": True,
         "bf16": cfg["model"]["autocast_bf16"],
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "deepspeed": copy.deepcopy(cfg["distributed"]["deepspeed"]) or None,
     }
     settings = dict(derived)
     for origin, stated in [(name, cfg[name]["trl"]) for name in ("training", "algo", "rollout")]:

@@ -216,6 +216,7 @@ class CheckpointKeeper(TrainerCallback):
             self.measure(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()  # until every process has written its part
         if not state.is_world_process_zero:
             return
         self.measure(state.global_step)

@@ -6,7 +6,6 @@ A fork shares the imported pages, so a run starts in milliseconds instead of eig
 process that asked: nothing trains on unseen after a kill -9.
 """
 
-import ctypes
 import json
 import os
 import select
@@ -16,15 +15,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from rlvr_sweeps.pipeline import run_stage, supervise
+from rlvr_sweeps.pipeline import command, die_with_parent, processes, run_stage, supervise
 from rlvr_sweeps.run import Run
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that made it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def fork(work: Callable[[], int]) -> int:
@@ -56,6 +48,9 @@ def start_stage(stage: str, run: Run) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        count = processes(stage, run.config())
+        if count > 1:  # a process group starts afresh: its members meet by torchrun
+            os.execv(sys.executable, command(stage, run, count))
         run_stage(stage, run)
         return 0
 

@@ -1,0 +1,102 @@
+"""Two processes, by DDP and by ZeRO-2 with the optimizer on the CPU: equal to each other, and to one with the same batch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlvr_sweeps import assets
+from rlvr_sweeps import train as train_stage
+from rlvr_sweeps.data import load_problems
+from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.run import Run, all_runs
+from tests.conftest import ROOT, choices
+from tests.two_processes import overrides
+
+pytestmark = pytest.mark.slow
+METHODS = [name for name in choices("peft") if name != "none"]
+UNDER_ZERO = [name for name in METHODS if name != "adalora"]  # refused at launch: tests/test_checks.py
+
+
+@pytest.fixture(scope="module")
+def problems(composer, tmp_path_factory):
+    cfg = composer.point([]).cfg
+    assets.ensure([cfg])
+    path = tmp_path_factory.mktemp("problems") / "twelve.jsonl"
+    rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(cfg["data"])[:12]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(composer, problems, tmp_path_factory):
+    """First rows of metrics.jsonl by one process, method by method."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def rows(method):
+        cfg = composer.point([*overrides(composer, method, problems, "single", 1), f"runs_dir={folder}"]).cfg
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        train_stage.train(run, cfg)
+        return read_rows(run.metrics_path)
+
+    return rows
+
+
+def together(kind, methods, problems, folder):
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
+    command = [*torchrun, ROOT / "tests/two_processes.py", folder, problems, kind, *methods]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return json.loads((folder / f"{kind}.json").read_text())
+
+
+@pytest.mark.parametrize(("kind", "methods"), [("ddp", METHODS), ("zero2_offload", UNDER_ZERO)], ids=["ddp", "zero2_offload"])
+def test_ranks_are_equal_and_equal_one_process(kind, methods, problems, alone, tmp_path):
+    results = together(kind, methods, problems, tmp_path)
+    assert sorted(results) == sorted(methods)
+    for method, result in results.items():
+        first, second = result["weights"]
+        assert first == second, method
+        for mine, one in zip(result["rows"], alone(method), strict=True):
+            assert mine["reward_mean"] == one["reward_mean"], method  # the same completions: seeds know no processes
+            assert mine["loss"] == pytest.approx(one["loss"], abs=1e-4), method
+            assert mine["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3), method
+    assert results["lora_plus"]["lrs"] == [1e-4, 2e-4]
+    assert results["lora"]["lrs"] == [1e-4]
+
+
+def test_launched_by_name_killed_and_resumed(launch):
+    """The whole way: the launcher starts torchrun, a kill -9 of it all, the same command again."""
+    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=32")
+    grid = ("peft=lora", "algo=dapo", "steps=8", *two, "training.save_every=2", "benchmark.tier1.k=1")
+    process = subprocess.Popen(launch.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until(lambda: any(len(read_rows(run.metrics_path)) >= 3 for run in all_runs(launch.runs)))
+    process.kill()
+    process.wait()
+    (run,) = all_runs(launch.runs)
+    wait_until(lambda: run.state() == "lost")
+    launch(*grid)
+    assert run.state() == "done"
+    assert [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, 9))
+    assert json.loads(run.record_path.read_text())["built"]["processes"] == 2
+    assert [row["resumed_from"] for row in read_rows(run.attempts_path) if row["event"] == "train"][1] is not None
+
+
+def wait_until(condition):
+    for _ in range(1500):
+        if condition():
+            return
+        time.sleep(0.2)
+    raise AssertionError("waited too long")
