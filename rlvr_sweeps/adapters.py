@@ -2,11 +2,12 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import peft
 import torch
+from peft import initialize_lora_eva_weights
 from peft.optimizers import create_loraplus_optimizer
 from transformers import set_seed
 
@@ -15,10 +16,17 @@ from rlvr_sweeps.svd import Side, cached_triplets
 from rlvr_sweeps.sync import tuner_layers
 
 
-def attach(model: Any, method: Mapping[str, Any], seed: int, model_key: str | None = None) -> Any:
+def attach(
+    model: Any,
+    method: Mapping[str, Any],
+    seed: int,
+    model_key: str | None = None,
+    prompts: Sequence[Sequence[int]] = (),
+) -> Any:
     """`model` with the method's trainable parameters; `method` is the resolved conf/peft file. `seed` fixes random parts.
 
     `model_key` names the model's exact weights: what is computed from them alone is then kept for the next run.
+    `prompts` are training prompts as token ids, for methods that look at activations.
     """
     if method["trains"] == "everything":
         return model.requires_grad_(True)
@@ -31,7 +39,9 @@ def attach(model: Any, method: Mapping[str, Any], seed: int, model_key: str | No
         if "target_modules" in str(error) or "not found in the base model" in str(error):
             raise Refused(f"peft={method['name']} matches no layer of this model: {error}") from error
         raise
-    if method["initialisation"]:
+    if method["initialisation"] == "activations":
+        start_from_activations(adapted, prompts)
+    elif method["initialisation"]:
         start_from_singular_triplets(adapted, method["initialisation"], model_key)
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(is_trained(name, method))
@@ -61,6 +71,25 @@ def start_from_singular_triplets(adapted: Any, side: Side, model_key: str | None
         layer.lora_A["default"].weight.copy_(a)
         layer.lora_B["default"].weight.copy_(b)
         weight.copy_(weight.double() - scaling * (b @ a))
+
+
+def start_from_activations(adapted: Any, prompts: Sequence[Sequence[int]], batch: int = 8) -> None:
+    """EVA, by PEFT: an incremental SVD of every layer's inputs over `prompts`, until the directions settle."""
+    device = next(adapted.parameters()).device
+    if device.type == "meta":
+        return  # only counted
+    if not prompts:
+        raise ValueError("EVA needs training prompts to look at")
+    batches = []
+    for start in range(0, len(prompts), batch):
+        rows = prompts[start : start + batch]
+        width = min(map(len, rows))  # cut, not padded: a padded position would count as data
+        ids = torch.tensor([row[-width:] for row in rows], device=device)
+        batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    adapted.eval()
+    with torch.no_grad():
+        initialize_lora_eva_weights(adapted, batches, gather_distributed_inputs=False, show_progress_bar=False)
+    adapted.train()
 
 
 def expected_scaling(method: Mapping[str, Any]) -> float | None:

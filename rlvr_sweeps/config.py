@@ -34,7 +34,7 @@ class PeftConf:
     title: str = MISSING  # how tables call it
     trains: str = "adapter"  # adapter | everything | nothing
     config: dict[str, Any] = field(default_factory=dict)  # -> peft.get_peft_config
-    initialisation: str | None = None  # A, B from singular triplets of W: principal (PiSSA) | minor (MiLoRA)
+    initialisation: str | None = None  # principal (PiSSA) | minor (MiLoRA) | activations (EVA)
     lr_ratio: float | None = None  # LoRA+'s λ = η_B / η_A
     not_the_base_in_training: str | None = None  # why the train-mode policy at step 0 is not the base, where it is not
     trained: list[str] = field(default_factory=list)  # names the adapter's trained parameters hold; any other is frozen

@@ -11,7 +11,7 @@ from rlvr_sweeps.adapters import expected_scaling, is_trained
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.sync import tuner_layers
+from rlvr_sweeps.sync import BASE, tuner_layers
 
 Record = dict[str, Any]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
@@ -117,7 +117,9 @@ def parameter_counts(model: Any) -> dict[str, int]:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     layers = tuner_layers(model)
     inside = tuple(f"{name}." for name in layers)
-    base = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith(inside))
+    of_base = BASE if layers else ""
+    others = (item for item in model.named_parameters() if item[0].startswith(of_base) and not item[0].startswith(inside))
+    base = sum(parameter.numel() for _, parameter in others)
     base += sum(parameter.numel() for layer in layers.values() for parameter in layer.get_base_layer().parameters())
     return {"trainable": trainable, "base": base}
 

@@ -14,6 +14,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+BASE = "base_model.model."  # where PEFT puts the model it adapts; beside it stand parameters that layers share
+
 
 def tuner_layers(model: torch.nn.Module) -> dict[str, Any]:
     """Every adapted layer, by module name."""
@@ -74,7 +76,7 @@ def merged(model: torch.nn.Module) -> Iterator[None]:
 
 def plain_name(name: str) -> str:
     """A parameter's name in the model that was adapted."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name.removeprefix(BASE).replace(".base_layer.", ".")
 
 
 def policy_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -83,7 +85,7 @@ def policy_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, layer in layers.items():
         for key, tensor in merged_tensors(layer).items():
             yield plain_name(f"{name}.{key}"), tensor
-    inside = tuple(f"{name}." for name in layers)
+    inside, of_base = tuple(f"{name}." for name in layers), BASE if layers else ""
     for name, parameter in model.named_parameters():
-        if not name.startswith(inside):
+        if name.startswith(of_base) and not name.startswith(inside):
             yield plain_name(name), parameter.data

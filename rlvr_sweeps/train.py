@@ -60,9 +60,10 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     key = model_key(cfg)
     wanted = record.asked(cfg, model)
     rows, left_out = training_rows(cfg, tokenizer)
+    prompts = [prompt_ids(tokenizer, problem, cfg["model"]["system_prompt"]) for problem in load_problems(cfg["data"])[:256]]
     trainer = RlvrTrainer(
         cfg=cfg,
-        model=attach(model, cfg["peft"], cfg["seed"], key),
+        model=attach(model, cfg["peft"], cfg["seed"], key, prompts),
         reward_funcs=rewards(cfg),
         args=GRPOConfig(**trl_settings(run, cfg)),
         train_dataset=Dataset.from_list(rows),

@@ -138,6 +138,11 @@ class RlvrTrainer(GRPOTrainer):
             loss = loss + penalty / self.current_gradient_accumulation_steps
         return loss
 
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if self.args.device.type == "cpu":  # of several processes: "cpu:0", a place that torch.load does not know
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     # State beyond TRL's
 
     def save_state_beside(self, checkpoint: Path) -> None:

@@ -1,5 +1,6 @@
 """What the tests share: a composer over the real conf/, an untaught tiny model, real launches in a folder of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import pytest
 
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 ROOT = Path(__file__).resolve().parent.parent
+
+
+PROMPTS = [[(7 * row + 3 * place) % 280 for place in range(20)] for row in range(32)]  # for methods that look at activations
 
 
 def choices(group: str) -> list[str]:
@@ -69,3 +73,42 @@ def launch(tmp_path):
     run.command = command
     run.runs = tmp_path / "runs"
     return run
+
+
+@pytest.fixture(scope="session")
+def world(composer):
+    """The embedded world, made if this machine has none."""
+    from rlvr_sweeps import assets
+
+    cfg = composer.point([]).cfg
+    assets.ensure([cfg])
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def twelve(world, tmp_path_factory):
+    """A .jsonl of twelve training problems: few enough that some steps pass an epoch."""
+    from rlvr_sweeps.data import load_problems
+
+    path = tmp_path_factory.mktemp("problems") / "twelve.jsonl"
+    rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(world["data"])[:12]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def prepared(composer, twelve, tmp_path):
+    """A small run on twelve problems, its directory made; returns it with its configuration."""
+    from rlvr_sweeps.run import Run
+
+    small = ("batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
+
+    def make(*overrides: str, runs: str = "runs"):
+        cfg = composer.point(
+            [*small, *overrides, f"data.path={twelve}", "data.problems=null", f"runs_dir={tmp_path}/{runs}"]
+        ).cfg
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        return run, cfg
+
+    return make

@@ -8,9 +8,7 @@ import time
 
 import pytest
 
-from rlvr_sweeps import assets
 from rlvr_sweeps import train as train_stage
-from rlvr_sweeps.data import load_problems
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.run import Run, all_runs
 from tests.conftest import ROOT, choices
@@ -22,22 +20,12 @@ UNDER_ZERO = [name for name in METHODS if name != "adalora"]  # refused at launc
 
 
 @pytest.fixture(scope="module")
-def problems(composer, tmp_path_factory):
-    cfg = composer.point([]).cfg
-    assets.ensure([cfg])
-    path = tmp_path_factory.mktemp("problems") / "twelve.jsonl"
-    rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(cfg["data"])[:12]]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
-def alone(composer, problems, tmp_path_factory):
+def alone(composer, twelve, tmp_path_factory):
     """First rows of metrics.jsonl by one process, method by method."""
     folder = tmp_path_factory.mktemp("alone")
 
     def rows(method):
-        cfg = composer.point([*overrides(composer, method, problems, "single", 1), f"runs_dir={folder}"]).cfg
+        cfg = composer.point([*overrides(composer, method, twelve, "single", 1), f"runs_dir={folder}"]).cfg
         run = Run.of(cfg)
         run.prepare(cfg)
         train_stage.train(run, cfg)
@@ -63,8 +51,8 @@ def together(kind, methods, problems, folder):
 
 
 @pytest.mark.parametrize(("kind", "methods"), [("ddp", METHODS), ("zero2_offload", UNDER_ZERO)], ids=["ddp", "zero2_offload"])
-def test_ranks_are_equal_and_equal_one_process(kind, methods, problems, alone, tmp_path):
-    results = together(kind, methods, problems, tmp_path)
+def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, alone, tmp_path):
+    results = together(kind, methods, twelve, tmp_path)
     assert sorted(results) == sorted(methods)
     for method, result in results.items():
         first, second = result["weights"]

@@ -16,36 +16,11 @@ from rlvr_sweeps import train as train_stage
 from rlvr_sweeps.adapters import is_trained
 from rlvr_sweeps.data import load_problems, prompt_ids
 from rlvr_sweeps.files import read_rows
-from rlvr_sweeps.run import Run, checkpoints
+from rlvr_sweeps.run import checkpoints
 from tests.conftest import choices
 
 pytestmark = pytest.mark.slow
 METHODS = [name for name in choices("peft") if name != "none"]
-SMALL = ("batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
-
-
-@pytest.fixture(scope="module")
-def world(composer):
-    cfg = composer.point([]).cfg
-    assets.ensure([cfg])
-    return cfg
-
-
-@pytest.fixture
-def prepared(composer, world, tmp_path):
-    """A run of a method on twelve problems, its directory made."""
-
-    def make(*overrides, runs="runs"):
-        problems = tmp_path / "twelve.jsonl"
-        rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(world["data"])[:12]]
-        problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        asked = [*SMALL, *overrides, f"data.path={problems}", "data.problems=null", f"runs_dir={tmp_path}/{runs}"]
-        cfg = composer.point(asked).cfg
-        run = Run.of(cfg)
-        run.prepare(cfg)
-        return run, cfg
-
-    return make
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -188,3 +163,18 @@ def test_the_wrong_method_under_a_name_is_refused(prepared, monkeypatch):
     with pytest.raises(train_stage.Refused, match=r"peft\.use_dora: asked True, built False"):
         train_stage.train(run, cfg)
     assert json.loads(run.record_path.read_text())["built"]["trained"] == ["lora_A", "lora_B"]
+
+
+@pytest.mark.parametrize("algo", [name for name in choices("algo") if name != "none"])
+def test_micro_batches_are_not_science(prepared, algo):
+    """Cut in two, a step has the same loss and gradient: the id leaves the micro-batch out for that reason."""
+    rows = []
+    for size in (16, 8):
+        asked = (f"algo={algo}", "steps=3", "dropout=0", f"training.per_device_batch_size={size}")
+        run, cfg = prepared(*asked, runs=f"of{size}")
+        train_stage.train(run, cfg)
+        rows.append(read_rows(run.metrics_path))
+    for whole, cut in zip(*rows, strict=True):
+        assert cut["reward_mean"] == whole["reward_mean"]
+        assert cut["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+        assert cut["loss"] == pytest.approx(whole["loss"], abs=1e-5)

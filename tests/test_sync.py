@@ -7,14 +7,14 @@ import torch
 
 from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.sync import merged, policy_weights
-from tests.conftest import choices
+from tests.conftest import PROMPTS, choices
 
 METHODS = [name for name in choices("peft") if name not in ("none", "full")]
 
 
 def adapted(model, composer, name, dtype=torch.float32):
     """The method on the model, its trained parameters moved, so that no adapter is the identity."""
-    made = attach(model.to(dtype), method(composer, name), seed=3)
+    made = attach(model.to(dtype), method(composer, name), seed=3, prompts=PROMPTS)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in made.parameters():
