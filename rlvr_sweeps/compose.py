@@ -4,8 +4,8 @@ Hydra reads and merges every YAML file again for each point of a grid. Here the 
 a point's plain values are then applied by Hydra's own code to a copy.
 """
 
-import copy
 import difflib
+import pickle
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,26 +39,27 @@ class Composer:
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self.loader = loader
-        self.merged: dict[tuple[str, ...], DictConfig] = {}
+        self.parser = OverridesParser.create(config_loader=loader)
+        _, self.repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, [])
+        self.merged: dict[tuple[str, ...], bytes] = {}  # pickled: three times as fast to copy as a DictConfig
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The composed configuration, not resolved, without Hydra's own node; the same as Hydra's own composing gives."""
-        parsed, repository = self.loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(overrides))
         choices: list[Any] = []
         values: list[Any] = []
-        for override in parsed:
+        for override in self.parser.parse_overrides(list(overrides)):
             of_hydra = override.is_hydra_override()
-            (choices if of_hydra or repository.group_exists(override.key_or_group) else values).append(override)
+            (choices if of_hydra or self.repository.group_exists(override.key_or_group) else values).append(override)
         key = tuple(str(override.input_line) for override in choices)
         if key not in self.merged:
-            cfg = self.loader.load_configuration(
+            merged = self.loader.load_configuration(
                 CONFIG_NAME, list(key), RunMode.RUN, from_shell=False, validate_sweep_overrides=False
             )
-            OmegaConf.set_struct(cfg, False)
-            del cfg["hydra"]
-            OmegaConf.set_struct(cfg, True)
-            self.merged[key] = cfg
-        cfg = copy.deepcopy(self.merged[key])
+            OmegaConf.set_struct(merged, False)
+            del merged["hydra"]
+            OmegaConf.set_struct(merged, True)
+            self.merged[key] = pickle.dumps(merged)
+        cfg: DictConfig = pickle.loads(self.merged[key])
         self.loader._apply_overrides_to_config(values, cfg)
         return cfg
 
