@@ -1,6 +1,6 @@
 """What a user would run instead: one GRPO run as a plain TRL script, TRL's defaults where the recipe does not say.
 
-python bench/plain_trl.py MODEL_DIR OUT.json --method lora --algo dapo
+python bench/plain_trl.py MODEL_DIR OUT.json --method lora --algo grpo
 """
 
 import argparse
@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from math_verify import parse, verify
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 METHODS = {"lora": {}, "dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}}
-OBJECTIVES = {"dapo": {"loss_type": "dapo", "epsilon_high": 0.28}, "grpo": {"loss_type": "grpo"}}
+OBJECTIVES = {"dapo_released": {"loss_type": "dapo", "epsilon_high": 0.28}, "grpo": {"loss_type": "grpo"}}
 
 
 def correct(completion, gold):
@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument("--algo", choices=OBJECTIVES, required=True)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=42)
     asked = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(asked.world / "model")
     model = AutoModelForCausalLM.from_pretrained(asked.world / "model", dtype=torch.float32)
@@ -68,10 +69,11 @@ def main():
         for row in read(asked.world / "train.jsonl")
     ]
     config = GRPOConfig(
-        output_dir=str(asked.out.with_suffix(".trl")), max_steps=asked.steps, learning_rate=1e-3, seed=42,
+        output_dir=str(asked.out.with_suffix(".trl")), max_steps=asked.steps, learning_rate=1e-3, seed=asked.seed,
         lr_scheduler_type="constant", per_device_train_batch_size=64, num_generations=8, max_completion_length=48,
         logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, **OBJECTIVES[asked.algo],
     )  # fmt: skip
+    set_seed(asked.seed)
     adapter = LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM", **METHODS[asked.method]
     )

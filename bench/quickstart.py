@@ -20,7 +20,7 @@ from rlvr_sweeps import assets
 from rlvr_sweeps.compose import offline_composer
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS, OBJECTIVES = ("dora", "lora", "pissa"), ("dapo", "grpo")
+METHODS, OBJECTIVES = ("dora", "lora", "pissa"), ("dapo_released", "grpo")  # TRL alone has no dynamic sampling
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

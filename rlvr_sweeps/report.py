@@ -18,6 +18,8 @@ from rlvr_sweeps.files import read_json, write_text
 from rlvr_sweeps.identity import evaluation_spec, is_trained
 from rlvr_sweeps.watch import percent
 
+DIALS = {"rank": "rank", "alpha": "α", "dropout": "dropout", "lr": "lr", "batch_size": "batch", "steps": "steps"}
+
 
 def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
     """Write `out` (HTML) and a .csv beside it; returns both paths and the rows in them."""
@@ -26,7 +28,9 @@ def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
     names = benchmarks(rows)
     environment = Environment(loader=PackageLoader("rlvr_sweeps"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.j2").render(
-        rows=[shown(cell, names) for cell in rows],
+        rows=[shown(cell, names, varying(rows)) for cell in rows],
+        dials=[DIALS[dial] for dial in varying(rows)],
+        constant=constant(rows),
         benchmarks=names,
         k=one_k(rows),
         figure=reward_figure(rows),
@@ -54,7 +58,18 @@ def dial(cell: Cell, name: str) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def shown(cell: Cell, names: Sequence[str]) -> dict[str, Any]:
+def varying(rows: Sequence[Cell]) -> list[str]:
+    """The dials on which rows differ, where they have them: these become columns."""
+    return [name for name in DIALS if len({dial(cell, name) for cell in rows} - {"-"}) > 1]
+
+
+def constant(rows: Sequence[Cell]) -> str:
+    """`rank 8, lr 0.001, …`: the dials that all rows share."""
+    values = {name: {dial(cell, name) for cell in rows} - {"-"} for name in DIALS}
+    return ", ".join(f"{DIALS[name]} {only.pop()}" for name, only in values.items() if len(only) == 1)
+
+
+def shown(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, Any]:
     """A row's cells as text; a dash where there is no number."""
     cfg, first = cell.cfg, cell.summaries[0]
     share = first["trainable"] / first["parameters"] if first["parameters"] else None
@@ -63,12 +78,13 @@ def shown(cell: Cell, names: Sequence[str]) -> dict[str, Any]:
         "model": cfg["model"]["name"],
         "method": cfg["peft"]["title"],
         "algo": cfg["algo"]["title"] if is_trained(cfg) else "-",
-        **{name: dial(cell, name) for name in ("rank", "lr", "batch_size", "steps")},
+        "dials": [dial(cell, name) for name in dials],
         "seeds": len(cell.runs),
         "share": percent(share) if is_trained(cfg) else "-",
         "benchmarks": [percent(cell.value(f"{name}/avg"), cell.error(f"{name}/avg")) for name in names],
         "avg": percent(cell.value("avg"), cell.error("avg")),
         "pass": percent(cell.value("pass")),
+        "reach": percent(cell.value("reach")) if is_trained(cfg) else "-",
         "truncated": percent(cell.value("truncated_share")),
         "reward": f"{percent(cell.value('reward_first'))} → {percent(cell.value('reward_last'))}" if is_trained(cfg) else "-",
         "seconds": "-" if seconds is None else f"{seconds:.0f}",
@@ -79,7 +95,8 @@ def shown(cell: Cell, names: Sequence[str]) -> dict[str, Any]:
 def notes(rows: Sequence[Cell]) -> list[str]:
     """What a reader must know to read the numbers right."""
     said = [
-        "Avg@k is the mean over the benchmarks beside it. Reward is the mean of the first and of the last 10 training steps."
+        "Avg@k is the mean over the benchmarks. Reward is the mean of the first and of the last 10 training steps. Reach is how "
+        "far training moved the weights, ‖ΔW‖/‖W0‖ of the whole model."
     ]
     if any(len(cell.runs) == 1 for cell in rows):
         said.append(
@@ -94,7 +111,7 @@ def notes(rows: Sequence[Cell]) -> list[str]:
     if len({cell.cfg["peft"]["name"] for cell in trained}) > 1 and len({cell.cfg["lr"] for cell in trained}) == 1:
         said.append(
             "All methods share one learning rate. How far a given rate moves the weights differs between methods by orders of "
-            "magnitude, so this ordering is in part, and on the embedded model mostly, an effect of step size."
+            "magnitude (reach), so this ordering is in part, and on the embedded model mostly, an effect of step size."
         )
     return said
 
@@ -121,23 +138,16 @@ def show(rows: Sequence[Cell], console: Console) -> None:
     table = Table(title="Accuracy in percent", title_justify="left", header_style="dim", box=None, pad_edge=False)
     for column in ("method", "objective"):
         table.add_column(column)
-    for column in (
-        "rank",
-        "lr",
-        "seeds",
-        "trained %",
-        f"Avg@{k}",
-        f"Pass@{k}",
-        "cut off",
-        "reward (first → last 10 steps)",
-    ):
+    dials = varying(rows)
+    numbers = ("seeds", "trained %", f"Avg@{k}", f"Pass@{k}", "cut off %", "reach %", "reward %")
+    for column in (*(DIALS[name] for name in dials), *numbers):
         table.add_column(column, justify="right")
     for cell in rows:
-        row = shown(cell, [])
-        numbers = [row[key] for key in ("rank", "lr")] + [str(row["seeds"])]
-        table.add_row(
-            row["method"], row["algo"], *numbers, *(row[key] for key in ("share", "avg", "pass", "truncated", "reward"))
-        )
+        row = shown(cell, [], dials)
+        values = (str(row[key]) for key in ("seeds", "share", "avg", "pass", "truncated", "reach", "reward"))
+        table.add_row(row["method"], row["algo"], *row["dials"], *values)
     console.print(table)
+    if constant(rows):
+        console.print(f"In all trained rows: {constant(rows)}.", style="dim")
     for note in notes(rows):
         console.print(note, style="dim")
