@@ -95,8 +95,8 @@ def shown(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, A
 def notes(rows: Sequence[Cell]) -> list[str]:
     """What a reader must know to read the numbers right."""
     said = [
-        "Avg@k is the mean over the benchmarks. Reward is the mean of the first and of the last 10 training steps. Reach is how "
-        "far training moved the weights, ‖ΔW‖/‖W0‖ of the whole model."
+        "Avg@k is the mean over the benchmarks. Reward is the mean of the first and of the last 10 training steps. Reach is "
+        "how far training moved the weights, ‖ΔW‖/‖W0‖ of the whole model."
     ]
     if any(len(cell.runs) == 1 for cell in rows):
         said.append(

@@ -1,7 +1,7 @@
 """Which prompts a step is trained on: a seeded stream of problems, and DAPO's dynamic sampling over it."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ class Pool:
         }
 
 
-def fill(roll: Any, groups: int, max_rounds: int) -> Pool:
+def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Pool:
     """Sample until `groups` mixed ones are there, at most `max_rounds` calls of `roll(groups)`; 1: no dynamic sampling.
 
     Where the bound is hit, groups without an advantage fill the batch: they add no gradient, and `bound_hit` says so.
@@ -94,7 +94,7 @@ def fill(roll: Any, groups: int, max_rounds: int) -> Pool:
     return Pool(sampled, rounds, trained[:groups])
 
 
-def overlong_punishment(max_tokens: int, buffer: int) -> Any:
+def overlong_punishment(max_tokens: int, buffer: int) -> Callable[..., list[float]]:
     """DAPO's soft overlong punishment (Eq. 13): 0 up to max − buffer tokens, then linearly down to −1 at max."""
 
     def overlong(completion_ids: list[list[int]], **_: Any) -> list[float]:

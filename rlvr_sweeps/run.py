@@ -135,9 +135,10 @@ class Run:
         """
         if not self.config_path.exists():
             return "new"
+        own = self.config()
         if self.is_claimed():
             return "running"
-        cfg = cfg or self.config()
+        cfg = cfg or own
         done = [self.is_done(stage, cfg) for stage in self.stages(cfg)]
         if all(done):
             return "done"

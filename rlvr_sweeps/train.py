@@ -59,11 +59,10 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     model, tokenizer = load_model(cfg)
     key = model_key(cfg)
     wanted = record.asked(cfg, model)
-    rows, left_out = training_rows(cfg, tokenizer)
-    prompts = [prompt_ids(tokenizer, problem, cfg["model"]["system_prompt"]) for problem in load_problems(cfg["data"])[:256]]
+    rows, prompts, left_out = training_rows(cfg, tokenizer)
     trainer = RlvrTrainer(
         cfg=cfg,
-        model=attach(model, cfg["peft"], cfg["seed"], key, prompts),
+        model=attach(model, cfg["peft"], cfg["seed"], key, prompts[:256]),
         reward_funcs=rewards(cfg),
         args=GRPOConfig(**trl_settings(run, cfg)),
         train_dataset=Dataset.from_list(rows),
@@ -105,15 +104,15 @@ def load_model(cfg: Resolved) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], int]:
-    """The trainer's rows, and how many problems were left out because their prompt is too long."""
+def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], list[list[int]], int]:
+    """The trainer's rows, their prompts as token ids, and how many problems were left out because theirs is too long."""
     system, limit = cfg["model"]["system_prompt"], cfg["data"]["max_prompt_tokens"]
-    problems = load_problems(cfg["data"])
-    kept = [problem for problem in problems if len(prompt_ids(tokenizer, problem, system)) <= limit]
+    problems = [(problem, prompt_ids(tokenizer, problem, system)) for problem in load_problems(cfg["data"])]
+    kept = [(problem, ids) for problem, ids in problems if len(ids) <= limit]
     if not kept:
         raise Refused(f"No problem of {cfg['data']['path']} has a prompt of at most {limit} tokens (data.max_prompt_tokens).")
-    rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem in kept]
-    return rows, len(problems) - len(kept)
+    rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in kept]
+    return rows, [ids for _, ids in kept], len(problems) - len(kept)
 
 
 def rewards(cfg: Resolved) -> list[Any]:
