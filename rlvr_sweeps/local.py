@@ -49,20 +49,24 @@ def overrides_of_this_job() -> list[str]:
 def execute(points: Sequence[Point], workers: int | None = None, console: Console | None = None) -> list[Planned]:
     """Plan, show the plan, run what is to be run, say how it ended. Raises Refused where a run failed."""
     console = console or Console(width=None if sys.stdout.isatty() else 120)
-    refuse_unwritable({point.cfg["runs_dir"] for point in points})
+    only_plan = any(point.cfg["plan"] for point in points)
+    if not only_plan:
+        refuse_unwritable({point.cfg["runs_dir"] for point in points})
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points))
     todo = [planned for planned in plan if planned.to_run]
     assets.refuse_missing([planned.cfg for planned in todo])
     show(plan, console)
-    if any(point.cfg["plan"] for point in points) or not todo:
+    if only_plan or not todo:
         return plan
+    gpus = visible_gpus()
+    refuse_more_processes_than_gpus(todo, gpus)
     assets.ensure([planned.cfg for planned in todo])
     for planned in todo:
         with planned.run.claim() as mine:
             if mine:
                 planned.run.prepare(planned.cfg)
     try:
-        exits = run_all(todo, workers or default_workers(), console)
+        exits = run_all(todo, workers or len(gpus) or len(os.sched_getaffinity(0)), gpus, console)
     except KeyboardInterrupt:
         raise Refused("Interrupted. Nothing finished is lost; the same command goes on from the last checkpoints.") from None
     conclude(todo, exits, console)
@@ -82,20 +86,29 @@ def refuse_unwritable(folders: set[str]) -> None:
             ) from error
 
 
-def default_workers() -> int:
-    """A run per visible GPU, or per core where there is none."""
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        gpus = len([device for device in visible.split(",") if device not in ("", "-1")])
-    else:
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return gpus or len(os.sched_getaffinity(0))
+        return [device for device in visible.split(",") if device not in ("", "-1")]
+    return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
-def run_all(todo: Sequence[Planned], workers: int, console: Console) -> dict[str, int]:
-    """Exit code of each run by name; the warm process does the work, at most `workers` runs at once."""
-    waiting = deque(planned.run for planned in todo)
-    running: dict[str, Run] = {}
+def refuse_more_processes_than_gpus(todo: Sequence[Planned], gpus: Sequence[str]) -> None:
+    for planned in todo:
+        count = planned.cfg["distributed"]["processes"]
+        if gpus and count > len(gpus):
+            raise Refused(
+                f"{planned.run.name} wants {count} processes, one per GPU, but this machine has {len(gpus)}. "
+                f"Use distributed.processes={len(gpus)}; the batch stays the same."
+            )
+
+
+def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console: Console) -> dict[str, int]:
+    """Exit code of each run by name; the warm process works, at most `workers` runs at once, each on GPUs of its own."""
+    waiting = deque(todo)
+    free = list(gpus)
+    running: dict[str, tuple[Run, list[str]]] = {}
     exits: dict[str, int] = {}
     watch = Watch([(planned.run, planned.cfg) for planned in todo], console)
     warm = subprocess.Popen(
@@ -111,10 +124,13 @@ def run_all(todo: Sequence[Planned], workers: int, console: Console) -> dict[str
             ready = False
             while waiting or running:
                 while ready and waiting and len(running) < workers:
-                    run = waiting.popleft()
-                    running[str(run.path)] = run
+                    needed = waiting[0].cfg["distributed"]["processes"] if gpus else 0
+                    if needed > len(free):
+                        break
+                    run, devices = waiting.popleft().run, [free.pop(0) for _ in range(needed)]
+                    running[str(run.path)] = (run, devices)
                     watch.started(run)
-                    warm.stdin.write(json.dumps({"run": str(run.path)}).encode() + b"\n")
+                    warm.stdin.write(json.dumps({"run": str(run.path), "gpus": devices}).encode() + b"\n")
                     warm.stdin.flush()
                 if select.select([warm.stdout], [], [], 0.25)[0]:
                     data = os.read(warm.stdout.fileno(), 65536)
@@ -124,7 +140,8 @@ def run_all(todo: Sequence[Planned], workers: int, console: Console) -> dict[str
                     for message in map(json.loads, lines):
                         ready = ready or "ready" in message
                         if "run" in message:
-                            run = running.pop(message["run"])
+                            run, devices = running.pop(message["run"])
+                            free += devices
                             exits[run.name] = message["exit"]
                             watch.ended(run, message["exit"])
                 watch.refresh()

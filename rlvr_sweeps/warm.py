@@ -1,6 +1,8 @@
 """The warm process: imports torch, transformers, TRL and PEFT once, then forks a process per run and one per stage.
 
-    python -m rlvr_sweeps.warm      reads {"run": path} lines, writes {"run": path, "exit": code} lines; ends with its input
+    python -m rlvr_sweeps.warm
+
+It reads {"run": path, "gpus": [...]} lines, writes {"run": path, "exit": code} lines, and ends with its input.
 
 A fork shares the imported pages, so a run starts in milliseconds instead of eight seconds. Everything forked dies with the
 process that asked: nothing trains on unseen after a kill -9.
@@ -91,9 +93,12 @@ def serve() -> None:
                 break  # the launcher has left; the kernel ends our children with us
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
-                path = json.loads(line)["run"]
+                asked = json.loads(line)
+                path = asked["run"]
 
-                def work(path: str = path) -> int:
+                def work(path: str = path, gpus: list[str] = asked["gpus"]) -> int:
+                    if gpus:
+                        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     return supervise(Run(Path(path)), start_stage)
