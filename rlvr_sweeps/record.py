@@ -1,5 +1,6 @@
 """What was asked beside what was built: two flat records with the same keys, of the configuration and of live objects."""
 
+import os
 import platform
 import subprocess
 from collections import Counter
@@ -133,5 +134,6 @@ def surroundings() -> Record:
         "python": platform.python_version(),
         "host": platform.node(),
         "machine": platform.machine(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         **{package: version(package) for package in PACKAGES},
     }

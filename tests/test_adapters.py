@@ -1,6 +1,8 @@
 """Attaching a method: what is trained, what the model computes at step 0, and what was asked beside what was built."""
 
 import copy
+import json
+import re
 
 import pytest
 import torch
@@ -8,10 +10,13 @@ import torch
 from rlvr_sweeps import record
 from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.errors import Refused
-from tests.conftest import PROMPTS, choices
+from rlvr_sweeps.svd import cached_triplets
+from rlvr_sweeps.sync import tuner_layers
+from tests.conftest import PROMPTS, ROOT, choices
 from tests.test_sync import method
 
 METHODS = [name for name in choices("peft") if name != "none"]
+GOLDEN = json.loads((ROOT / "tests/golden_trainable.json").read_text())
 IDS = torch.arange(60).view(3, 20)
 
 
@@ -75,3 +80,44 @@ def test_what_was_built_is_compared_with_what_was_asked():
         record.compare(wanted, wanted | {"scaling": 1.0})
     with pytest.raises(Refused, match="built None"):
         record.compare(wanted, {"adapter": "LORA", "scaling": 2.0})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trained_names_and_sizes_are_the_golden_ones(model, composer, name):
+    """By name with layer numbers left out: how many tensors, how many scalars. A PEFT release that changes one shows here."""
+    found: dict[str, list[int]] = {}
+    for key, parameter in attach(model, method(composer, name), seed=1, prompts=PROMPTS).named_parameters():
+        if parameter.requires_grad:
+            entry = found.setdefault(re.sub(r"\b\d+\b", "N", key), [0, 0])
+            entry[0] += 1
+            entry[1] += parameter.numel()
+    if name == "eva":  # shares ranks out by the data
+        assert {key: entry[0] for key, entry in found.items()} == {key: entry[0] for key, entry in GOLDEN[name].items()}
+    else:
+        assert found == GOLDEN[name]
+
+
+def test_principal_triplets_are_pefts_pissa(model, composer):
+    ours = attach(copy.deepcopy(model), method(composer, "pissa"), seed=1)
+    asked = method(composer, "lora")
+    asked["config"]["init_lora_weights"] = "pissa"
+    pefts = attach(model, asked, seed=1)
+    for (name, mine), theirs in zip(tuner_layers(ours).items(), tuner_layers(pefts).values(), strict=True):
+        torch.testing.assert_close(mine.get_base_layer().weight, theirs.get_base_layer().weight, atol=2e-4, rtol=1e-3, msg=name)
+        torch.testing.assert_close(mine.get_delta_weight("default"), theirs.get_delta_weight("default"), atol=2e-4, rtol=1e-3)
+
+
+def test_singular_triplets_are_computed_once_per_model_and_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = {"tall": torch.randn(40, 16), "wide": torch.randn(16, 40)}
+    for side, part in (("principal", slice(None, 5)), ("minor", slice(-5, None))):
+        first = cached_triplets(weights, 5, side, "some-model")
+        monkeypatch.setattr("rlvr_sweeps.svd.triplets", lambda *_: pytest.fail("computed again"))
+        again = cached_triplets(weights, 5, side, "some-model")
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        for name, weight in weights.items():
+            assert all(torch.equal(one, two) for one, two in zip(first[name], again[name], strict=True))
+            u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+            wanted = u[:, part] @ torch.diag(s[part]) @ vh[part]
+            torch.testing.assert_close(first[name].u @ torch.diag(first[name].s) @ first[name].vh, wanted, atol=1e-4, rtol=1e-4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlvr_sweeps.adapters import attach
-from rlvr_sweeps.sync import merged, policy_weights
+from rlvr_sweeps.sync import merged, plain_name, policy_weights, tuner_layers
 from tests.conftest import PROMPTS, choices
 
 METHODS = [name for name in choices("peft") if name not in ("none", "full")]
@@ -70,3 +70,12 @@ def test_an_error_inside_leaves_the_model_whole(model, composer):
     with pytest.raises(KeyboardInterrupt), merged(policy):
         raise KeyboardInterrupt
     assert torch.equal(policy(ids).logits, before)
+
+
+def test_merged_in_float32_and_cast_once(model, composer):
+    policy = adapted(model, composer, "lora", torch.bfloat16)
+    weights = dict(policy_weights(policy))
+    for name, layer in tuner_layers(policy).items():
+        a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
+        wanted = layer.get_base_layer().weight.float() + layer.scaling["default"] * (b @ a)
+        assert torch.equal(weights[plain_name(f"{name}.weight")], wanted.to(torch.bfloat16)), name
