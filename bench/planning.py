@@ -41,6 +41,7 @@ def fill(folder: Path, points: list[list[str]]) -> None:
         run = Run.of(cfg)
         run.prepare(cfg)
         write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
+        write_json(run.merged_path / "config.json", {})
         run.finish("train", cfg, 1.0)
         write_json(run.summary_path, {"avg": 0.5, "avg_se": 0.01, "reward_last": 0.4})
         run.finish("evaluate", cfg, 1.0)

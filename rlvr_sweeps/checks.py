@@ -40,6 +40,12 @@ def refuse(cfg: Resolved) -> None:
             f"distributed={cfg['distributed']['name']} with peft={cfg['peft']['name']}: ZeRO flattens the gradients that the "
             "rank allocator reads, and PEFT's AdaLoRA crashes on it. Use distributed=ddp or single."
         )
+    if cfg["distributed"]["deepspeed"] and cfg["model"]["autocast_bf16"]:
+        raise Refused(
+            f"distributed={cfg['distributed']['name']} with model.autocast_bf16=true: under DeepSpeed accelerate switches "
+            "autocast off, and DeepSpeed's own bfloat16 would round the master weights. Use distributed=ddp, or "
+            "model.autocast_bf16=false."
+        )
     for group in ("peft", "rollout", "distributed", "tracking"):
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
@@ -127,6 +133,12 @@ def refuse_uneven_batch(cfg: Resolved) -> None:
         raise Refused(
             f"batch_size={batch} is not a multiple of rollout.group_size={group}: a batch counts completions and holds whole "
             f"groups. The nearest that fit: {batch - batch % group or group} and {batch + group - batch % group}."
+        )
+    if batch % (group * processes):
+        whole = group * processes
+        raise Refused(
+            f"batch_size={batch} does not give each of {processes} processes whole groups of {group} completions. The nearest "
+            f"that fit: {batch - batch % whole or whole} and {batch + whole - batch % whole}; or use fewer processes."
         )
     if batch % (per_device * processes):
         fits = [n for n in range(1, per_device + 1) if batch % (n * processes) == 0]

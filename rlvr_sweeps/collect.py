@@ -8,10 +8,11 @@ from typing import Any
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
-from rlvr_sweeps.identity import Resolved, digest, is_trained, science
+from rlvr_sweeps.identity import Resolved, digest, evaluation_spec, is_trained, science
 from rlvr_sweeps.run import Run, all_runs
 
 Row = dict[str, Any]
+SEEDS = ("seed", "random_seed")  # the run's, and a method's own that is set to it
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def cells(found: Sequence[Found]) -> list[Cell]:
     for item in found:
         if item.cfg is None or item.state != "done":
             continue
-        key = digest({name: value for name, value in science(item.cfg).items() if name != "seed"})
+        same = {name: value for name, value in science(item.cfg).items() if name.rpartition(".")[2] not in SEEDS}
+        key = digest(same | {"evaluation": evaluation_spec(item.cfg)})
         cell = by_key.setdefault(key, Cell(item.cfg))
         cell.summaries.append(item.summary)
         cell.runs.append(item.run)

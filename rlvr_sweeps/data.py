@@ -1,6 +1,7 @@
 """Problems: from the hub, a local .jsonl or an embedded world, to rows that the trainer and the evaluation share."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,13 @@ def load_problems(source: Mapping[str, Any]) -> list[Problem]:
         for field in (question, answer):
             if field not in row:
                 raise Refused(f"{source['path']} has no field {field!r}; its fields are {', '.join(sorted(row))}.")
-    problems = [Problem(text_id(str(row[question])), str(row[question]), str(row[answer])) for row in rows]
+    seen: Counter[str] = Counter()
+    problems = []
+    for row in rows:
+        name = text_id(str(row[question]))
+        seen[name] += 1
+        name += f"-{seen[name]}" if seen[name] > 1 else ""  # a question that is asked twice
+        problems.append(Problem(name, str(row[question]), str(row[answer])))
     if source["problems"] is not None and len(problems) != source["problems"]:
         raise Refused(f"{source['path']} holds {len(problems)} problems, but its configuration says {source['problems']}.")
     return problems

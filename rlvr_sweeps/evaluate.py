@@ -128,7 +128,8 @@ def summarise(run: Run, cfg: Resolved, problems: dict[str, list[Problem]]) -> di
     for name, columns in scored.items():
         row |= {f"{name}/{column}": value for column, value in columns.items()}
     if scored:
-        avg, se = mean_of_benchmarks([s["avg"] for s in scored.values()], [s["avg_se"] or math.nan for s in scored.values()])
+        errors = [math.nan if s["avg_se"] is None else s["avg_se"] for s in scored.values()]
+        avg, se = mean_of_benchmarks([s["avg"] for s in scored.values()], errors)
         row |= {"avg": avg, "avg_se": none_if_nan(se), "pass": sum(s["pass"] for s in scored.values()) / len(scored)}
         row["truncated_share"] = sum(s["truncated_share"] for s in scored.values()) / len(scored)
     return row

@@ -110,8 +110,8 @@ def notes(rows: Sequence[Cell]) -> list[str]:
     trained = [cell for cell in rows if is_trained(cell.cfg)]
     if len({cell.cfg["peft"]["name"] for cell in trained}) > 1 and len({cell.cfg["lr"] for cell in trained}) == 1:
         said.append(
-            "All methods share one learning rate. How far a given rate moves the weights differs between methods by orders of "
-            "magnitude (reach), so this ordering is in part, and on the embedded model mostly, an effect of step size."
+            "All methods share one learning rate, which moves their weights by different amounts (reach): a ranking at one "
+            "rate is confounded with step size. Give each method several rates before you prefer one."
         )
     return said
 

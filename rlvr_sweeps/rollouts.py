@@ -65,8 +65,11 @@ class Pool:
     def metrics(self) -> dict[str, float]:
         """metrics.jsonl's columns about sampling. Rewards are over everything sampled, so that objectives compare."""
         rewards = torch.cat([group.rewards[:, 0] for group in self.sampled])
+        lengths = [len(ids) for group in self.sampled for ids in group.completion_ids] or [0]
         mixed = sum(group.is_mixed for group in self.sampled)
         return {
+            "completion_tokens_mean": sum(lengths) / len(lengths),
+            "completion_tokens_max": max(lengths),
             "reward_mean": float(rewards.mean()),
             "reward_std": float(rewards.std()),
             "zero_std_share": 1 - mixed / len(self.sampled),
@@ -80,7 +83,8 @@ class Pool:
 def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Pool:
     """Sample until `groups` mixed ones are there, at most `max_rounds` calls of `roll(groups)`; 1: no dynamic sampling.
 
-    Where the bound is hit, groups without an advantage fill the batch: they add no gradient, and `bound_hit` says so.
+    Where the bound is hit, groups without an advantage fill the batch: they add no gradient (but for an overlong
+    punishment), and `bound_hit` says so.
     (DAPO, Yu et al. 2025, arXiv 2503.14476, Sec. 3.2.)
     """
     sampled: list[Group] = []

@@ -118,13 +118,16 @@ class Run:
         marker = read_json(self.stage_path(stage))
         if marker is None or marker["spec"] != self.spec(stage, cfg):
             return False
-        output = self.record_path if stage == "train" else self.summary_path
-        return read_json(output) is not None
+        if stage == "train":
+            return read_json(self.record_path) is not None and (self.merged_path / "config.json").exists()
+        return read_json(self.summary_path) is not None
 
     def finish(self, stage: str, cfg: Resolved, seconds: float) -> None:
         """Mark a stage done; the last thing a stage does."""
         marker = {"spec": self.spec(stage, cfg), "finished": time.time(), "seconds": seconds}
         write_json(self.stage_path(stage), marker)
+        if stage == "train":
+            shutil.rmtree(self.checkpoints_path, ignore_errors=True)
 
     # State
 

@@ -12,15 +12,10 @@ DECODERS = ("qwen2", "qwen3", "llama", "mistral")  # whose layers are named and 
 
 
 def architecture(cfg: Resolved) -> Architecture | None:
-    """The model's config.json: as its conf/model file states it, or its local directory holds it; None where neither does."""
-    stated: Architecture = cfg["model"]["architecture"]
-    if stated:
-        return stated
+    """The model's config.json: as its local directory holds it, or its conf/model file states it; None where neither does."""
     file = Path(locate(cfg["model"]["path"], cfg["model"]["revision"])) / "config.json"
-    if not file.exists():
-        return None
-    found: Architecture = json.loads(file.read_text())
-    return found
+    known: Architecture | None = json.loads(file.read_text()) if file.exists() else cfg["model"]["architecture"] or None
+    return known
 
 
 def linear_shapes(model: Architecture) -> dict[str, tuple[int, int]] | None:

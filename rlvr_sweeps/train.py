@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
@@ -26,7 +27,7 @@ from rlvr_sweeps.grading import grade
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
-from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint
+from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, step_of
 from rlvr_sweeps.sync import policy_weights
 from rlvr_sweeps.trainer import CheckpointKeeper, MetricsWriter, RlvrTrainer
 
@@ -47,10 +48,12 @@ def train(run: Run, cfg: Resolved) -> None:
     trainer.accelerator.wait_for_everyone()
     if resume:
         trainer.load_state_beside(resume)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if step_of(resume) >= cfg["steps"]:  # killed after the last step: only the export is missing
+        trainer._load_from_checkpoint(str(resume))
+    else:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if main:
         export(trainer, run, cfg)
-        shutil.rmtree(run.checkpoints_path, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -101,6 +104,9 @@ def load_model(cfg: Resolved) -> tuple[Any, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     set_seed(cfg["seed"])
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **revision)
+    # A hub model's own decoding (a repetition penalty, say) would act on top of the one that is configured.
+    ends = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     return model, tokenizer
 
 
@@ -204,12 +210,15 @@ def model_folder(cfg: Resolved) -> Path:
 
 
 def model_key(cfg: Resolved) -> str:
-    """Names the model's exact weights: the hub's commit, or a hash over the local files."""
-    place = locate(cfg["model"]["path"], cfg["model"]["revision"])
-    if not Path(place).is_dir() and cfg["model"]["revision"]:
-        return str(cfg["model"]["revision"])
+    """Names the model's exact weights: a hash over the hub id and commit, or over the files where no commit is pinned."""
+    path, revision = cfg["model"]["path"], cfg["model"]["revision"] or ""
+    if not Path(locate(path, revision)).is_dir() and re.fullmatch("[0-9a-f]{40}", revision):
+        return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()[:16]
+    files = sorted(model_folder(cfg).glob("*.safetensors"))
+    if not files:
+        raise Refused(f"{path} has no .safetensors files. Save the model with transformers' save_pretrained first.")
     total = hashlib.sha256()
-    for file in sorted(model_folder(cfg).glob("*.safetensors")):
+    for file in files:
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
     return total.hexdigest()[:16]

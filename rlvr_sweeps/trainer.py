@@ -27,8 +27,6 @@ from rlvr_sweeps.sync import merged
 
 # metrics.jsonl's names, and TRL's for the same numbers.
 ROW_OF_LOG = {
-    "completion_tokens_mean": "completions/mean_length",
-    "completion_tokens_max": "completions/max_length",
     "truncated_share": "completions/clipped_ratio",
     "entropy": "entropy",
     "clip_share": "clip_ratio/region_mean",

@@ -66,7 +66,8 @@ class Watch:
             summary = read_json(run.summary_path) or {}
             line.note = f"{seconds:.0f} s, accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
         elif line.state == "failed":
-            line.note = (read_json(run.failure_path) or {}).get("error", "").splitlines()[0]
+            error = (read_json(run.failure_path) or {}).get("error") or f"ended with exit code {code}"
+            line.note = error.splitlines()[0]
         self.say(f"{run.name}  {line.state}  {line.note}")
 
     def refresh(self) -> None:

@@ -20,6 +20,8 @@ from rlvr_sweeps.errors import Refused
         ("seed=-1", "seed=-1"),
         ("batch_size=60", "56 and 64"),
         ("batch_size=72 training.per_device_batch_size=64", "training.per_device_batch_size=36"),
+        ("batch_size=24 distributed=ddp distributed.processes=2 training.per_device_batch_size=12", "16 and 32; or use fewer"),
+        ("model=r1_qwen_1_5b rollout=hf distributed=zero2_offload", "accelerate switches autocast"),
         ("training.per_device_batch_size=0", "training.per_device_batch_size=0"),
         ("rollout.group_size=1", "at least 2"),
         ("peft=full rank=8", "peft=full has no rank"),

@@ -10,8 +10,9 @@ AVAILABLE_METHODS = [name for name in choices("peft") if "unavailable" not in (R
 
 
 def raw(composer, *overrides):
-    """Resolved without the checks, so that files that are refused for now are read too."""
-    return OmegaConf.to_container(composer.compose(overrides), resolve=True, throw_on_missing=True)
+    """Resolved without the checks, so that files that are refused for now, or want a path of yours, are read too."""
+    own = ("rollout.max_tokens=8",) if any("=local" in override for override in overrides) else ()
+    return OmegaConf.to_container(composer.compose([*overrides, *own]), resolve=True, throw_on_missing=not own)
 
 
 GROUPS = ("model", "peft", "algo", "data", "benchmark", "rollout", "distributed", "tracking", "cluster", "sweep")

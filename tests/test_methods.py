@@ -5,6 +5,7 @@ The data are twelve problems and a step takes at least four, so that eight steps
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from rlvr_sweeps.adapters import is_trained
 from rlvr_sweeps.data import load_problems, prompt_ids
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.run import checkpoints
+from rlvr_sweeps.sampling import sample
 from tests.conftest import choices
 
 pytestmark = pytest.mark.slow
@@ -178,3 +180,36 @@ def test_micro_batches_are_not_science(prepared, algo):
         assert cut["reward_mean"] == whole["reward_mean"]
         assert cut["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
         assert cut["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+
+
+def test_killed_between_the_last_step_and_the_export(prepared, monkeypatch):
+    straight, cfg = prepared("peft=dora", "algo=dapo", "steps=5", runs="straight")
+    train_stage.train(straight, cfg)
+    broken, cfg = prepared("peft=dora", "algo=dapo", "steps=5", runs="broken")
+
+    def unplugged(*_):
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(train_stage, "export", unplugged)
+        train_stage.train(broken, cfg)
+    train_stage.train(broken, cfg)
+    assert [row["step"] for row in read_rows(broken.metrics_path)] == [1, 2, 3, 4, 5]
+    weights = "model.safetensors"
+    assert (broken.merged_path / weights).read_bytes() == (straight.merged_path / weights).read_bytes()
+
+
+def test_a_models_own_decoding_settings_stay_out_of_ours(prepared, world, tmp_path):
+    """A hub model may bring a repetition penalty, which transformers' generate would add to what is configured."""
+    place = tmp_path / "penalised"
+    shutil.copytree(assets.locate(world["model"]["path"], world["model"]["revision"]), place)
+    settings = json.loads((place / "generation_config.json").read_text())
+    (place / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1}))
+    samples = []
+    for path in (world["model"]["path"], str(place)):
+        _, cfg = prepared(f"model.path={path}")
+        model, tokenizer = train_stage.load_model(cfg)
+        prompts = [prompt_ids(tokenizer, problem, None) for problem in load_problems(cfg["data"])]
+        ends = {"pad_id": tokenizer.pad_token_id, "end_ids": [tokenizer.eos_token_id]}
+        samples.append(sample(model, prompts, range(12), max_tokens=24, temperature=1.0, top_p=1.0, **ends))
+    assert samples[0] == samples[1]

@@ -24,6 +24,7 @@ def test_plan(composer, tmp_path):
     for item in (base, lora):
         if item is lora:
             write_json(item.run.record_path, {})
+            write_json(item.run.merged_path / "config.json", {})
             item.run.finish("train", item.cfg, 1.0)
         write_json(item.run.summary_path, {})
         item.run.finish("evaluate", item.cfg, 1.0)

@@ -41,6 +41,8 @@ def run(point):
 def finish(run, stage="train"):
     run.log_event("start")
     write_json(run.record_path if stage == "train" else run.summary_path, {"some": "number"})
+    if stage == "train":
+        write_json(run.merged_path / "config.json", {})
     run.finish(stage, run.config(), 1.0)
 
 
@@ -66,6 +68,13 @@ def test_training_again_makes_the_evaluation_stale(run):
     time.sleep(0.01)
     finish(run)
     assert run.state() == "stale"
+
+
+def test_a_run_without_its_model_is_not_trained(run):
+    finish(run)
+    finish(run, "evaluate")
+    (run.merged_path / "config.json").unlink()
+    assert run.state() != "done"
 
 
 @pytest.mark.parametrize("name", ["summary.json", "stages/train.json", "stages/evaluate.json", "train.json"])
