@@ -69,5 +69,5 @@ def ensure(cfgs: list[Resolved]) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)  # whoever waited finds it made
             if not place.exists():
                 make = [sys.executable, "-m", f"rlvr_sweeps.{name}", "--key", key, "--into", str(place)]
-                if subprocess.run(make).returncode:
+                if subprocess.run(make, stdout=subprocess.DEVNULL).returncode:
                     raise Refused(f"The embedded world {name}-{key} could not be made; its error stands above.")

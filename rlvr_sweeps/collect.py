@@ -68,7 +68,7 @@ def find(runs_dir: Path) -> list[Found]:
 
 
 def cells(found: Sequence[Found]) -> list[Cell]:
-    """The finished runs, seeds together; Base first, then by method, objective and name."""
+    """The finished runs that were evaluated alike, seeds together."""
     by_key: dict[str, Cell] = {}
     for item in found:
         if item.cfg is None or item.state != "done":
@@ -78,7 +78,14 @@ def cells(found: Sequence[Found]) -> list[Cell]:
         cell = by_key.setdefault(key, Cell(item.cfg))
         cell.summaries.append(item.summary)
         cell.runs.append(item.run)
-    return sorted(by_key.values(), key=lambda cell: (is_trained(cell.cfg), cell.cfg["model"]["name"], cell.runs[0].name))
+    return sorted(by_key.values(), key=order)
+
+
+def order(cell: Cell) -> tuple[Any, ...]:
+    """Base first, then by model, method, objective and dials."""
+    cfg, dials = cell.cfg, ("rank", "alpha", "dropout", "lr", "batch_size", "steps")
+    numbers = tuple(cell.summaries[0].get(dial) or 0 for dial in dials)
+    return (is_trained(cfg), cfg["model"]["name"], cfg["peft"]["name"], cfg["algo"]["name"], numbers, cell.runs[0].name)
 
 
 def benchmarks(found_cells: Sequence[Cell]) -> list[str]:

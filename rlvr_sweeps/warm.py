@@ -70,6 +70,8 @@ def import_everything() -> None:
 
 def serve() -> None:
     """Fork a run for every line read; report every run that ends."""
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no message
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
@@ -77,7 +79,7 @@ def serve() -> None:
     import_everything()
     running: dict[int, str] = {}
     buffer = b""
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps({"ready": True}), file=report, flush=True)
     while True:
         ready, _, _ = select.select([0, wake_read], [], [])
         if wake_read in ready:
@@ -86,7 +88,7 @@ def serve() -> None:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     del running[pid]
-                    print(json.dumps({"run": path, "exit": os.waitstatus_to_exitcode(status)}), flush=True)
+                    print(json.dumps({"run": path, "exit": os.waitstatus_to_exitcode(status)}), file=report, flush=True)
         if 0 in ready:
             data = os.read(0, 65536)
             if not data:

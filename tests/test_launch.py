@@ -57,11 +57,9 @@ def test_a_grid_with_every_available_method_then_the_same_again(launch, capsys):
     assert counts["dora"] > counts["lora"] == counts["rslora"] == counts["pissa"] > counts["none"] == 0
 
     before = {path: path.stat().st_mtime_ns for path in launch.runs.rglob("*") if path.is_file()}
-    start = time.monotonic()
     again = launch(*grid)
     assert "13 done; nothing to do." in again.stdout
     assert {path: path.stat().st_mtime_ns for path in launch.runs.rglob("*") if path.is_file()} == before
-    assert time.monotonic() - start < 60  # it did not train: thirteen runs would take minutes
 
     rlvr(["report", str(launch.runs)])
     shown = capsys.readouterr().out

@@ -41,7 +41,7 @@ def test_two_makers_at_once_make_it_once(tmp_path):
     start = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     makers = [subprocess.Popen([sys.executable, "-c", code], **start) for _ in range(2)]
     outputs = [maker.communicate(timeout=600) for maker in makers]
-    assert [output[0] for output in outputs] == ["there\n"] * 2, outputs
+    assert all(output[0].endswith("there\n") for output in outputs), outputs
     assert sum("making the embedded model" in output[1] for output in outputs) == 1
     assert len(list((tmp_path / "rlvr_sweeps").glob("tiny-*"))) == 1
 
