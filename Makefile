@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --config-settings editable_mode=compat
 	@touch $(READY)
 
-quickstart: venv ## six real training runs on this machine, a table and a report: about five minutes on two cores
+quickstart: venv ## six real training runs on this machine, a table and a report: about six minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
 	$(BIN)/rlvr report runs
 
