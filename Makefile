@@ -27,7 +27,7 @@ test: venv ## every test, with real training
 test-fast: venv ## the tests without training, under three minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-lint: venv ## style, and shell and YAML that do not parse
+lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

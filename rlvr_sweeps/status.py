@@ -12,8 +12,6 @@ from rlvr_sweeps.collect import Found, find
 from rlvr_sweeps.plan import STYLE
 from rlvr_sweeps.watch import last_rows, percent
 
-NOT_STARTED = ("new", "queued")
-
 
 def rows(runs_dir: Path) -> list[dict[str, Any]]:
     """One plain row per run: what --json prints."""

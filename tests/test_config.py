@@ -4,9 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlvr_sweeps.checks import dials_read
-from tests.conftest import ROOT, choices
-
-AVAILABLE_METHODS = [name for name in choices("peft") if "unavailable" not in (ROOT / f"conf/peft/{name}.yaml").read_text()]
+from tests.conftest import choices
 
 
 def raw(composer, *overrides):
