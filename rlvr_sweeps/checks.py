@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.grading import POLICIES
 from rlvr_sweeps.identity import Resolved, is_trained
 from rlvr_sweeps.shapes import architecture, linear_shapes
 
@@ -50,6 +51,8 @@ def refuse(cfg: Resolved) -> None:
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
             raise Refused(f"{group}={name} is refused: {cfg[group]['unavailable']}.")
+    if cfg["grading"] not in POLICIES:
+        raise Refused(f"grading={cfg['grading']} is not possible. Allowed: {', '.join(POLICIES)}.")
     if not is_trained(cfg):
         return
     if cfg["algo"]["name"] == "none":

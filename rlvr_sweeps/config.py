@@ -145,6 +145,7 @@ class Config:
     cluster: ClusterConf = field(default_factory=ClusterConf)
     tracking: TrackingConf = field(default_factory=TrackingConf)
 
+    grading: str = "boxed_after_thinking"  # where an answer must stand; the others are boxed and any (rlvr_sweeps/grading.py)
     sweep: str | None = None  # a label: which sweep asked; no part of a run's identity
     runs_dir: str = "runs"
     plan: bool = False  # print what would run, and stop

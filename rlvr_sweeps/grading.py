@@ -1,66 +1,113 @@
 """One answer check, for rewards and for evaluation.
 
-Policy: the answer is the last \\boxed{} after the last </think>. A completion that never closes its thinking is wrong, and
-so is one without a box. Mathematics is math-verify's; an integer gold answered by an integer needs no parser.
+Where the answer stands is this module's policy; whether it is the gold is `answers.py`'s. An integer gold answered by an
+integer needs no parser, and any other plain number no mathematics; expressions go to a process of their own
+(`judging.py`), so that no completion can hang, kill or harm the caller. Verdicts on answers are cached.
 """
 
 import re
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
-Reason = Literal["correct", "wrong", "unfinished thinking", "no box", "unparsable"]
+from rlvr_sweeps.answers import Reason as AnswerReason
+from rlvr_sweeps.answers import judge, plain
+from rlvr_sweeps.judging import verdicts
+from rlvr_sweeps.literals import INTEGER, canonical
+
+VERSION = 2  # of the verdicts: raise it with every change that can change one; summaries of two versions are not compared
+Policy = Literal["boxed_after_thinking", "boxed", "any"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+Reason = AnswerReason | Literal["unfinished thinking", "no box", "no answer"]
 END_OF_THINKING = "</think>"
-INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
+LONGEST_ANSWER = 1000  # characters; longer ones are unparsable, integers excepted
+KEPT = 100_000  # verdicts in the cache
+IN_DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+BRACES = re.compile(r"\\boxed\{|[{}]")
+TAIL = 2000  # characters at the end of a completion in which `any` looks for an answer without a box
+LAST_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
 @dataclass(frozen=True)
 class Verdict:
     correct: bool
-    answer: str | None  # what stood in the box
+    answer: str | None  # what was found, as it stood there
     reason: Reason
 
 
-def grade(completion: str, gold: str) -> Verdict:
+def grade(completion: str, gold: str, policy: Policy = "boxed_after_thinking") -> Verdict:
     """Whether `completion` answers `gold`, a LaTeX expression without a box around it."""
-    if END_OF_THINKING not in completion:
-        return Verdict(False, None, "unfinished thinking")
-    answer = last_box(completion.rpartition(END_OF_THINKING)[2])
-    if answer is None:
-        return Verdict(False, None, "no box")
-    reason = compare(answer.strip(), gold.strip())
-    return Verdict(reason == "correct", answer, reason)
+    return grade_all([completion], [gold], policy)[0]
+
+
+def grade_all(completions: Sequence[str], golds: Sequence[str], policy: Policy = "boxed_after_thinking") -> list[Verdict]:
+    """`grade` of each pair; expressions are compared by several workers at once, equal pairs once."""
+    found = [extract(completion, policy) for completion in completions]
+    pairs = [None if answer is None else (answer.strip(), gold.strip()) for (answer, _), gold in zip(found, golds, strict=True)]
+    reasons = compare_all(dict.fromkeys(pair for pair in pairs if pair is not None))
+    return [
+        Verdict(False, answer, missing or "no answer") if pair is None
+        else Verdict(reasons[pair] == "correct", answer, reasons[pair])
+        for (answer, missing), pair in zip(found, pairs, strict=True)
+    ]  # fmt: skip
+
+
+def extract(completion: str, policy: Policy = "boxed_after_thinking") -> tuple[str | None, Reason | None]:
+    """(answer, None), or (None, why there is none).
+
+    boxed_after_thinking: the last \\boxed{} after the last </think>; thinking that never ends is no answer.
+    boxed: the last \\boxed{} anywhere.
+    any: no format is demanded; the last box, else the last formula in dollar signs, else the last number.
+    """
+    if policy == "boxed_after_thinking":
+        if END_OF_THINKING not in completion:
+            return None, "unfinished thinking"
+        completion = completion.rpartition(END_OF_THINKING)[2]
+    answer = last_box(completion)
+    if answer is not None or policy != "any":
+        return answer, None if answer is not None else "no box"
+    completion = completion.rpartition(END_OF_THINKING)[2][-TAIL:]
+    formulas = [next(part for part in found if part) for found in IN_DOLLARS.findall(completion)]
+    numbers = LAST_NUMBER.findall(completion) if not formulas else []
+    answer = next(iter(reversed(formulas or numbers)), None)
+    return answer, None if answer is not None else "no answer"
 
 
 def last_box(text: str) -> str | None:
-    """The content of the last complete \\boxed{…}, braces balanced; None where there is none."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for position in range(start + len("\\boxed"), len(text)):
-            character = text[position]
-            depth += (character == "{") - (character == "}")
-            if depth == 0:
-                return text[start + len("\\boxed{") : position]
-        start = text.rfind("\\boxed{", 0, start)
-    return None
+    """The content of the last complete \\boxed{…}, braces balanced; None where there is none. One pass, whatever the text."""
+    last, opened = (-1, -1), []  # (start, end) of the content; starts of open braces, and whether a box opened there
+    for brace in BRACES.finditer(text):
+        if brace.group() != "}":
+            opened.append((brace.end(), brace.group() != "{"))
+        elif opened:
+            start, is_box = opened.pop()
+            if is_box and start > last[0]:
+                last = (start, brace.start())
+    return text[slice(*last)] if last[0] >= 0 else None
 
 
-@lru_cache(maxsize=100_000)
-def compare(answer: str, gold: str) -> Reason:
-    """`correct`, `wrong` or `unparsable`, of one answer against one gold."""
+_known: OrderedDict[tuple[str, str], AnswerReason] = OrderedDict()
+
+
+def compare_all(pairs: Sequence[tuple[str, str]] | dict[tuple[str, str], None]) -> dict[tuple[str, str], AnswerReason]:
+    """The reason of each (answer, gold), from the cache, here, or from the judge."""
+    reasons = {pair: _known[pair] if pair in _known else easy(*pair) for pair in pairs}
+    hard = [pair for pair, reason in reasons.items() if reason is None]
+    reasons.update(zip(hard, verdicts(hard), strict=True))
+    known = {pair: reason for pair, reason in reasons.items() if reason is not None}
+    _known.update(known)
+    while len(_known) > KEPT:
+        _known.popitem(last=False)
+    return known
+
+
+def easy(answer: str, gold: str) -> AnswerReason | None:
+    """The verdict where no parser is needed; None where one is."""
     if INTEGER.match(gold) and INTEGER.match(answer):
         return "correct" if canonical(answer) == canonical(gold) else "wrong"
-    from math_verify import parse, verify
-
-    asked, given = parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{answer}}}")
-    if not given:
+    if answer == gold and answer:
+        return "correct"
+    if len(answer) > LONGEST_ANSWER:
         return "unparsable"
-    return "correct" if verify(asked, given) else "wrong"
-
-
-def canonical(integer: str) -> str:
-    """Sign and leading zeros dropped; as text, so that a million digits cost nothing."""
-    sign = "-" if integer.startswith("-") else ""
-    digits = integer.lstrip("+-").lstrip("0") or "0"
-    return digits if digits == "0" else sign + digits
+    return judge(answer, gold) if plain(gold) else None

@@ -85,4 +85,6 @@ def is_trained(cfg: Resolved) -> bool:
 def evaluation_spec(cfg: Resolved) -> str:
     """Hash of what is evaluated and how; results are comparable exactly where it is equal."""
     asked = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
-    return digest({key: value for key, value in leaves(asked) if not matches(key, NOT_IN_EVALUATION)})
+    grading = cfg.get("grading", schema_defaults()["grading"])
+    stated = {} if grading == schema_defaults()["grading"] else {"grading": grading}
+    return digest({key: value for key, value in leaves(asked | stated) if not matches(key, NOT_IN_EVALUATION)})

@@ -23,7 +23,7 @@ from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.data import load_problems, messages, prompt_ids
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
-from rlvr_sweeps.grading import grade
+from rlvr_sweeps.grading import grade_all
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
@@ -124,14 +124,13 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
 def rewards(cfg: Resolved) -> list[Any]:
     """The verifier first; DAPO's overlong punishment beside it where the objective asks for it."""
     buffer = cfg["algo"]["overlong_buffer"]
+
+    def accuracy(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
+        """The paper's reward: 1 for a right answer in the right form, else 0."""
+        texts = [completion[0]["content"] for completion in completions]
+        return [float(verdict.correct) for verdict in grade_all(texts, gold, cfg["grading"])]
+
     return [accuracy, overlong_punishment(cfg["rollout"]["max_tokens"], buffer)] if buffer else [accuracy]
-
-
-def accuracy(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
-    """The paper's reward: 1 for a right answer in the right form, else 0."""
-    return [
-        float(grade(completion[0]["content"], answer).correct) for completion, answer in zip(completions, gold, strict=True)
-    ]
 
 
 def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:

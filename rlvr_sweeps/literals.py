@@ -1,0 +1,191 @@
+"""One number, as people write it in LaTeX, read without a parser.
+
+Integers, decimals, fractions, mixed numbers, scientific notation, repeating decimals, with thousands separators, units,
+degrees, currency and percents. An expression that still has to be worked out (10+7, 2^{10}, \\sqrt{9}) is no literal.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+UNICODE = str.maketrans(
+    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ",
+     "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "±": r"\pm ", "°": r"^\circ ", "∈": r"\in "}
+)  # fmt: skip
+SPACES = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\s+")
+SAME_AS = (
+    (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![A-Za-z])"), ""),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:mathrm|textrm|textup|textit|mbox|operatorname|mathit)(?![A-Za-z])"), r"\\text"),
+    (re.compile(r"\\(?:textbf|mathbf|boldsymbol|bold|bm)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,]*)\s*\}"), r"\1"),
+    (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le"),
+    (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])"), r"\\ge"),
+    (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])"), r"\\degree "),
+    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*\{([^{}]*)\}\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
+)
+UNIT = re.compile(
+    r"(?:\\degree|\\text\s*\{[^{}\d]*\}(?:\s*\^\s*(?:\{[23]\}|[23]))?|(?<=[\d}])\s+[A-Za-z]{2,}(?:\^[23])?"
+    r"|(?<=\d) (?:cm|mm|km|m|kg|g|s|h|K|C|V|W|J|N)(?:\^[23])?)\s*$"
+)
+NOT_UNITS = {
+    "or",
+    "and",
+    "pi",
+    "sqrt",
+    "sin",
+    "cos",
+    "tan",
+    "log",
+    "ln",
+    "exp",
+    "mod",
+    "choose",
+    "times",
+    "to",
+    "over",
+    "infty",
+}
+PERCENT = re.compile(r"\\?%\s*$|\\text\s*\{\s*(?:percent|%|\\%)\s*\}\s*$")
+INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
+DIGITS = r"\d{1,3}(?:(?:,|\{,\}| )\d{3})+|\d+"
+DECIMAL = rf"(?:{DIGITS})(?:\.\d*)?|\.\d+"
+SIGN = r"(?P<sign>[+-]?)\s*"
+FRACTION = r"(?:\\frac\s*\{\s*(?P<top>-?[^{}]+?)\s*\}\s*\{\s*(?P<bottom>-?[^{}]+?)\s*\}|(?P<over>\d+)\s*/\s*(?P<under>\d+))"
+MIXED = re.compile(rf"{SIGN}(?:(?P<whole>\d+)(?: +|(?=\\frac)))?{FRACTION}\Z", re.ASCII)
+POWER = r"10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d{1,3})\s*\}|(?P<digit>\d))"
+SCIENTIFIC = re.compile(
+    rf"{SIGN}(?:(?P<mantissa>{DECIMAL})\s*(?:(?:\\times|\\cdot|\*|x)\s*{POWER}|[eE](?P<e>[+-]?\d{{1,3}}))"
+    rf"|{POWER.replace('braced', 'braced1').replace('digit', 'digit1')})\Z",
+    re.ASCII,
+)
+REPEATING = re.compile(rf"{SIGN}(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{{(?P<cycle>\d+)\}}\Z", re.ASCII)
+PLAIN = re.compile(rf"{SIGN}(?P<decimal>{DECIMAL})\Z", re.ASCII)
+LONGEST = 1000  # digits of anything longer are compared as text, never as a number
+ENOUGH_DIGITS = 6  # significant digits from which a rounded decimal stands for the exact number, as in math-verify
+
+
+@dataclass(frozen=True)
+class Number:
+    value: Fraction
+    percent: bool = False
+    decimals: int | None = None  # digits after the point of a decimal of at least ENOUGH_DIGITS significant digits
+
+    def same(self, other: "Number") -> bool:
+        """Equal, or the one is the other rounded. A percent also equals the bare number before its sign."""
+        if self.close(other):
+            return True
+        if self.percent == other.percent:
+            return False
+        bare = Number(self.value * 100, False, self.decimals), Number(other.value * 100, False, other.decimals)
+        return bare[0].close(other) if self.percent else self.close(bare[1])
+
+    def close(self, other: "Number") -> bool:
+        apart = abs(self.value - other.value)
+        known = [decimals for decimals in (self.decimals, other.decimals) if decimals is not None]
+        return apart == 0 or any(apart <= Fraction(1, 2 * 10**decimals) for decimals in known)
+
+
+def tidy(text: str) -> str:
+    """The same LaTeX in one spelling: spaces, sizes, fonts, dollar signs, a final full stop and outer braces."""
+    text = unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)
+    text = SPACES.sub(" ", text.replace(r"\$", "").replace("$", "").replace(r"\(", "").replace(r"\)", ""))
+    for pattern, replacement in SAME_AS:
+        text = pattern.sub(replacement, text)
+    text = text.strip().removesuffix(".").strip()
+    while text.startswith("{") and closes_at(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text
+
+
+def closes_at(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes, whatever its kind closes with; -1 if nowhere."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        if depth == 0:
+            return position
+    return -1
+
+
+def number(tidied: str) -> Number | None:
+    """The number that a tidied text is, units dropped; None where it is not one literal number."""
+    if len(tidied) > LONGEST:
+        return None
+    text = tidied.removeprefix(r"\approx").strip()
+    percent = bool(PERCENT.search(text))
+    text = PERCENT.sub("", text).strip() if percent else without_unit(text)
+    while text.startswith("(") and closes_at(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
+    read = fraction(text) or scientific(text) or repeating(text) or decimal(text)
+    if read is None:
+        return None
+    value, decimals = read
+    return Number(value / 100, True, None if decimals is None else decimals + 2) if percent else Number(value, False, decimals)
+
+
+def without_unit(text: str) -> str:
+    """`text` without the units at its end; words that are mathematics (or, pi, mod) are no units."""
+    while found := UNIT.search(text):
+        if found.group().strip() in NOT_UNITS or found.start() == 0:
+            break
+        text = text[: found.start()].strip()
+    return text
+
+
+Read = tuple[Fraction, int | None] | None
+
+
+def fraction(text: str) -> Read:
+    """a/b and \\frac{a}{b}, with a whole number before it: 1\\frac{1}{2}, 1 1/2."""
+    found = MIXED.match(text)
+    if not found:
+        return None
+    top, bottom = decimal(found["top"] or found["over"]), decimal(found["bottom"] or found["under"])
+    if top is None or bottom is None or bottom[0] == 0 or (found["whole"] and top[0] < 0):
+        return None
+    return signed(found, Fraction(found["whole"] or 0) + top[0] / bottom[0]), None
+
+
+def scientific(text: str) -> Read:
+    """2.5\\times 10^{3}, 10^{-4}, 6.02e23; exponents up to three digits."""
+    found = SCIENTIFIC.match(text)
+    if not found:
+        return None
+    power = int(next(found[name] for name in ("braced", "digit", "e", "braced1", "digit1") if found[name]))
+    mantissa = decimal(found["mantissa"] or "1")
+    return None if mantissa is None else (signed(found, mantissa[0] * Fraction(10) ** power), None)
+
+
+def repeating(text: str) -> Read:
+    """0.1\\overline{6} is 1/6."""
+    found = REPEATING.match(text)
+    if not found:
+        return None
+    fixed, cycle = found["fixed"], found["cycle"]
+    once = Fraction(int((found["whole"] or "0") + fixed), 10 ** len(fixed))
+    return signed(found, once + Fraction(int(cycle), 10 ** len(fixed) * (10 ** len(cycle) - 1))), None
+
+
+def decimal(text: str) -> Read:
+    found = PLAIN.match(text.strip())
+    if not found:
+        return None
+    digits = re.sub(r"[,{} ]", "", found["decimal"])
+    places = len(digits.partition(".")[2])
+    significant = len(digits.replace(".", "").lstrip("0"))
+    return signed(found, Fraction(digits)), places if places and significant >= ENOUGH_DIGITS else None
+
+
+def signed(found: re.Match[str], value: Fraction) -> Fraction:
+    return -value if found["sign"] == "-" else value
+
+
+def canonical(integer: str) -> str:
+    """Sign and leading zeros dropped; as text, so that a million digits cost nothing."""
+    sign = "-" if integer.startswith("-") else ""
+    digits = integer.lstrip("+-").lstrip("0") or "0"
+    return digits if digits == "0" else sign + digits
