@@ -37,6 +37,13 @@ def judge(answer: str, gold: str) -> Reason:
     return same(answer, gold)
 
 
+def canonical_form(answer: str) -> str:
+    """One text for answers that are plainly the same: a number's value, else the tidied LaTeX without idle spaces."""
+    tidied = tidy(answer)
+    read = number(tidied)
+    return str(read.value) if read else AROUND_SIGNS.sub(r"\1", tidied)
+
+
 def plain(gold: str) -> bool:
     """Whether `gold` is one plain number, so that `judge` needs no parser."""
     return number(tidy(gold)) is not None

@@ -12,6 +12,7 @@ from rlvr_sweeps.grading import POLICIES
 from rlvr_sweeps.identity import Resolved, is_trained
 from rlvr_sweeps.shapes import architecture, linear_shapes
 
+ENGINES = ("auto", "vllm", "transformers")
 METHOD_DIALS = ("rank", "alpha", "dropout")
 
 
@@ -51,6 +52,8 @@ def refuse(cfg: Resolved) -> None:
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
             raise Refused(f"{group}={name} is refused: {cfg[group]['unavailable']}.")
+    if cfg["evaluation"]["engine"] not in ENGINES:
+        raise Refused(f"evaluation.engine={cfg['evaluation']['engine']} is not possible. Allowed: {', '.join(ENGINES)}.")
     if cfg["grading"] not in POLICIES:
         raise Refused(f"grading={cfg['grading']} is not possible. Allowed: {', '.join(POLICIES)}.")
     if not is_trained(cfg):

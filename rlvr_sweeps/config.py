@@ -88,11 +88,13 @@ class RolloutConf:
 
 @dataclass
 class EvaluationConf:
-    temperature: float = 0.6
-    top_p: float = 0.95
+    temperature: float = MISSING
+    top_p: float = MISSING
     max_tokens: int = MISSING
-    seed: int = 42
-    batch_size: int = 256  # completions decoded together; no effect on what is sampled
+    seed: int = MISSING
+    engine: str = "auto"  # vllm | transformers | auto: vLLM where it is installed and there is a GPU
+    batch_size: int = 256  # transformers: completions decoded together; no effect on what is sampled
+    vllm: dict[str, Any] = field(default_factory=dict)  # -> vllm.LLM
 
 
 @dataclass

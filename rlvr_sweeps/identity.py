@@ -26,7 +26,7 @@ NOT_SCIENCE = (
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say
-NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size")
+NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size", "evaluation.engine", "evaluation.vllm.*")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

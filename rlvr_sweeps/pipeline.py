@@ -46,9 +46,9 @@ def supervise(run: Run, start: Start) -> int:
         return 0
 
 
-def processes(stage: str, cfg: Resolved) -> int:
-    """How many processes do a stage together: training's are the run's, evaluation is one."""
-    return int(cfg["distributed"]["processes"]) if stage == "train" else 1
+def processes(cfg: Resolved) -> int:
+    """How many processes do a stage together: one per GPU, for training and for evaluation."""
+    return int(cfg["distributed"]["processes"])
 
 
 def command(stage: str, run: Run, count: int) -> list[str]:

@@ -68,6 +68,13 @@ class Run:
     def samples_path(self, benchmark: str) -> Path:
         return self.path / "eval" / f"{benchmark}.jsonl"
 
+    def shard_path(self, benchmark: str, process: int) -> Path:
+        """What one of several processes appends to while it samples; gathered into samples_path."""
+        return self.path / "eval" / "shards" / f"{benchmark}.{process}.jsonl"
+
+    def shard_paths(self, benchmark: str) -> list[Path]:
+        return sorted((self.path / "eval" / "shards").glob(f"{benchmark}.*.jsonl"))
+
     def log_path(self, stage: str) -> Path:
         return self.path / "logs" / f"{stage}.txt"
 

@@ -1,4 +1,4 @@
-"""Statistics of k samples per problem: pure functions on counts, no files, no torch.
+"""Scores of k samples per problem and their standard errors: pure functions on counts, no files, no torch.
 
 A score is a table y of 0 and 1, problem i of n by sample j of k. Everything here takes c, the right samples per problem,
 shape (n,), and k.
@@ -56,3 +56,22 @@ def mean_of_benchmarks(means: Sequence[float], errors: Sequence[float]) -> tuple
     """The overall average, each benchmark counting the same, and its standard error from independent ones."""
     n = len(means)
     return float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / n)
+
+
+def majority_at_k(right: Sequence[int], rivals: Sequence[Sequence[int]]) -> float:
+    """Share of problems decided rightly by a vote: votes for the right answer against those for each wrong one.
+
+    A tie is decided by lot (Wang et al. 2023, arXiv 2203.11171); a problem without votes is wrong. NaN without problems.
+    """
+    if not right:
+        return float("nan")
+    won = 0.0
+    for votes, others in zip(right, rivals, strict=True):
+        most = max(others, default=0)
+        if votes and votes >= most:
+            won += 1 / (1 + sum(other == votes for other in others))
+    return won / len(right)
+
+
+def none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else value

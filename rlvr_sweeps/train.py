@@ -92,16 +92,28 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     return trainer, facts
 
 
-def load_model(cfg: Resolved) -> tuple[Any, Any]:
-    """The base in float32, and its tokenizer; Refused where the model has no chat template."""
+def place_of(cfg: Resolved) -> tuple[str, dict[str, str]]:
+    """Where the model is, and the revision to ask the hub for."""
     source = cfg["model"]
     place = locate(source["path"], source["revision"])
-    revision = {} if Path(place).exists() else {"revision": source["revision"]}
+    return place, {} if Path(place).exists() else {"revision": source["revision"]}
+
+
+def load_tokenizer(cfg: Resolved) -> Any:
+    """The model's tokenizer; Refused where it has no chat template."""
+    place, revision = place_of(cfg)
     tokenizer = AutoTokenizer.from_pretrained(place, **revision)
     if tokenizer.chat_template is None:
         raise Refused(f"{place} has no chat template: prompts cannot be made. Use a model that brings one.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(cfg: Resolved) -> tuple[Any, Any]:
+    """The base in float32, and its tokenizer."""
+    tokenizer = load_tokenizer(cfg)
+    place, revision = place_of(cfg)
     set_seed(cfg["seed"])
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **revision)
     # A hub model's own decoding (a repetition penalty, say) would act on top of the one that is configured.

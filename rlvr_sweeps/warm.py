@@ -50,7 +50,7 @@ def start_stage(stage: str, run: Run) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        count = processes(stage, run.config())
+        count = processes(run.config())
         if count > 1:  # a process group starts afresh: its members meet by torchrun
             os.execv(sys.executable, command(stage, run, count))
         run_stage(stage, run)

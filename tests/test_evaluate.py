@@ -6,15 +6,23 @@ import pytest
 
 from rlvr_sweeps.collect import cells, find
 from rlvr_sweeps.data import load_problems
-from rlvr_sweeps.evaluate import summarise
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.run import Run
+from rlvr_sweeps.samples import summarise
 
 
 def samples(run, benchmark, problems, k, right):
     """k samples of each problem, the first `right` of them correct."""
     rows = [
-        {"problem": problem.id, "sample": index, "correct": index < right, "tokens": 5, "truncated": False}
+        {
+            "problem": problem.id,
+            "sample": index,
+            "correct": index < right,
+            "tokens": 5,
+            "truncated": False,
+            "answer": "1",
+            "reason": "correct" if index < right else "wrong",
+        }
         for problem in problems
         for index in range(k)
     ]
@@ -40,7 +48,7 @@ def evaluated(point, tmp_path):
         write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
         write_json(run.merged_path / "config.json", {})
         run.finish("train", cfg, 1.0)
-        write_json(run.summary_path, summarise(run, cfg, problems))
+        write_json(run.summary_path, summarise(run, cfg))
         run.finish("evaluate", cfg, 1.0)
         return run
 
@@ -80,7 +88,7 @@ def test_too_few_or_too_many_samples_are_an_error(evaluated, composer):
     problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
     samples(run, "tier1", problems["tier1"], 3, 1)
     with pytest.raises(RuntimeError, match="exactly 4 samples"):
-        summarise(run, cfg, problems)
+        summarise(run, cfg)
 
 
 def test_a_question_asked_twice_is_two_problems(tmp_path):

@@ -14,6 +14,7 @@ COMPUTE = {
     "adalora",
     "adapters",
     "counts",
+    "engines",
     "evaluate",
     "reach",
     "record",
