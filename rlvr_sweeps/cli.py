@@ -3,11 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from rlvr_sweeps import transfer
+from rlvr_sweeps.collect import named_run
 from rlvr_sweeps.errors import Refused
 
 
@@ -15,13 +17,26 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="rlvr", description="Look at runs. To start them: python launch.py --help")
     commands = whole.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="where every run stands")
-    status.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
-    status.add_argument("--json", action="store_true", help="machine-readable")
     report = commands.add_parser("report", help="a table, a CSV and an HTML page of the finished runs")
-    report.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
+    for folder in (status, report):
+        folder.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     report.add_argument("--out", type=Path, help="the page; RUNS_DIR/report.html by default")
     table = commands.add_parser("table", help="a table of the paper")
     table.add_argument("number", type=int, choices=[4], help="4: trained parameters by method, counted without weights")
+    compare = commands.add_parser("compare", help="paired differences to the first run, with intervals")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run, or its seeds as RUN1,RUN2,RUN3; two or more of these")
+    regrade = commands.add_parser("regrade", help="new verdicts from stored samples, and what they change")
+    regrade.add_argument("runs", nargs="+", metavar="RUN")
+    regrade.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
+    audit = commands.add_parser("audit", help="a second opinion on a sample of verdicts")
+    audit.add_argument("runs", nargs="+", metavar="RUN")
+    audit.add_argument("--sample", type=int, default=200, help="how many distinct answers; 200")
+    audit.add_argument("--seed", type=int, default=0)
+    for named in (compare, regrade, audit):
+        named.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are named; runs")
+    for printed in (status, compare, audit):
+        printed.add_argument("--json", action="store_true", help="machine-readable")
+    transfer.add_arguments(commands.add_parser("data", help="problem sets for machines without the hub: export, import"))
     return whole
 
 
@@ -29,31 +44,79 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
-        if asked.command == "table":
-            from rlvr_sweeps import tables
-
-            tables.show_table4(console)
-            return
-        if not asked.runs_dir.is_dir():
-            raise Refused(f"{asked.runs_dir} is no folder. Give the runs folder: rlvr {asked.command} /path/to/runs.")
-        if asked.command == "status":
-            from rlvr_sweeps import status
-
-            if asked.json:
-                print(status.as_json(asked.runs_dir))
-            else:
-                status.show(asked.runs_dir, console)
-        else:
-            from rlvr_sweeps import report
-
-            page, table, rows = report.write_report(asked.runs_dir, asked.out or asked.runs_dir / "report.html")
-            report.show(rows, console)
-            console.print(f"report: {page.absolute()}\ntable:  {table.absolute()}", soft_wrap=True, highlight=False)
+        ANSWER[asked.command](asked, console)
     except Refused as refusal:
         sys.exit(str(refusal))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+
+def show_table(_: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import tables
+
+    tables.show_table4(console)
+
+
+def show_status(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import status
+
+    folder = existing(asked.runs_dir, "status")
+    if asked.json:
+        print(status.as_json(folder))
+    else:
+        status.show(folder, console)
+
+
+def show_report(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import report
+
+    folder = existing(asked.runs_dir, "report")
+    page, table, rows = report.write_report(folder, asked.out or folder / "report.html")
+    report.show(rows, console)
+    console.print(f"report: {page.absolute()}\ntable:  {table.absolute()}", soft_wrap=True, highlight=False)
+
+
+def show_comparison(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import comparison
+
+    if len(asked.runs) < 2:
+        raise Refused("A comparison needs two runs: rlvr compare A B. Seeds of one row go together with commas: A1,A2 B1,B2.")
+    rows = comparison.compare(asked.runs, asked.runs_dir)
+    if asked.json:
+        print(comparison.as_json(rows))
+    else:
+        comparison.show(rows, console)
+
+
+def show_regrading(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import regrade
+
+    for run in [named_run(name, asked.runs_dir) for name in asked.runs]:
+        changes, before, after = regrade.regrade(run, asked.dry_run)
+        regrade.show(run, changes, before, after, asked.dry_run, console)
+
+
+def show_audit(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import audit
+
+    runs = [named_run(name, asked.runs_dir) for name in asked.runs]
+    rows, total = audit.audit(runs, asked.sample, asked.seed)
+    if asked.json:
+        print(audit.as_json(rows))
+    else:
+        audit.show(rows, total, console)
+
+
+def existing(folder: Path, command: str) -> Path:
+    if not folder.is_dir():
+        raise Refused(f"{folder} is no folder. Give the runs folder: rlvr {command} /path/to/runs.")
+    return folder
+
+
+ANSWER: dict[str, Callable[[argparse.Namespace, Console], None]] = {
+    "status": show_status, "report": show_report, "table": show_table, "compare": show_comparison,
+    "regrade": show_regrading, "audit": show_audit, "data": transfer.run,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,6 @@
 """From run directories to rows: what tables, figures and the status show. Reads files alone."""
 
+import difflib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,19 @@ def find(runs_dir: Path) -> list[Found]:
     return found
 
 
+def named_run(name: str, runs_dir: Path) -> Run:
+    """A run by its directory, its name or its id; Refused, with the nearest name, where there is no such run."""
+    for path in (Path(name), runs_dir / name):
+        if (path / "config.yaml").exists():
+            return Run(path.absolute())
+    runs = all_runs(runs_dir)
+    by_id = [run for run in runs if run.id == name]
+    if len(by_id) == 1:
+        return by_id[0]
+    near = difflib.get_close_matches(name, [run.name for run in runs], 1, 0.3)
+    raise Refused(f"There is no run {name} in {runs_dir}." + (f" Did you mean {near[0]}?" if near else ""))
+
+
 def cells(found: Sequence[Found]) -> list[Cell]:
     """The finished runs that were evaluated alike, seeds together."""
     by_key: dict[str, Cell] = {}
@@ -74,7 +88,7 @@ def cells(found: Sequence[Found]) -> list[Cell]:
         if item.cfg is None or item.state != "done":
             continue
         same = {name: value for name, value in science(item.cfg).items() if name.rpartition(".")[2] not in SEEDS}
-        key = digest(same | {"evaluation": evaluation_spec(item.cfg)})
+        key = digest(same | {"evaluation": evaluation_spec(item.cfg), "grader": item.summary.get("grader")})
         cell = by_key.setdefault(key, Cell(item.cfg))
         cell.summaries.append(item.summary)
         cell.runs.append(item.run)

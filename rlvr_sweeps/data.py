@@ -1,13 +1,14 @@
 """Problems: from the hub, a local .jsonl or an embedded world, to rows that the trainer and the evaluation share."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.assets import locate
+from rlvr_sweeps.assets import cache_dir, locate
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_rows
 
@@ -39,7 +40,16 @@ def load_problems(source: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def imported_path(source: Mapping[str, Any]) -> Path:
+    """Where `rlvr data import` files a hub data set on this machine."""
+    key = text_id(json.dumps([source[name] for name in ("path", "revision", "subset", "split")]))
+    return cache_dir() / "data" / f"{Path(source['path']).name}-{key}.jsonl"
+
+
 def raw_rows(source: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A source's rows as they are: imported ones, a local .jsonl, a local folder or the hub through `datasets`."""
+    if imported_path(source).exists():
+        return read_rows(imported_path(source))
     place = locate(source["path"], source["revision"])
     if Path(place).suffix == ".jsonl":
         if not Path(place).exists():
@@ -47,7 +57,14 @@ def raw_rows(source: Mapping[str, Any]) -> list[dict[str, Any]]:
         return read_rows(Path(place))
     from datasets import load_dataset
 
-    hub_rows = load_dataset(place, source["subset"], split=source["split"], revision=source["revision"])
+    revision = None if Path(place).exists() else source["revision"]
+    try:
+        hub_rows = load_dataset(place, source["subset"], split=source["split"], revision=revision)
+    except (OSError, ValueError) as error:
+        raise Refused(
+            f"{place} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). On a machine without "
+            "the hub: rlvr data export FOLDER where it is reached, then rlvr data import FOLDER here."
+        ) from error
     return [dict(row) for row in hub_rows]
 
 

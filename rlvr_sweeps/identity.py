@@ -82,9 +82,13 @@ def is_trained(cfg: Resolved) -> bool:
     return bool(cfg["peft"]["trains"] != "nothing")
 
 
+def grading_of(cfg: Resolved) -> str:
+    """The grading policy; a run from before there was a choice has the default."""
+    return str(cfg.get("grading", schema_defaults()["grading"]))
+
+
 def evaluation_spec(cfg: Resolved) -> str:
     """Hash of what is evaluated and how; results are comparable exactly where it is equal."""
     asked = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
-    grading = cfg.get("grading", schema_defaults()["grading"])
-    stated = {} if grading == schema_defaults()["grading"] else {"grading": grading}
+    stated = {} if grading_of(cfg) == schema_defaults()["grading"] else {"grading": grading_of(cfg)}
     return digest({key: value for key, value in leaves(asked | stated) if not matches(key, NOT_IN_EVALUATION)})

@@ -18,9 +18,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rlvr_sweeps.answers import Reason, judge
+from rlvr_sweeps.second import opinion
 
 if TYPE_CHECKING:
     from pebble import ProcessFuture
@@ -34,12 +35,21 @@ Pair = tuple[str, str]  # (answer, gold)
 
 def verdicts(pairs: Sequence[Pair]) -> list[Reason]:
     """`answers.judge` of each pair, `timeout` where it did not end. Raises RuntimeError where no judge can be started."""
+    return [cast(Reason, reason or "timeout") for reason in _ask("judge", pairs)]
+
+
+def opinions(pairs: Sequence[Pair]) -> list[str | None]:
+    """`second.opinion` of each pair, None where it did not end."""
+    return _ask("second", pairs)
+
+
+def _ask(whom: str, pairs: Sequence[Pair]) -> list[str | None]:
     if not pairs:
         return []
     with _lock:
         for _ in range(2):  # a judge that somebody ended is replaced once
             try:
-                return _ask(pairs)
+                return _exchange(whom, pairs)
             except (BrokenPipeError, json.JSONDecodeError):
                 close()
         raise RuntimeError("the process that compares answers ended twice; try `python -m rlvr_sweeps.judging` by hand")
@@ -69,7 +79,7 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _ask(pairs: Sequence[Pair]) -> list[Reason]:
+def _exchange(whom: str, pairs: Sequence[Pair]) -> list[str | None]:
     global _judge
     if _judge is None:
         environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -78,8 +88,8 @@ def _ask(pairs: Sequence[Pair]) -> list[Reason]:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment, start_new_session=True,
         )  # fmt: skip
     assert _judge.stdin and _judge.stdout
-    _judge.stdin.write(json.dumps(list(pairs)) + "\n")
-    answer: list[Reason] = json.loads(_judge.stdout.readline())
+    _judge.stdin.write(json.dumps([whom, list(pairs)]) + "\n")
+    answer: list[str | None] = json.loads(_judge.stdout.readline())
     return answer
 
 
@@ -97,29 +107,30 @@ def serve(caller: int) -> None:
     warm_up()
     pool = ProcessPool(WORKERS, initializer=confine, context=multiprocessing.get_context("fork"))
     while line := next_line(caller):
-        waiting = [pool.schedule(bounded, args=tuple(pair), timeout=WALL_S) for pair in json.loads(line)]
+        whom, pairs = json.loads(line)
+        waiting = [pool.schedule(bounded, args=(whom, *pair), timeout=WALL_S) for pair in pairs]
         sys.stdout.write(json.dumps([outcome(future) for future in waiting]) + "\n")
         sys.stdout.flush()
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()
 
 
-def outcome(future: "ProcessFuture[Reason]") -> Reason:
+def outcome(future: "ProcessFuture[str | None]") -> str | None:
     from pebble import ProcessExpired
 
     try:
         return future.result()
     except (ProcessExpired, TimeoutError):
-        return "timeout"
+        return None
 
 
-def bounded(answer: str, gold: str) -> Reason:
-    """`judge` under the kernel's timer, whose signal nobody handles: it ends this worker."""
+def bounded(whom: str, answer: str, gold: str) -> str | None:
+    """`judge`, or the second reader, under the kernel's timer, whose signal nobody handles: it ends this worker."""
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     try:
-        return judge(answer, gold)
+        return judge(answer, gold) if whom == "judge" else opinion(answer, gold)
     except Exception:  # whatever a parser makes of text that is no mathematics, MemoryError and RecursionError included
-        return "unparsable"
+        return "unparsable" if whom == "judge" else None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
@@ -166,6 +177,7 @@ def warm_up() -> None:
     ]  # fmt: skip
     for pair in shapes:
         judge(*pair)
+    opinion(r"\frac{x}{2}+\sqrt{3}", "x^2")
 
 
 def next_line(caller: int) -> str:

@@ -107,6 +107,11 @@ def notes(rows: Sequence[Cell]) -> list[str]:
         said.append("Where there are several seeds, ± is the standard error of their mean.")
     if len({evaluation_spec(cell.cfg) for cell in rows}) > 1:
         said.append("These rows were not all evaluated in the same way, so they do not compare.")
+    for name, ids in overlaps(rows).items():
+        said.append(
+            f"{len(ids)} problems of {name} share 13 words in a row with a training prompt (train.json names them): read its "
+            "scores as partly memory."
+        )
     trained = [cell for cell in rows if is_trained(cell.cfg)]
     if len({cell.cfg["peft"]["name"] for cell in trained}) > 1 and len({cell.cfg["lr"] for cell in trained}) == 1:
         said.append(
@@ -114,6 +119,15 @@ def notes(rows: Sequence[Cell]) -> list[str]:
             "rate is confounded with step size. Give each method several rates before you prefer one."
         )
     return said
+
+
+def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
+    """By benchmark, problems that a run of the table found among its training prompts."""
+    found: dict[str, set[str]] = {}
+    for run in (run for cell in rows for run in cell.runs):
+        for name, ids in ((read_json(run.record_path) or {}).get("data", {}).get("overlap") or {}).items():
+            found.setdefault(name, set()).update(ids)
+    return found
 
 
 def commits(cell: Cell) -> list[str]:

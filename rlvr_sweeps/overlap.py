@@ -1,0 +1,23 @@
+"""Whether evaluation problems occur in the training prompts: shared runs of 13 words (Brown et al. 2020, App. C)."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+WORDS = 13
+TOKEN = re.compile(r"[a-z0-9]+|[^\x00-\x7f]")  # words of the Latin alphabet, single characters of others
+
+
+def shared(training: Iterable[str], evaluation: Iterable[tuple[str, str]]) -> list[str]:
+    """Ids of the evaluation questions, given as (id, text), that share 13 words in a row with a training prompt.
+
+    A question of fewer words counts where it is, as a whole, a training prompt.
+    """
+    known = {run for text in training for run in runs(text)}
+    return [name for name, text in evaluation if any(run in known for run in runs(text))]
+
+
+def runs(text: str) -> Iterator[int]:
+    """The hash of each run of 13 words, or of the whole text where it is shorter."""
+    words = TOKEN.findall(text.lower())
+    for start in range(max(1, len(words) - WORDS + 1)):
+        yield hash(tuple(words[start : start + WORDS]))

@@ -1,0 +1,43 @@
+"""The second reader of `rlvr audit`: sympy's lark grammar and values at random points; it knows no policy."""
+
+from typing import Any
+
+POINTS = ("0.7391", "-1.6183", "2.2360", "0.5772", "-0.9159", "1.2020")
+CONSTANTS = {
+    r"\pi": "(3.14159265358979323846)",
+    r"\dfrac": r"\frac",
+    r"\tfrac": r"\frac",
+    r"\left": "",
+    r"\right": "",
+    "$": "",
+    r"\,": "",
+}
+
+
+def opinion(answer: str, gold: str) -> str | None:
+    """`same` or `different`; None where a side cannot be read. It may hang on a hostile answer: call it in the judge."""
+    one, other = reading(answer), reading(gold)
+    if one is None or other is None:
+        return None
+    return "same" if value_equal(one, other) else "different"
+
+
+def reading(text: str) -> Any:
+    from sympy import Expr
+    from sympy.parsing.latex import parse_latex
+
+    for command, plain in CONSTANTS.items():
+        text = text.replace(command, plain)
+    try:
+        read = parse_latex(text.strip(), backend="lark")
+    except Exception:  # lark and its transformer raise whatever they like
+        return None
+    return read if isinstance(read, Expr) else None
+
+
+def value_equal(one: Any, other: Any) -> bool:
+    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+    values = dict(zip(symbols, POINTS, strict=False))
+    difference = (one - other).evalf(20, subs=values)
+    size = abs(other.evalf(20, subs=values))
+    return bool(difference.is_number and abs(difference) <= 1e-9 * max(size, 1e-9))
