@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlvr_sweeps import transfer
 from rlvr_sweeps.collect import named_run
 from rlvr_sweeps.errors import Refused
 
@@ -36,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
         named.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are named; runs")
     for printed in (status, compare, audit):
         printed.add_argument("--json", action="store_true", help="machine-readable")
-    transfer.add_arguments(commands.add_parser("data", help="problem sets for machines without the hub: export, import"))
+    moved = commands.add_parser("data", help="problem sets for machines without the hub: export, import")
+    moved.add_argument("way", choices=["export", "import"], help="export: write them into a folder; import: check and use them")
+    moved.add_argument("folder", type=Path)
+    moved.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all of the model's by default")
+    moved.add_argument("--model", default="r1_qwen_1_5b", help="whose benchmarks and training data; r1_qwen_1_5b")
     return whole
 
 
@@ -107,6 +110,12 @@ def show_audit(asked: argparse.Namespace, console: Console) -> None:
         audit.show(rows, total, console)
 
 
+def move_data(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import transfer
+
+    transfer.run(asked, console)
+
+
 def existing(folder: Path, command: str) -> Path:
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder. Give the runs folder: rlvr {command} /path/to/runs.")
@@ -115,7 +124,7 @@ def existing(folder: Path, command: str) -> Path:
 
 ANSWER: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "compare": show_comparison,
-    "regrade": show_regrading, "audit": show_audit, "data": transfer.run,
+    "regrade": show_regrading, "audit": show_audit, "data": move_data,
 }  # fmt: skip
 
 if __name__ == "__main__":

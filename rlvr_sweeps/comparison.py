@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from rich.table import Table
 from rlvr_sweeps.collect import named_run
 from rlvr_sweeps.differences import Array, Difference, difference, holm
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, read_rows
-from rlvr_sweeps.identity import Resolved, evaluation_spec
+from rlvr_sweeps.files import read_json
 from rlvr_sweeps.run import Run
 
 MUST_BE_EQUAL = (
@@ -24,34 +23,36 @@ MUST_BE_EQUAL = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Side:
-    """One arm: a run, or several that differ in their seed."""
+    """One arm: a run, or several that differ in their seed. scores: benchmark -> p̂, shape (seeds, problems)."""
 
     label: str
     runs: list[Run]
-    cfg: Resolved
-    scores: dict[str, Array] = field(default_factory=dict)  # benchmark -> p̂, (seeds, problems)
+    scores: dict[str, Array]
 
 
-def read_side(argument: str, runs_dir: Path) -> Side:
-    """`argument` names a run, or several seeds of it with commas between them."""
-    runs = [named_run(name, runs_dir) for name in argument.split(",")]
-    cfgs = [run.config() for run in runs]
-    side = Side(runs[0].name if len(runs) == 1 else f"{runs[0].name} (+{len(runs) - 1} seeds)", runs, cfgs[0])
-    for name in cfgs[0]["benchmark"]:
-        side.scores[name] = np.stack([shares(run, name) for run in runs])
-    return side
+def read_sides(arguments: Sequence[str], runs_dir: Path) -> list[Side]:
+    """Each argument names a run, or several seeds of it with commas between; Refused where two were evaluated differently."""
+    groups = [[named_run(name, runs_dir) for name in argument.split(",")] for argument in arguments]
+    refuse_unlike([run for runs in groups for run in runs])
+    return [
+        Side(runs[0].name + (f" (+{len(runs) - 1} seeds)" if len(runs) > 1 else ""), runs, read_scores(runs)) for runs in groups
+    ]
 
 
-def shares(run: Run, benchmark: str) -> Array:
-    """Share of right samples by problem, in the order of the file, which is the benchmark's."""
-    right: dict[str, list[bool]] = {}
-    for row in read_rows(run.samples_path(benchmark)):
-        right.setdefault(row["problem"], []).append(row["correct"])
-    if not right:
-        raise Refused(f"{run.name} has no samples of {benchmark}. Evaluate it first: the command that trained it goes on.")
-    return np.array([np.mean(samples) for samples in right.values()])
+def read_scores(runs: Sequence[Run]) -> dict[str, Array]:
+    counts, benchmarks = [right_of(run) for run in runs], runs[0].config()["benchmark"]
+    return {
+        name: np.array([list(count[name].values()) for count in counts]) / source["k"] for name, source in benchmarks.items()
+    }
+
+
+def right_of(run: Run) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] | None = read_json(run.right_path)
+    if counts is None:
+        raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. Make it: rlvr regrade {run.name}.")
+    return counts
 
 
 def request_of(run: Run) -> tuple[Any, ...]:
@@ -59,27 +60,21 @@ def request_of(run: Run) -> tuple[Any, ...]:
     summary = read_json(run.summary_path)
     if summary is None:
         raise Refused(f"{run.name} is not evaluated yet.")
-    cfg = run.config()
-    problems = tuple(
-        tuple(dict.fromkeys(row["problem"] for row in read_rows(run.samples_path(name)))) for name in cfg["benchmark"]
-    )
-    return evaluation_spec(cfg), summary.get("grader"), problems
+    problems = {name: list(counts) for name, counts in right_of(run).items()}
+    return summary["evaluation"], summary.get("grader"), problems
 
 
-def refuse_unlike(sides: Sequence[Side]) -> None:
-    runs = [run for side in sides for run in side.runs]
+def refuse_unlike(runs: Sequence[Run]) -> None:
     first = request_of(runs[0])
     for run in runs[1:]:
-        other = request_of(run)
-        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, other, strict=True):
+        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, request_of(run), strict=True):
             if one != another:
                 raise Refused(f"{runs[0].name} and {run.name} were evaluated with different {what}. {cure}.")
 
 
 def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
     """One row per later side and benchmark (and `overall`): both averages, the difference, its interval, p, Holm's p."""
-    sides = [read_side(argument, runs_dir) for argument in arguments]
-    refuse_unlike(sides)
+    sides = read_sides(arguments, runs_dir)
     base, rows = sides[0], []
     for name in [*base.scores, "overall"]:
         found: list[tuple[Side, Difference]] = []

@@ -18,6 +18,7 @@ from rlvr_sweeps.files import read_json, read_rows, write_json
 from rlvr_sweeps.grading import grade_all
 from rlvr_sweeps.identity import Resolved, evaluation_spec
 from rlvr_sweeps.local import visible_gpus
+from rlvr_sweeps.regrade import new_verdicts, write_samples
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.samples import gather, summarise
 from rlvr_sweeps.sampling import seed_of
@@ -28,11 +29,11 @@ Problems = dict[str, list[Problem]]
 def evaluate(run: Run, cfg: Resolved) -> None:
     """Sample what is missing, grade it, and write summary.json. Samples of another request are set aside first."""
     process, processes, everyone = join()
-    if process == 0:
-        make_room(run, cfg)
     problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
     if process == 0:
+        make_room(run, cfg)
         collect(run, cfg, problems)
+        regrade_samples(run, cfg)
     everyone("ready")
     answer(run, cfg, problems, process, processes)
     everyone("answered")
@@ -69,10 +70,16 @@ def make_room(run: Run, cfg: Resolved) -> None:
     """Set aside the samples and the summary of another request, or of another training of this run."""
     trained = (read_json(run.stage_path("train")) or {}).get("finished")
     asked = {"evaluation": evaluation_spec(cfg), "trained": trained, "engine": engine_name(cfg)}
-    marker = run.path / "eval" / "spec.json"
+    marker = run.path / "eval" / "request.json"
     if read_json(marker) != asked:
         run.set_aside([run.path / "eval", run.summary_path], "evaluated again, for another request")
         write_json(marker, asked)
+
+
+def regrade_samples(run: Run, cfg: Resolved) -> None:
+    """Where samples from before are kept: the verdicts of one version of the grader for all."""
+    for name, (_, rows) in new_verdicts(run, cfg).items():
+        write_samples(run, name, rows)
 
 
 def collect(run: Run, cfg: Resolved, problems: Problems) -> int:

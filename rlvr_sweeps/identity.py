@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from rlvr_sweeps.config import Config
+from rlvr_sweeps.grading import Policy
 
 Resolved = dict[str, Any]  # a run's configuration as plain data, every interpolation resolved
 
@@ -82,9 +83,10 @@ def is_trained(cfg: Resolved) -> bool:
     return bool(cfg["peft"]["trains"] != "nothing")
 
 
-def grading_of(cfg: Resolved) -> str:
+def grading_of(cfg: Resolved) -> Policy:
     """The grading policy; a run from before there was a choice has the default."""
-    return str(cfg.get("grading", schema_defaults()["grading"]))
+    policy: Policy = cfg.get("grading", schema_defaults()["grading"])
+    return policy
 
 
 def evaluation_spec(cfg: Resolved) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading import VERSION, grade_all
-from rlvr_sweeps.identity import grading_of
+from rlvr_sweeps.identity import Resolved, grading_of
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.samples import summarise
 
@@ -37,6 +37,26 @@ class Change:
         )
 
 
+def new_verdicts(run: Run, cfg: Resolved) -> dict[str, tuple[list[Row], list[Row]]]:
+    """By benchmark, the stored samples as they are, and as this version of the grader sees them."""
+    found = {}
+    for name in cfg["benchmark"]:
+        rows = read_rows(run.samples_path(name))
+        verdicts = grade_all([row["text"] for row in rows], [row["gold"] for row in rows], grading_of(cfg))
+        found[name] = (
+            rows,
+            [
+                row | {"answer": verdict.answer, "correct": verdict.correct, "reason": verdict.reason}
+                for row, verdict in zip(rows, verdicts, strict=True)
+            ],
+        )
+    return found
+
+
+def write_samples(run: Run, benchmark: str, rows: Sequence[Row]) -> None:
+    write_text(run.samples_path(benchmark), "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
     """(changes, summary before, summary after). Unless `dry_run`, the files hold the new verdicts afterwards.
 
@@ -48,24 +68,21 @@ def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
     with run.claim() as mine:
         if not mine:
             raise Refused(f"{run.name} is running. Regrade it when it is done.")
-        changes, graded = [], {}
-        for name in cfg["benchmark"]:
-            rows = read_rows(run.samples_path(name))
-            verdicts = grade_all([row["text"] for row in rows], [row["gold"] for row in rows], grading_of(cfg))
-            news = [
-                row | {"answer": verdict.answer, "correct": verdict.correct, "reason": verdict.reason}
-                for row, verdict in zip(rows, verdicts, strict=True)
-            ]
-            changes += [Change(name, old, new) for old, new in zip(rows, news, strict=True) if old != new]
-            graded[name] = news
-        if not dry_run and (changes or before.get("grader") != VERSION):
-            run.set_aside([run.samples_path(name) for name in graded] + [run.summary_path], "regraded")
-            for name, rows in graded.items():
-                write_text(run.samples_path(name), "".join(json.dumps(row) + "\n" for row in rows))
-            after = summarise(run, cfg) | {key: before[key] for key in KEPT if key in before}
-            write_json(run.summary_path, after)
-            return changes, before, after
-    return changes, before, before
+        found = new_verdicts(run, cfg)
+        changes = [
+            Change(name, old, new)
+            for name, (olds, news) in found.items()
+            for old, new in zip(olds, news, strict=True)
+            if old != new
+        ]
+        if dry_run or not (changes or before.get("grader") != VERSION or not run.right_path.exists()):
+            return changes, before, before
+        run.set_aside([*(run.samples_path(name) for name in found), run.right_path, run.summary_path], "regraded")
+        for name, (_, rows) in found.items():
+            write_samples(run, name, rows)
+        after = summarise(run, cfg) | {key: before[key] for key in KEPT if key in before}
+        write_json(run.summary_path, after)
+    return changes, before, after
 
 
 def show(run: Run, changes: Sequence[Change], before: Row, after: Row, dry_run: bool, console: Console) -> None:

@@ -75,6 +75,11 @@ class Run:
     def shard_paths(self, benchmark: str) -> list[Path]:
         return sorted((self.path / "eval" / "shards").glob(f"{benchmark}.*.jsonl"))
 
+    @property
+    def right_path(self) -> Path:
+        """Right samples of each problem, by benchmark: what comparisons read instead of gigabytes of samples."""
+        return self.path / "eval" / "right.json"
+
     def log_path(self, stage: str) -> Path:
         return self.path / "logs" / f"{stage}.txt"
 

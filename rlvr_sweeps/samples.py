@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlvr_sweeps.answers import canonical_form
-from rlvr_sweeps.files import read_json, read_rows, write_text
+from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading import VERSION
 from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained
 from rlvr_sweeps.run import Run
@@ -51,8 +51,7 @@ def score(rows: Sequence[Row], k: int, where: str) -> Row:
     pairs = {(row["problem"], row["sample"]) for row in rows}
     if pairs != {(problem, index) for problem in problems for index in range(k)} or len(rows) != len(pairs) or not rows:
         raise RuntimeError(f"{where} does not hold exactly {k} samples of each of its {len(problems)} problems")
-    right = Counter(row["problem"] for row in rows if row["correct"])
-    correct = [right[problem] for problem in problems]
+    correct = list(right_by_problem(rows).values())
     columns: Row = {
         "avg": avg_at_k(correct, k), "avg_se": none_if_nan(standard_error(correct, k)),
         "avg_se_new_problems": none_if_nan(standard_error_new_problems(correct, k)),
@@ -62,6 +61,14 @@ def score(rows: Sequence[Row], k: int, where: str) -> Row:
     columns |= {f"pass{fewer}": pass_at(correct, k, fewer) for fewer in FEWER if fewer < k}
     reasons = Counter(row["reason"] for row in rows)
     return columns | {f"share_{reason.replace(' ', '_')}": count / len(rows) for reason, count in sorted(reasons.items())}
+
+
+def right_by_problem(rows: Sequence[Row]) -> dict[str, int]:
+    """How many samples of each problem are right, in the order of the rows."""
+    right = dict.fromkeys((row["problem"] for row in rows), 0)
+    for row in rows:
+        right[row["problem"]] += bool(row["correct"])
+    return right
 
 
 def majority(rows: Sequence[Row]) -> float:
@@ -81,7 +88,8 @@ def rivals(counts: Counter[str]) -> list[int]:
 def summarise(run: Run, cfg: Resolved) -> Row:
     """One flat row: the run's axes, what it trained, each benchmark's scores, the overall averages.
 
-    Raises RuntimeError where a benchmark's samples are not exactly what its configuration asks for.
+    Writes, beside the samples, how many of each problem's are right. Raises RuntimeError where a benchmark's samples are not
+    exactly what its configuration asks for.
     """
     record = read_json(run.record_path) or {}
     parameters = record.get("parameters", {"trainable": 0, "base": None})
@@ -96,14 +104,16 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         "reach": reached[-1]["reach"]["all"] if reached else None,
         "evaluation": evaluation_spec(cfg), "grader": VERSION,
     }  # fmt: skip
-    scored, samples = {}, 0
+    scored, right, samples = {}, {}, 0
     for name, source in cfg["benchmark"].items():
         rows = read_rows(run.samples_path(name))
         scored[name] = score(rows, source["k"], str(run.samples_path(name)))
         if source["problems"] is not None and scored[name]["n"] != source["problems"]:
             raise RuntimeError(f"{run.samples_path(name)} has {scored[name]['n']} problems; there are {source['problems']}")
         samples += len(rows)
+        right[name] = right_by_problem(rows)
         row |= {f"{name}/{column}": value for column, value in scored[name].items()}
+    write_json(run.right_path, right)
     if scored:
         parts = list(scored.values())
         avg, se = mean_of_benchmarks(

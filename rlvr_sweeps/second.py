@@ -37,7 +37,9 @@ def reading(text: str) -> Any:
 
 def value_equal(one: Any, other: Any) -> bool:
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    values = dict(zip(symbols, POINTS, strict=False))
-    difference = (one - other).evalf(20, subs=values)
-    size = abs(other.evalf(20, subs=values))
-    return bool(difference.is_number and abs(difference) <= 1e-9 * max(size, 1e-9))
+    for points in (POINTS, POINTS[1:] + POINTS[:1]):
+        values = dict(zip(symbols, points, strict=False))
+        difference, size = (one - other).evalf(20, subs=values), abs(other.evalf(20, subs=values))
+        if not (difference.is_number and abs(difference) <= 1e-9 * max(size, 1e-9)):
+            return False
+    return True

@@ -25,7 +25,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.grading import grade_all
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.overlap import shared
+from rlvr_sweeps.overlap import by_benchmark
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
 from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, step_of
@@ -64,7 +64,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     key = model_key(cfg)
     wanted = record.asked(cfg, model)
     rows, prompts, left_out = training_rows(cfg, tokenizer)
-    overlap = overlapping(cfg, rows)
+    overlap = by_benchmark(cfg["benchmark"], [row["prompt"][-1]["content"] for row in rows])
     trainer = RlvrTrainer(
         cfg=cfg,
         model=attach(model, cfg["peft"], cfg["seed"], key, prompts[:256]),
@@ -133,21 +133,6 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
         raise Refused(f"No problem of {cfg['data']['path']} has a prompt of at most {limit} tokens (data.max_prompt_tokens).")
     rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in kept]
     return rows, [ids for _, ids in kept], len(problems) - len(kept)
-
-
-def overlapping(cfg: Resolved, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """By benchmark, the problems that share 13 words in a row with a training prompt; a warning says so.
-
-    The benchmarks are loaded for it, so that one that cannot be loaded stops the run before its training, not after.
-    """
-    training = [row["prompt"][-1]["content"] for row in rows]
-    found = {}
-    for name, source in cfg["benchmark"].items():
-        problems = load_problems(source)
-        if ids := shared(training, [(problem.id, problem.question) for problem in problems]):
-            found[name] = ids
-            print(f"warning: {len(ids)} of {len(problems)} problems of {name} share 13 words in a row with a training prompt")
-    return found
 
 
 def rewards(cfg: Resolved) -> list[Any]:

@@ -1,8 +1,8 @@
 """`rlvr data export|import`: problem sets from a machine that reaches the hub to one that does not.
 
-An export is a folder of .jsonl files, as the hub has them, and a manifest of their sources, row counts and hashes. An import checks
-all of that and files them in the cache, where `data.load_problems` looks before it asks the hub: configurations, and so the
-ids of runs, stay as they are.
+An export is a folder of .jsonl files, rows as the hub has them, and a manifest of sources, row counts and hashes. An import
+checks all of that and files them in the cache, where `data.load_problems` looks before it asks the hub: configurations, and
+so the ids of runs, stay as they are.
 """
 
 import argparse
@@ -82,18 +82,6 @@ def refuse_wrong(name: str, source: Source, rows: list[dict[str, Any]]) -> None:
     for field in (source["question"], source["answer"]):
         if any(field not in row for row in rows):
             raise Refused(f"{name} has rows without the field {field!r}.")
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    ways = command.add_subparsers(dest="way", required=True)
-    for way, meaning in (
-        ("export", "write problem sets and their hashes into a folder"),
-        ("import", "check and file an export"),
-    ):
-        one = ways.add_parser(way, help=meaning)
-        one.add_argument("folder", type=Path)
-        one.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all of the model's by default")
-        one.add_argument("--model", default="r1_qwen_1_5b", help="whose benchmarks and training data; r1_qwen_1_5b")
 
 
 def run(asked: argparse.Namespace, console: Console) -> None:

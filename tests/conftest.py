@@ -112,3 +112,48 @@ def prepared(composer, twelve, tmp_path):
         return run, cfg
 
     return make
+
+
+def write_right(run, benchmark, problems, k, right):
+    """k samples of each problem, the first `right` of them correct."""
+    rows = [
+        {
+            "problem": problem.id, "sample": index, "correct": index < right, "tokens": 5, "truncated": False,
+            "text": f"</think>\\boxed{{{problem.answer if index < right else 'none'}}}", "gold": problem.answer,
+            "answer": problem.answer if index < right else "none", "reason": "correct" if index < right else "wrong form",
+        }
+        for problem in problems
+        for index in range(k)
+    ]  # fmt: skip
+    path = run.samples_path(benchmark)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def evaluated(point, tmp_path):
+    """Make a run as if trained and evaluated on three problems, four times each: all right on tier1, `right` of 4 on tier2."""
+    from rlvr_sweeps.data import load_problems
+    from rlvr_sweeps.files import write_json
+    from rlvr_sweeps.run import Run
+    from rlvr_sweeps.samples import summarise
+
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in (1, 2, 3)))
+
+    def make(*overrides, right=2):
+        two = [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in (f"path={path}", "problems=3", "k=4")]
+        rest = [f"~benchmark.tier{n}" for n in (3, 4, 5)]
+        cfg = point(*two, *rest, *overrides)
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        for tier, count in (("tier1", 4), ("tier2", right)):
+            write_right(run, tier, load_problems(cfg["benchmark"][tier]), 4, count)
+        write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
+        write_json(run.merged_path / "config.json", {})
+        run.finish("train", cfg, 1.0)
+        write_json(run.summary_path, summarise(run, cfg))
+        run.finish("evaluate", cfg, 1.0)
+        return run
+
+    return make

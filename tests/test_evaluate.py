@@ -1,58 +1,17 @@
 """From samples to a summary, and from summaries to rows: numbers that must not vanish, mix or repeat."""
 
 import json
+import subprocess
+import time
 
 import pytest
 
 from rlvr_sweeps.collect import cells, find
 from rlvr_sweeps.data import load_problems
-from rlvr_sweeps.files import write_json
-from rlvr_sweeps.run import Run
+from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.run import all_runs
 from rlvr_sweeps.samples import summarise
-
-
-def samples(run, benchmark, problems, k, right):
-    """k samples of each problem, the first `right` of them correct."""
-    rows = [
-        {
-            "problem": problem.id,
-            "sample": index,
-            "correct": index < right,
-            "tokens": 5,
-            "truncated": False,
-            "answer": "1",
-            "reason": "correct" if index < right else "wrong",
-        }
-        for problem in problems
-        for index in range(k)
-    ]
-    path = run.samples_path(benchmark)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture
-def evaluated(point, tmp_path):
-    path = tmp_path / "problems.jsonl"
-    path.write_text("".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in (1, 2, 3)))
-
-    def make(*overrides, right=2):
-        two = [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in (f"path={path}", "problems=3", "k=4")]
-        rest = [f"~benchmark.tier{n}" for n in (3, 4, 5)]
-        cfg = point(*two, *rest, *overrides)
-        run = Run.of(cfg)
-        run.prepare(cfg)
-        problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
-        samples(run, "tier1", problems["tier1"], 4, 4)
-        samples(run, "tier2", problems["tier2"], 4, right)
-        write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
-        write_json(run.merged_path / "config.json", {})
-        run.finish("train", cfg, 1.0)
-        write_json(run.summary_path, summarise(run, cfg))
-        run.finish("evaluate", cfg, 1.0)
-        return run
-
-    return make
+from tests.conftest import ROOT, write_right
 
 
 def test_a_benchmark_without_spread_keeps_the_overall_error(evaluated):
@@ -82,19 +41,29 @@ def test_runs_evaluated_differently_are_not_averaged(evaluated, tmp_path):
     assert [len(cell.runs) for cell in cells(find(tmp_path / "runs"))] == [1, 1]
 
 
-def test_too_few_or_too_many_samples_are_an_error(evaluated, composer):
+def test_too_few_or_too_many_samples_are_an_error(evaluated):
     run = evaluated()
-    cfg = run.config()
-    problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
-    samples(run, "tier1", problems["tier1"], 3, 1)
+    problems = load_problems(run.config()["benchmark"]["tier1"])
+    write_right(run, "tier1", problems, 3, 1)
     with pytest.raises(RuntimeError, match="exactly 4 samples"):
-        summarise(run, cfg)
+        summarise(run, run.config())
+    write_right(run, "tier1", problems[:2], 4, 1)
+    with pytest.raises(RuntimeError, match="2 problems; there are 3"):
+        summarise(run, run.config())
 
 
 def test_a_question_asked_twice_is_two_problems(tmp_path):
     path = tmp_path / "twice.jsonl"
     path.write_text('{"question": "1?", "answer": "1"}\n' * 2 + '{"question": "2?", "answer": "2"}\n')
-    source = {"path": str(path), "revision": None, "question": "question", "answer": "answer", "problems": 3}
+    source = {
+        "path": str(path),
+        "revision": None,
+        "subset": None,
+        "split": "train",
+        "question": "question",
+        "answer": "answer",
+        "problems": 3,
+    }
     assert len({problem.id for problem in load_problems(source)}) == 3
 
 
@@ -105,3 +74,36 @@ def test_your_own_model_needs_its_paths_named(composer, tmp_path):
     cfg = composer.point(["model=local", "model.name=mine", "rollout.max_tokens=4096", *paths]).cfg
     assert (cfg["rank"], cfg["lr"], cfg["batch_size"], cfg["evaluation"]["max_tokens"]) == (32, 1e-5, 128, 4096)
     assert list(cfg["benchmark"]) == ["local"]
+
+
+def stop_in_the_middle(launch, *grid):
+    """Start an evaluation, and kill everything once some samples are there, but not all."""
+    process = subprocess.Popen(launch.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        if any((run.path / "eval" / "shards").exists() for run in all_runs(launch.runs)):
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (run,) = all_runs(launch.runs)
+    while run.is_claimed():
+        time.sleep(0.05)
+    return run
+
+
+@pytest.mark.slow
+def test_samples_do_not_depend_on_processes_or_stops(world, launch, tmp_path):
+    """Base by one process; by two; and by two, killed and gone on with by three: the same files, to the last character."""
+    base = ("peft=none", "evaluation.batch_size=32")
+    launch(*base, runs=tmp_path / "one")
+    launch(*base, "distributed=ddp", "distributed.processes=2", runs=tmp_path / "two")
+    stopped = stop_in_the_middle(launch, *base, "distributed=ddp", "distributed.processes=2")
+    assert stopped.state() == "lost"
+    launch(*base, "distributed=ddp", "distributed.processes=3")
+    (alone,), (together,) = all_runs(tmp_path / "one"), all_runs(tmp_path / "two")
+    for tier in alone.config()["benchmark"]:
+        text = alone.samples_path(tier).read_text()
+        assert text == together.samples_path(tier).read_text() == stopped.samples_path(tier).read_text()
+    assert not stopped.shard_paths("tier1")
+    starts = [row for row in read_rows(stopped.attempts_path) if row["event"] == "start"]
+    assert len(starts) == 2
