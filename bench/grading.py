@@ -72,7 +72,7 @@ def main():
     judging.verdicts([("x", "y")])
     print(f"start of the judge, once per process: {time.perf_counter() - start:.1f} s\n")
     print(
-        "answers   characters     ours/s  math-verify/s     TRL/s   vs math-verify  vs TRL   ours differs from math-verify on"
+        "answers   characters     ours/s  math-verify/s     TRL/s   vs math-verify  vs TRL   verdicts that differ"
     )
     for kind in (integers, latex):
         for length in LENGTHS:
