@@ -71,9 +71,7 @@ def main():
     start = time.perf_counter()
     judging.verdicts([("x", "y")])
     print(f"start of the judge, once per process: {time.perf_counter() - start:.1f} s\n")
-    print(
-        "answers   characters     ours/s  math-verify/s     TRL/s   vs math-verify  vs TRL   verdicts that differ"
-    )
+    print("answers   characters     ours/s  math-verify/s     TRL/s   vs math-verify  vs TRL   verdicts that differ")
     for kind in (integers, latex):
         for length in LENGTHS:
             times = {grader: [] for grader in (ours, directly, trl)}

@@ -1,6 +1,7 @@
 """The `rlvr` command: what reads run directories. Launching is launch.py's."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from rlvr_sweeps.collect import named_run
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.run import STAGES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,9 +33,19 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("runs", nargs="+", metavar="RUN")
     audit.add_argument("--sample", type=int, default=200, help="how many distinct answers; 200")
     audit.add_argument("--seed", type=int, default=0)
-    for named in (compare, regrade, audit):
+    status.add_argument("--watch", action="store_true", help="draw it again until all is at rest")
+    logs = commands.add_parser("logs", help="what a run printed")
+    logs.add_argument("run", metavar="RUN")
+    logs.add_argument("--stage", choices=STAGES, help="the latest by default")
+    logs.add_argument("--lines", type=int, default=40, help="how many from the end, 0 for all; 40")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on until the run is at rest")
+    cancel = commands.add_parser("cancel", help="take runs out of Slurm; what they have done stays")
+    retry = commands.add_parser("retry", help="submit failed and lost runs again, as they were")
+    for several in (cancel, retry):
+        several.add_argument("runs", nargs="+", metavar="RUN")
+    for named in (compare, regrade, audit, logs, cancel, retry):
         named.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are named; runs")
-    for printed in (status, compare, audit):
+    for printed in (status, compare, audit, cancel, retry):
         printed.add_argument("--json", action="store_true", help="machine-readable")
     moved = commands.add_parser("data", help="problem sets for machines without the hub: export, import")
     moved.add_argument("way", choices=["export", "import"], help="export: write them into a folder; import: check and use them")
@@ -66,6 +78,8 @@ def show_status(asked: argparse.Namespace, console: Console) -> None:
     folder = existing(asked.runs_dir, "status")
     if asked.json:
         print(status.as_json(folder))
+    elif asked.watch:
+        status.watch(folder, console, every_s=2.0)
     else:
         status.show(folder, console)
 
@@ -110,6 +124,30 @@ def show_audit(asked: argparse.Namespace, console: Console) -> None:
         audit.show(rows, total, console)
 
 
+def show_logs(asked: argparse.Namespace, _: Console) -> None:
+    from rlvr_sweeps import control
+
+    control.print_logs(named_run(asked.run, asked.runs_dir), asked.stage, asked.lines, asked.follow)
+
+
+def cancel_runs(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import control
+
+    jobs = control.cancel([named_run(name, asked.runs_dir) for name in asked.runs])
+    if asked.json:
+        print(json.dumps(jobs, indent=1))
+        return
+    for name, of_run in jobs.items():
+        console.print(f"{name}: cancelled {', '.join(of_run)}", highlight=False, soft_wrap=True)
+
+
+def retry_runs(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import control
+
+    jobs = control.retry([named_run(name, asked.runs_dir) for name in asked.runs])
+    print(json.dumps(jobs)) if asked.json else console.print(f"submitted as jobs {', '.join(jobs)}", highlight=False)
+
+
 def move_data(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import transfer
 
@@ -124,7 +162,8 @@ def existing(folder: Path, command: str) -> Path:
 
 ANSWER: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "compare": show_comparison,
-    "regrade": show_regrading, "audit": show_audit, "data": move_data,
+    "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
+    "cancel": cancel_runs, "retry": retry_runs,
 }  # fmt: skip
 
 if __name__ == "__main__":

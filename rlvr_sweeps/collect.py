@@ -11,6 +11,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.identity import Resolved, digest, evaluation_spec, is_trained, science
 from rlvr_sweeps.run import Run, all_runs
+from rlvr_sweeps.slurm import Live
 
 Row = dict[str, Any]
 SEEDS = ("seed", "random_seed")  # the run's, and a method's own that is set to it
@@ -54,13 +55,13 @@ class Cell:
         return statistics.stdev(known) / len(known) ** 0.5 if len(known) == len(values) else None
 
 
-def find(runs_dir: Path) -> list[Found]:
-    """Every run under a folder with its state."""
+def find(runs_dir: Path, live: Live | None = None) -> list[Found]:
+    """Every run under a folder with its state; `live`: the jobs that Slurm has."""
     found = []
     for run in all_runs(runs_dir):
         try:
             cfg = run.config()
-            state = run.state(cfg)
+            state = run.state(cfg, live)
             failure = read_json(run.failure_path) if state == "failed" else None
             found.append(Found(run, cfg, state, failure["error"] if failure else ""))
         except Refused as refusal:

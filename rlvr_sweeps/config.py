@@ -114,8 +114,25 @@ class DistributedConf:
 
 
 @dataclass
+class ResourcesConf:
+    """What one job of Slurm asks for. None: what hydra.launcher says, or the site's default."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int | None = None
+    mem_gb: int | None = None
+    timeout_min: int = 1440
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+
+
+@dataclass
 class ClusterConf:
     name: str = MISSING
+    train: ResourcesConf = field(default_factory=ResourcesConf)
+    evaluate: ResourcesConf = field(default_factory=ResourcesConf)
+    retries: int = 2  # of a stage that NCCL, a port or the memory of its node ended
 
 
 @dataclass
@@ -152,6 +169,8 @@ class Config:
     runs_dir: str = "runs"
     plan: bool = False  # print what would run, and stop
     retry: bool = False  # run failed runs again
+    wait: bool = False  # cluster=slurm: stay until everything has ended
+    canary: bool = False  # cluster=slurm: one short run first, on which the others depend
 
 
 def multiply(*factors: float) -> float | int:

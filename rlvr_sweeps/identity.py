@@ -22,7 +22,7 @@ Resolved = dict[str, Any]  # a run's configuration as plain data, every interpol
 NOT_SCIENCE = (
     "rank", "alpha", "dropout",  # read through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
-    "sweep", "runs_dir", "plan", "retry",
+    "sweep", "runs_dir", "plan", "retry", "wait", "canary",
     "*.title", "peft.not_the_base_in_training", "*.unavailable", "model.architecture.*", "data.problems",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
 )  # fmt: skip

@@ -15,19 +15,13 @@ from rich.console import Console
 
 from rlvr_sweeps import assets
 from rlvr_sweeps.compose import Point, resolve
+from rlvr_sweeps.environment import ENVIRONMENT
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.pipeline import ELSEWHERE, STOPPED
 from rlvr_sweeps.plan import Planned, make_plan, show
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.watch import Watch
-
-# One thread per run: runs share the cores, and results repeat bit for bit.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
-    "PYTHONUNBUFFERED": "1",
-}  # fmt: skip
 
 
 def launch(cfgs: Sequence[DictConfig], workers: int | None = None) -> None:

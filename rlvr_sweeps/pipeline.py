@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlvr_sweeps.files import read_json, write_json
@@ -19,6 +19,18 @@ from rlvr_sweeps.run import Run
 Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
 PR_SET_PDEATHSIG = 1
 FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0
+SAVED = 5  # exit code of a stage that was asked to stop, and can go on where it is
+
+
+ALONE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # on a port the system picks
+
+
+class Stopped(Exception):
+    """A stage that was asked to stop has saved what it needs to go on."""
+
+
+class Superseded(Exception):
+    """Another attempt at the same run has begun; this one must not write any more."""
 
 
 def supervise(run: Run, start: Start) -> int:
@@ -37,6 +49,9 @@ def supervise(run: Run, start: Start) -> int:
                 name = signal.Signals(os.WTERMSIG(status)).name
                 run.log_event("stopped", stage=stage, signal=name)
                 return STOPPED
+            if os.waitstatus_to_exitcode(status) == SAVED:
+                run.log_event("stopped", stage=stage, saved=True)
+                return STOPPED
             if os.waitstatus_to_exitcode(status) or not run.is_done(stage, cfg):
                 if read_json(run.failure_path) is None:
                     fail(run, stage, "the stage's process ended without finishing its work")
@@ -51,11 +66,13 @@ def processes(cfg: Resolved) -> int:
     return int(cfg["distributed"]["processes"])
 
 
-def command(stage: str, run: Run, count: int) -> list[str]:
-    """A stage as a command of `count` processes on this machine, by torchrun, on a port the system picks."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}"]
-    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return [*torchrun, *rendezvous, "--module", "rlvr_sweeps.pipeline", stage, str(run.path)]
+def command(stage: str, run: Run, count: int, meet: Sequence[str] = ALONE) -> list[str]:
+    """A stage as a command of `count` processes on this machine, by torchrun; `meet`: where it finds those of other nodes.
+
+    accelerate launch would start the same torchrun; on machines without a GPU it starts a single process, and says nothing.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle=SIGINT", f"--nproc-per-node={count}"]
+    return [*torchrun, *meet, "--module", "rlvr_sweeps.pipeline", stage, str(run.path)]
 
 
 def die_with_parent() -> None:
@@ -76,6 +93,11 @@ def run_stage(stage: str, run: Run) -> None:
         work(stage)(run, cfg)
         if is_leader():
             run.finish(stage, cfg, time.monotonic() - start)
+    except Stopped:
+        sys.exit(SAVED)
+    except Superseded as left:  # a newer attempt owns the run: not a word into its directory
+        print(left, file=sys.stderr)
+        sys.exit(ELSEWHERE)
     except Exception as error:
         fail(run, stage, f"{type(error).__name__}: {error}", traceback.format_exc())
         raise

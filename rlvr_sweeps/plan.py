@@ -10,6 +10,7 @@ from rich.text import Text
 from rlvr_sweeps.compose import Point
 from rlvr_sweeps.identity import Resolved, is_trained
 from rlvr_sweeps.run import Run, State
+from rlvr_sweeps.slurm import Live
 
 STYLE = {
     "new": "cyan", "running": "yellow", "done": "green", "failed": "red", "lost": "magenta", "stale": "cyan",
@@ -29,7 +30,7 @@ class Planned:
     asked: int  # how many points of the grid mean this run
 
 
-def make_plan(points: Iterable[Point], retry: bool) -> list[Planned]:
+def make_plan(points: Iterable[Point], retry: bool, live: Live | None = None) -> list[Planned]:
     """One entry per distinct run, in the grid's order; failed runs only where `retry` asks for them."""
     asked: dict[str, list[Point]] = {}
     for point in points:
@@ -38,7 +39,7 @@ def make_plan(points: Iterable[Point], retry: bool) -> list[Planned]:
     for same in asked.values():
         cfg = same[0].cfg
         run = Run.of(cfg)
-        state = run.state(cfg)
+        state = run.state(cfg, live)
         plan.append(Planned(run, cfg, state, state in TO_RUN or (retry and state == "failed"), len(same)))
     return plan
 
@@ -52,6 +53,7 @@ def action(planned: Planned) -> str:
         "lost": "go on from its checkpoint",
         "stale": "evaluate as now asked",
         "running": "left alone, it is at work",
+        "queued": "left alone, it waits in the queue",
         "done": "left alone",
     }[planned.state]
 

@@ -2,12 +2,11 @@
 
 import os
 import platform
-import subprocess
 from collections import Counter
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from rlvr_sweeps import snapshot
 from rlvr_sweeps.adapters import expected_scaling, is_trained
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.errors import Refused
@@ -127,10 +126,8 @@ def parameter_counts(model: Any) -> dict[str, int]:
 
 def surroundings() -> Record:
     """Versions, commit and machine: what else a number may depend on."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     return {
-        "commit": commit,
+        "commit": snapshot.commit(),
         "python": platform.python_version(),
         "host": platform.node(),
         "machine": platform.machine(),

@@ -10,6 +10,8 @@ merged/              the trained model as a plain transformers checkpoint (adapt
 eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
 summary.json         one flat row
 stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
+submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
+stop, saved.json     what a trainer is asked by, and how it answers: the attempt that saved
 attempts.jsonl       every start and stop;  failure.json  why it stopped, if it failed;  logs/  what it printed
 """
 
@@ -29,8 +31,9 @@ from omegaconf import OmegaConf
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, text_digest, try_lock, write_json, write_text
 from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained, run_id, run_name
+from rlvr_sweeps.slurm import Live
 
-State = Literal["new", "running", "done", "stale", "failed", "lost"]
+State = Literal["new", "queued", "running", "done", "stale", "failed", "lost"]
 STAGES = ("train", "evaluate")
 
 
@@ -64,6 +67,11 @@ class Run:
     summary_path = property(lambda self: self.path / "summary.json")
     attempts_path = property(lambda self: self.path / "attempts.jsonl")
     failure_path = property(lambda self: self.path / "failure.json")
+    submission_path = property(lambda self: self.path / "submission.json")
+    attempt_path = property(lambda self: self.path / "attempt.json")
+    heartbeat_path = property(lambda self: self.path / "heartbeat")
+    stop_path = property(lambda self: self.path / "stop")
+    saved_path = property(lambda self: self.path / "saved.json")
 
     def samples_path(self, benchmark: str) -> Path:
         return self.path / "eval" / f"{benchmark}.jsonl"
@@ -143,8 +151,8 @@ class Run:
 
     # State
 
-    def state(self, cfg: Resolved | None = None) -> State:
-        """Where the run stands, asked for `cfg` (by default its own).
+    def state(self, cfg: Resolved | None = None, live: Live | None = None) -> State:
+        """Where the run stands, asked for `cfg` (by default its own); `live`: the jobs that Slurm has, where there is one.
 
         stale: trained, but evaluated for another request. lost: it started, and whoever ran it is gone.
         """
@@ -157,11 +165,18 @@ class Run:
         done = [self.is_done(stage, cfg) for stage in self.stages(cfg)]
         if all(done):
             return "done"
+        if live and (jobs := [live[job] for job in self.jobs().values() if job in live]):
+            return "queued" if all(job.waits for job in jobs) else "running"
         if self.failure_path.exists():
             return "failed"
         if done[0] and self.summary_path.exists():
             return "stale"
-        return "lost" if self.attempts_path.exists() else "new"
+        return "lost" if self.attempts_path.exists() or self.jobs() else "new"
+
+    def jobs(self) -> dict[str, str]:
+        """The last Slurm job of each stage, by stage; empty for a run that was never submitted."""
+        submitted = read_json(self.submission_path) or {}
+        return {stage: entry["job"] for stage, entry in submitted.get("stages", {}).items()}
 
     def log_event(self, event: str, **facts: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -169,15 +184,15 @@ class Run:
             file.write(json.dumps({"time": time.time(), "event": event, "pid": os.getpid(), **facts}) + "\n")
 
     @contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Hold the run's lock while inside; yields False at once where another process holds it.
+    def claim(self, patience_s: float = 0.5) -> Iterator[bool]:
+        """Hold the run's lock while inside; yields False where another process holds it for longer than `patience_s`.
 
         The kernel frees the lock when the last process that holds it ends, however it ends: a stage counts.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
             os.set_inheritable(lock.fileno(), True)  # a stage that becomes torchrun holds it too
-            yield try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s=0.5)
+            yield try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s)
 
     def is_claimed(self) -> bool:
         try:

@@ -1,24 +1,42 @@
-"""`rlvr status`: where every run of a folder stands, from its files."""
+"""`rlvr status`: where every run of a folder stands, from its files, and from the queue where there is a Slurm."""
 
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as LiveDisplay
 from rich.table import Table
 from rich.text import Text
 
+from rlvr_sweeps import slurm
 from rlvr_sweeps.collect import Found, find
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.plan import STYLE
 from rlvr_sweeps.watch import last_rows, percent
 
+Row = dict[str, Any]
+IN_SLURM = ("job", "node", "tries", "requeues", "heartbeat_s")  # columns where a run was submitted
 
-def rows(runs_dir: Path) -> list[dict[str, Any]]:
+
+def queue() -> Mapping[str, slurm.Job] | None:
+    """The jobs in the queue; None where there is no Slurm, or it does not answer: files then say what they can."""
+    try:
+        return slurm.live() if slurm.present() else None
+    except Refused:
+        return None
+
+
+def rows(runs_dir: Path) -> list[Row]:
     """One plain row per run: what --json prints."""
-    return [row(found) for found in find(runs_dir)]
+    live = queue()
+    return [row(found, live or {}) for found in find(runs_dir, live)]
 
 
-def row(found: Found) -> dict[str, Any]:
+def row(found: Found, live: Mapping[str, slurm.Job]) -> Row:
     summary = found.summary if found.state == "done" else {}
     steps = found.cfg["steps"] if found.cfg and found.cfg["peft"]["trains"] != "nothing" else None
     recent = [] if found.state == "done" else last_rows(found.run)
@@ -32,28 +50,65 @@ def row(found: Found) -> dict[str, Any]:
         "avg": summary.get("avg"),
         "avg_se": summary.get("avg_se"),
         "error": found.error,
+        **(in_slurm(found, live) if read_json(found.run.submission_path) else dict.fromkeys(IN_SLURM)),
     }
 
 
-def show(runs_dir: Path, console: Console) -> None:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
+def in_slurm(found: Found, live: Mapping[str, slurm.Job]) -> Row:
+    """The job a submitted run is in, or was last in; tries and requeues over all its attempts."""
+    run = found.run
+    jobs = run.jobs()
+    now = [(name, live[name]) for name in jobs.values() if name in live]
+    name, job = next((pair for pair in now if not pair[1].waits), now[0] if now else ("", None))
+    events = read_rows(run.attempts_path)
+    starts = [event for event in events if event["event"] == "start"]
+    at_work = found.state == "running" and run.heartbeat_path.exists()
+    return {
+        "job": name or list(jobs.values())[-1],
+        "node": (job.node or job.reason) if job else (starts[-1].get("node_name") if starts else None),
+        "tries": len(starts),
+        "requeues": sum(event["event"] == "requeue" for event in events),
+        "heartbeat_s": round(time.time() - run.heartbeat_path.stat().st_mtime, 1) if at_work else None,
+    }
+
+
+def table(found: list[Row]) -> RenderableType:
+    submitted = any(item["job"] for item in found)
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    shown.add_column("run", overflow="fold")
+    shown.add_column("state")
     for column in ("step", "reward", "accuracy %"):
-        table.add_column(column, justify="right")
-    table.add_column("error", overflow="ellipsis", no_wrap=True)
-    found = rows(runs_dir)
+        shown.add_column(column, justify="right")
+    for column in ("job", "node", "tries", "requeues", "beat") if submitted else ():
+        shown.add_column(column, justify="right")
+    shown.add_column("error", overflow="ellipsis", no_wrap=True)
     for item in found:
         step = "-" if item["steps"] is None else f"{item['step'] or 0}/{item['steps']}"
         reward = "-" if item["reward"] is None else f"{item['reward']:.2f}"
         error = item["error"].splitlines()[0] if item["error"] else ""
         state = Text(item["state"], STYLE.get(item["state"], "red"))
-        table.add_row(item["run"], state, step, reward, percent(item["avg"], item["avg_se"]), error)
-    console.print(table)
+        beat = "-" if item["heartbeat_s"] is None else f"{item['heartbeat_s']:.0f} s"
+        slurm_cells = [str(item[key] if item[key] is not None else "-") for key in IN_SLURM[:-1]] + [beat]
+        cells = [item["run"], state, step, reward, percent(item["avg"], item["avg_se"])]
+        shown.add_row(*cells, *(slurm_cells if submitted else []), error)
     counts = {state: sum(item["state"] == state for item in found) for state in sorted({item["state"] for item in found})}
-    console.print(
-        f"{len(found)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) if found else "no runs"
-    )
+    words = f"{len(found)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) if found else "no runs"
+    return Group(shown, Text(words))
+
+
+def show(runs_dir: Path, console: Console) -> None:
+    console.print(table(rows(runs_dir)))
+
+
+def watch(runs_dir: Path, console: Console, every_s: float) -> None:
+    """The table, drawn again until nothing is queued or at work."""
+    with LiveDisplay(console=console, auto_refresh=False) as display:
+        while True:
+            found = rows(runs_dir)
+            display.update(table(found), refresh=True)
+            if not any(item["state"] in ("queued", "running") for item in found):
+                return
+            time.sleep(every_s)
 
 
 def as_json(runs_dir: Path) -> str:

@@ -19,6 +19,7 @@ from trl import GRPOConfig
 from rlvr_sweeps import record
 from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.assets import locate
+from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.data import load_problems, messages, prompt_ids
 from rlvr_sweeps.errors import Refused
@@ -26,11 +27,12 @@ from rlvr_sweeps.files import write_json
 from rlvr_sweeps.grading import grade_all
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.overlap import by_benchmark
+from rlvr_sweeps.pipeline import Stopped
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
 from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, step_of
 from rlvr_sweeps.sync import policy_weights
-from rlvr_sweeps.trainer import CheckpointKeeper, MetricsWriter, RlvrTrainer
+from rlvr_sweeps.trainer import RlvrTrainer
 
 
 def train(run: Run, cfg: Resolved) -> None:
@@ -53,6 +55,12 @@ def train(run: Run, cfg: Resolved) -> None:
         trainer._load_from_checkpoint(str(resume))
     else:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    stopper = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopWhenAsked))
+    if stopper.stopped:
+        if main:
+            stopper.saved()
+        trainer.accelerator.wait_for_everyone()
+        raise Stopped
     if main:
         export(trainer, run, cfg)
     trainer.accelerator.wait_for_everyone()
@@ -76,6 +84,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
+    trainer.add_callback(StopWhenAsked(run, trainer))
     trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(model_folder(cfg))))
     trainer.create_optimizer()
     facts = {

@@ -1,8 +1,6 @@
 """TRL's GRPOTrainer with this project's rollouts, optimizer and bookkeeping; the loss is TRL's."""
 
 import json
-import math
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,29 +10,17 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from rlvr_sweeps.adalora import AdaLoraSchedule
 from rlvr_sweeps.adapters import loraplus_optimizer
-from rlvr_sweeps.files import read_rows, write_json, write_text
+from rlvr_sweeps.files import write_json
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.reach import PublishedWeights, changed, frozen_digests, reach
 from rlvr_sweeps.rollouts import Group, PromptStream, fill
-from rlvr_sweeps.run import Run, checkpoints, mark_complete
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.sync import merged
 
 # metrics.jsonl's names, and TRL's for the same numbers.
-ROW_OF_LOG = {
-    "truncated_share": "completions/clipped_ratio",
-    "entropy": "entropy",
-    "clip_share": "clip_ratio/region_mean",
-    "grad_norm": "grad_norm",
-    "loss": "loss",
-    "lr": "learning_rate",
-    "tokens_seen": "num_tokens",
-}
 
 
 class RlvrTrainer(GRPOTrainer):
@@ -152,80 +138,3 @@ class RlvrTrainer(GRPOTrainer):
         self.prompts.position = json.loads((checkpoint / self.STREAM).read_text())["position"]
         if self.adalora:
             self.adalora.load(checkpoint)
-
-
-class MetricsWriter(TrainerCallback):
-    """Appends a row to metrics.jsonl after each optimizer step; on resume drops rows the checkpoint does not know."""
-
-    def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
-        self.run, self.trainer = run, trainer
-        self.step_start = self.step_s = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        known = [row for row in read_rows(self.run.metrics_path) if row["step"] <= state.global_step]
-        write_text(self.run.metrics_path, "".join(json.dumps(row) + "\n" for row in known))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_start = time.perf_counter()
-        self.trainer.seconds.clear()
-        self.trainer.columns = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_s = time.perf_counter() - self.step_start
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if "reward" not in logs or not state.is_world_process_zero:  # without: the closing summary
-            return
-        rollout_s, reward_s = self.trainer.seconds["rollout"], self.trainer.seconds["reward"]
-        row = {
-            "step": state.global_step,
-            **self.trainer.columns,
-            **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
-        }
-        row |= {"rollout_s": rollout_s, "reward_s": reward_s, "update_s": self.step_s - rollout_s - reward_s}
-        with self.run.metrics_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if not math.isfinite(float(logs.get("loss", 0.0))):
-            raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}; see {self.run.metrics_path}")
-
-
-def finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(float(value)) else None
-
-
-class CheckpointKeeper(TrainerCallback):
-    """Completes a checkpoint with our own state, marks it complete, and only then deletes the one before.
-
-    Measures the reach at each, and stops the run if a frozen tensor moved: what was trained is then not the method.
-    """
-
-    def __init__(self, run: Run, trainer: RlvrTrainer, published: PublishedWeights) -> None:
-        self.run, self.trainer, self.published = run, trainer, published
-        self.frozen = frozen_digests(trainer.model)
-
-    def measure(self, step: int) -> None:
-        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        drifted = changed(self.frozen, policy)
-        known = [row for row in read_rows(self.run.reach_path) if row["step"] < step]
-        row = {"step": step, "reach": reach(policy, self.published), "frozen_tensors_changed": len(drifted)}
-        write_text(self.run.reach_path, "".join(json.dumps(each) + "\n" for each in [*known, row]))
-        if drifted:
-            raise RuntimeError(f"frozen tensors changed during training: {', '.join(drifted[:5])}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.measure(state.global_step)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.accelerator.wait_for_everyone()  # until every process has written its part
-        if not state.is_world_process_zero:
-            return
-        self.measure(state.global_step)
-        here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.trainer.save_state_beside(here)
-        mark_complete(here)
-        for other in checkpoints(Path(args.output_dir)):
-            if other != here:
-                shutil.rmtree(other)

@@ -13,6 +13,7 @@ MODULES = sorted(path for path in (ROOT / "rlvr_sweeps").glob("*.py"))
 COMPUTE = {
     "adalora",
     "adapters",
+    "callbacks",
     "counts",
     "engines",
     "evaluate",

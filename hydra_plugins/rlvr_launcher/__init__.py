@@ -1,4 +1,4 @@
-"""hydra/launcher=rlvr_local and hydra/sweeper=rlvr: a grid is composed, planned and run as one."""
+"""hydra/launcher=rlvr_local and rlvr_slurm, hydra/sweeper=rlvr: a grid is composed, planned and run as one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -37,15 +39,45 @@ class LocalLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from rlvr_sweeps import compose, launches, local
+        from rlvr_sweeps import launches, local
 
-        composer = compose.Composer(self.hydra_context.config_loader)
-        given = OmegaConf.to_container(self.config.hydra.overrides.hydra)
-        assert isinstance(given, list)
-        points = [composer.point([*given, *overrides]) for overrides in job_overrides]
+        points = composed(self.hydra_context, self.config, job_overrides)
         with launches.record(Path(str(self.config.hydra.sweep.dir)), points):
             local.execute(points, self.workers)
         return [finished(overrides) for overrides in job_overrides]
+
+
+@dataclass
+class RlvrSlurmConf(SlurmQueueConf):
+    """Every key of hydra-submitit-launcher's submitit_slurm, and these."""
+
+    _target_: str = "hydra_plugins.rlvr_launcher.RlvrSlurmLauncher"
+    max_array_size: int | None = None  # tasks in an array; by default the cluster's MaxArraySize
+    poll_s: float = 5.0  # wait=true: seconds between two looks at the queue
+
+
+class RlvrSlurmLauncher(SlurmLauncher):
+    """Composes and freezes the grid here, submits what is missing, and leaves."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from rlvr_sweeps import cluster, launches
+
+        assert self.hydra_context is not None and self.config is not None
+        points = composed(self.hydra_context, self.config, job_overrides)
+        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        with launches.record(folder, points):
+            cluster.execute(points, self.params, folder)
+        return [finished(overrides) for overrides in job_overrides]
+
+
+def composed(context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+    """The grid's points, resolved and checked."""
+    from rlvr_sweeps import compose
+
+    composer = compose.Composer(context.config_loader)
+    given = OmegaConf.to_container(config.hydra.overrides.hydra)
+    assert isinstance(given, list)
+    return [composer.point([*given, *overrides]) for overrides in job_overrides]
 
 
 def finished(overrides: Sequence[str]) -> JobReturn:
@@ -73,4 +105,5 @@ class GridSweeper(BasicSweeper):
 
 store = ConfigStore.instance()
 store.store(group="hydra/launcher", name="rlvr_local", node=LocalLauncherConf, provider="rlvr_sweeps")
+store.store(group="hydra/launcher", name="rlvr_slurm", node=RlvrSlurmConf, provider="rlvr_sweeps")
 store.store(group="hydra/sweeper", name="rlvr", node=SweeperConf, provider="rlvr_sweeps")

@@ -1,0 +1,136 @@
+"""What happens around a training step: its row in metrics.jsonl, checkpoints that are whole, leaving when asked."""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
+from rlvr_sweeps.pipeline import Superseded
+from rlvr_sweeps.reach import PublishedWeights, changed, frozen_digests, reach
+from rlvr_sweeps.run import Run, checkpoints, mark_complete
+from rlvr_sweeps.trainer import RlvrTrainer
+
+ROW_OF_LOG = {
+    "truncated_share": "completions/clipped_ratio",
+    "entropy": "entropy",
+    "clip_share": "clip_ratio/region_mean",
+    "grad_norm": "grad_norm",
+    "loss": "loss",
+    "lr": "learning_rate",
+    "tokens_seen": "num_tokens",
+}
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends a row to metrics.jsonl after each optimizer step; on resume drops rows the checkpoint does not know."""
+
+    def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
+        self.run, self.trainer = run, trainer
+        self.step_start = self.step_s = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        known = [row for row in read_rows(self.run.metrics_path) if row["step"] <= state.global_step]
+        write_text(self.run.metrics_path, "".join(json.dumps(row) + "\n" for row in known))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_start = time.perf_counter()
+        self.trainer.seconds.clear()
+        self.trainer.columns = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_s = time.perf_counter() - self.step_start
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "reward" not in logs or not state.is_world_process_zero:  # without: the closing summary
+            return
+        rollout_s, reward_s = self.trainer.seconds["rollout"], self.trainer.seconds["reward"]
+        row = {
+            "step": state.global_step,
+            **self.trainer.columns,
+            **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
+        }
+        row |= {"rollout_s": rollout_s, "reward_s": reward_s, "update_s": self.step_s - rollout_s - reward_s}
+        with self.run.metrics_path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if not math.isfinite(float(logs.get("loss", 0.0))):
+            raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}; see {self.run.metrics_path}")
+
+
+class StopWhenAsked(TrainerCallback):
+    """Ends training at the end of a step, with a checkpoint, once the run's stop file is there: on all ranks at the same step.
+
+    Where a newer attempt at this run has begun, training ends at once and writes nothing more.
+    """
+
+    def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
+        self.run, self.trainer, self.stopped = run, trainer, False
+        self.attempt = os.environ.get("RLVR_ATTEMPT")  # set in a job
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        accelerator = self.trainer.accelerator
+        said = torch.tensor([self.look() if accelerator.is_main_process else 0], device=accelerator.device)
+        word = int(accelerator.gather(said).max())
+        if word == 2:
+            raise Superseded(f"attempt {self.attempt} at this run leaves: a newer one has begun")
+        if word == 1 and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = self.stopped = True
+
+    def look(self) -> int:
+        """1: asked to stop; 2: superseded; 0: neither."""
+        if self.attempt and str((read_json(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt:
+            return 2
+        return int(self.run.stop_path.exists())
+
+    def saved(self) -> None:
+        """Say that this attempt saved; the supervisor reads it."""
+        if self.attempt:
+            write_json(self.run.saved_path, int(self.attempt))
+
+
+def finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(float(value)) else None
+
+
+class CheckpointKeeper(TrainerCallback):
+    """Completes a checkpoint with our own state, marks it complete, and only then deletes the one before.
+
+    Measures the reach at each, and stops the run if a frozen tensor moved: what was trained is then not the method.
+    """
+
+    def __init__(self, run: Run, trainer: RlvrTrainer, published: PublishedWeights) -> None:
+        self.run, self.trainer, self.published = run, trainer, published
+        self.frozen = frozen_digests(trainer.model)
+
+    def measure(self, step: int) -> None:
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        drifted = changed(self.frozen, policy)
+        known = [row for row in read_rows(self.run.reach_path) if row["step"] < step]
+        row = {"step": step, "reach": reach(policy, self.published), "frozen_tensors_changed": len(drifted)}
+        write_text(self.run.reach_path, "".join(json.dumps(each) + "\n" for each in [*known, row]))
+        if drifted:
+            raise RuntimeError(f"frozen tensors changed during training: {', '.join(drifted[:5])}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.measure(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()  # until every process has written its part
+        if not state.is_world_process_zero:
+            return
+        self.measure(state.global_step)
+        here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.trainer.save_state_beside(here)
+        mark_complete(here)
+        for other in checkpoints(Path(args.output_dir)):
+            if other != here:
+                shutil.rmtree(other)

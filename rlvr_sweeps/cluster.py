@@ -1,0 +1,124 @@
+"""A launch on Slurm: plan, submit what is missing, say what to type next; with wait=true, watch until all has ended."""
+
+import fcntl
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlvr_sweeps import assets, slurm
+from rlvr_sweeps.compose import Point
+from rlvr_sweeps.control import remember
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json, try_lock
+from rlvr_sweeps.identity import Resolved, is_trained
+from rlvr_sweeps.local import refuse_unwritable
+from rlvr_sweeps.plan import Planned, make_plan, show
+from rlvr_sweeps.run import Run
+from rlvr_sweeps.submit import Submitted, resources, submit
+
+SUBMITTING_S = 600.0  # how long another launch may hold the folder while it submits
+
+
+def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, console: Console | None = None) -> list[Planned]:
+    """Plan, submit, and return; raises Refused where Slurm refuses, or, after waiting, where a run failed."""
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
+    runs_dirs = {point.cfg["runs_dir"] for point in points}
+    only_plan = any(point.cfg["plan"] for point in points)
+    if only_plan:
+        live = slurm.live() if slurm.present() else {}
+        plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
+        show(plan, console)
+        show_cost(plan, console)
+        return plan
+    live = slurm.live()  # before anything is written: is there a Slurm?
+    refuse_unwritable(runs_dirs)
+    with only_one(Path(min(runs_dirs))):
+        plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=slurm.live())
+        todo = [planned for planned in plan if planned.to_run]
+        assets.refuse_missing([planned.cfg for planned in todo])
+        show(plan, console)
+        show_cost(plan, console)
+        if todo:
+            assets.ensure([planned.cfg for planned in todo])
+            for planned in todo:
+                planned.run.prepare(planned.cfg)
+            remember(folder, params)
+            done = submit(todo, params, folder)
+            say(done, console)
+    console.print(f"\nwhere they stand:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
+    console.print(f"what a run says:   rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
+    if any(point.cfg["wait"] for point in points):
+        wait(plan, float(params.get("poll_s") or 5.0), console)
+    return plan
+
+
+@contextmanager
+def only_one(runs_dir: Path) -> Iterator[None]:
+    """Hold a folder's submission lock: two launches at once would both find the same runs missing."""
+    with (runs_dir / ".submitting").open("w") as lock:
+        if not try_lock(lock.fileno(), fcntl.LOCK_EX, SUBMITTING_S):
+            raise Refused(f"Another launch has been submitting into {runs_dir} for {SUBMITTING_S:.0f} s. Try again later.")
+        yield
+
+
+def gpu_hours(cfg: Resolved) -> float:
+    """The most a run can use: its GPUs for the whole time limit of its jobs. A run that is requeued may use more."""
+    stages = ["train", "evaluate"] if is_trained(cfg) else ["evaluate"]
+    asked = [resources(cfg, stage) for stage in stages]
+    return sum(one.get("gpus_per_node", 0) * one.get("nodes", 1) * one["timeout_min"] / 60 for one in asked)
+
+
+def show_cost(plan: Sequence[Planned], console: Console) -> None:
+    """The resources of what is to be submitted, and the most it can cost."""
+    todo = [planned for planned in plan if planned.to_run]
+    shapes: dict[str, int] = {}
+    for planned in todo:
+        one = resources(planned.cfg, "train" if is_trained(planned.cfg) else "evaluate")
+        nodes, gpus = one.get("nodes", 1), one.get("gpus_per_node", 0)
+        words = f"{nodes} node{'s' * (nodes > 1)} × {gpus} GPU{'s' * (gpus != 1)}, {one['timeout_min'] / 60:g} h at most"
+        shapes[words] = shapes.get(words, 0) + 1
+    for words, count in shapes.items():
+        console.print(f"  {count} × {words}", highlight=False)
+    if todo:
+        console.print(f"  at most {sum(gpu_hours(planned.cfg) for planned in todo):,.0f} GPU-hours in all", highlight=False)
+
+
+def say(done: Submitted, console: Console) -> None:
+    if done.jobs:
+        console.print(f"submitted {done.runs} runs as jobs {', '.join(done.jobs)}", highlight=False, soft_wrap=True)
+    if done.left:
+        console.print(
+            f"[yellow]{len(done.left)} runs are not submitted yet. Slurm takes no more now ({done.why_left}): the same command "
+            "again, when the queue has room.[/yellow]",
+            soft_wrap=True,
+        )
+    elif done.why_left:
+        console.print(f"[yellow]{done.why_left}[/yellow]", soft_wrap=True)
+
+
+def wait(plan: Sequence[Planned], poll_s: float, console: Console) -> None:
+    """Until no run of the plan is queued or at work; Refused where one did not get done."""
+    before: dict[str, str] = {}
+    while True:
+        live = slurm.live()
+        states = {planned.run.name: planned.run.state(planned.cfg, live) for planned in plan}
+        for name, state in states.items():
+            if before.get(name) != state:
+                console.print(f"{name}  {state}", highlight=False, soft_wrap=True)
+        if not {"queued", "running"} & set(states.values()):
+            break
+        before = dict(states)
+        time.sleep(poll_s)
+    bad = [planned for planned in plan if states[planned.run.name] != "done"]
+    if bad:
+        errors = [f"{one.run.name}: {error_of(one.run, states[one.run.name])}" for one in bad]
+        raise Refused(f"{len(bad)} of {len(plan)} runs are not done.\n" + "\n".join(errors))
+
+
+def error_of(run: Run, state: str) -> str:
+    return str((read_json(run.failure_path) or {}).get("error", state))

@@ -1,0 +1,226 @@
+"""What a Slurm task runs: a supervisor without torch. It starts the stage as a child, watches it, and decides what follows.
+
+Signals: USR2 comes near the time limit and before a preemption that gives notice; TERM with scancel and other preemptions.
+Under proctrack/linuxproc every process of the job gets them, under proctrack/cgroup this one alone, so the child ignores both,
+and is asked by a file: it saves at the end of its step, on all ranks, and rank 0 writes which attempt saved. That file decides,
+not the exit code, since ranks may abort on their way out. After USR2 the job is requeued; after TERM Slurm does what it wants.
+
+A new attempt writes its number. A trainer of an older attempt that lives on (its node was cut off, its supervisor killed) reads
+another number than its own at its next step, and leaves without writing.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr_sweeps import slurm
+from rlvr_sweeps.environment import ENVIRONMENT
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json, write_json, write_text
+from rlvr_sweeps.pipeline import PR_SET_PDEATHSIG, command, fail
+from rlvr_sweeps.run import Run
+
+BEAT_S = 5.0
+PATIENCE_S = 180.0  # for an older attempt to leave: a step of it, or the half minute in which Slurm gives up on a node
+TRANSIENT = re.compile(
+    r"NCCL (?:error|WARN)|ncclSystemError|uncorrectable ECC|Address already in use|Connection reset by peer|EADDRINUSE"
+    r"|ProcessGroupNCCL.*timeout|CUDA error: an illegal instruction|Stale file handle"
+)
+TAIL = 20_000  # characters of a log in which a transient failure is looked for
+
+
+class RunError(RuntimeError):
+    """The stage failed: submitit makes the job FAILED of it, with this text."""
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One stage of one run, as submitit pickles it: names and numbers, no configuration and no code."""
+
+    run: str
+    stage: str
+    processes: int  # per node
+    retries: int  # of transient failures, within one submission
+
+    def checkpoint(self, *_: Any) -> Any:
+        """Called by submitit where a signal comes before our own handlers are in place: the same again."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+    def __call__(self) -> str:
+        import submitit
+
+        return Supervisor(self, submitit.JobEnvironment()).work()
+
+
+class Supervisor:
+    """One attempt at a stage on this node; the first node leads."""
+
+    def __init__(self, task: StageTask, environment: Any) -> None:
+        self.task, self.environment = task, environment
+        self.run = Run(Path(task.run))
+        self.leads = environment.global_rank == 0
+        self.job = str(environment.job_id)  # array_task: the raw id of an array's last task is the whole array's
+        self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        self.asked: str | None = None  # the signal that came first
+        self.attempt = ""
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def work(self) -> str:
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self.on_signal)
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+        if not self.leads:
+            return self.follow()
+        cfg = self.run.config()
+        self.begin()
+        with self.run.claim(PATIENCE_S) as mine:
+            if not mine:
+                raise RunError(f"{self.run.name} is held by another process that did not leave within {PATIENCE_S:.0f} s")
+            if self.run.is_done(self.task.stage, cfg):
+                return "done before"
+            self.run.failure_path.unlink(missing_ok=True)
+            for again in range(self.task.retries + 1):
+                status = self.run_child()
+                if self.run.is_done(self.task.stage, cfg):
+                    self.run.log_event("done", stage=self.task.stage, job=self.job)
+                    return "done"
+                if self.asked:
+                    self.leave()
+                why = self.transient(status)
+                if why is None or again == self.task.retries:
+                    self.give_up(status)
+                self.run.log_event("again", stage=self.task.stage, why=why)
+        raise AssertionError("a stage is done, left or given up")
+
+    def begin(self) -> None:
+        """Number this attempt: from now on an older one has lost its right to write."""
+        self.run.stop_path.unlink(missing_ok=True)
+        number = (read_json(self.run.attempt_path) or {"attempt": 0})["attempt"] + 1
+        self.attempt = str(number)
+        write_json(self.run.attempt_path, {"attempt": number, "job": self.job, "restarts": self.restarts})
+        self.run.log_event(
+            "start", stage=self.task.stage, job=self.job, node=socket.gethostname(), attempt=number, restarts=self.restarts,
+            node_name=os.environ.get("SLURMD_NODENAME"), gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        )  # fmt: skip
+        name = f"{self.run.name} {self.task.stage}"
+        subprocess.run(["scontrol", "update", f"JobId={self.job}", f"JobName={name}"], capture_output=True)
+        self.beat()
+
+    def follow(self) -> str:
+        """On a further node: join the attempt that the first node has begun."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            begun = read_json(self.run.attempt_path) or {}
+            if (begun.get("job"), begun.get("restarts")) == (self.job, self.restarts):
+                break
+            if time.monotonic() > deadline:
+                raise RunError("the first node of this job did not begin")
+            time.sleep(0.2)
+        self.attempt = str(begun["attempt"])
+        status = self.run_child()
+        if status and not self.asked:
+            sys.exit(1)
+        return "followed"
+
+    def on_signal(self, number: int, _: Any) -> None:
+        """Ask the child to stop; files and nothing else, since this may interrupt anything."""
+        self.asked = self.asked or signal.Signals(number).name
+        try:
+            self.run.stop_path.write_text(self.asked)
+        except OSError:  # a full disk: Slurm will end us anyway
+            return
+        if self.task.stage != "train" and self.child:  # its samples are written as they come
+            os.killpg(self.child.pid, signal.SIGKILL)
+
+    def run_child(self) -> int:
+        """The stage in a child of its own session; returns its exit code, negative for a signal."""
+        nodes = int(self.environment.num_nodes)
+        if nodes * self.task.processes > 1:
+            port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 30_000
+            lead = self.environment.hostnames[0]
+            meet = [f"--nnodes={nodes}", f"--node-rank={self.environment.node}", f"--master-addr={lead}"]
+            started = command(self.task.stage, self.run, self.task.processes, [*meet, f"--master-port={port}"])
+        else:
+            started = [sys.executable, "-m", "rlvr_sweeps.pipeline", self.task.stage, str(self.run.path)]
+        ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        environment = {key: value for key, value in os.environ.items() if key not in ours}
+        environment |= ENVIRONMENT | {"RLVR_ATTEMPT": self.attempt}
+        libc = ctypes.CDLL(None)
+
+        def before() -> None:
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # ignored signals stay ignored through exec, in all its children
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+        log = self.run.log_path(self.task.stage if self.leads else f"{self.task.stage}.{self.environment.node}")
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as output:
+            self.child = subprocess.Popen(
+                started, stdout=output, stderr=subprocess.STDOUT, env=environment, preexec_fn=before, start_new_session=True
+            )
+        while True:
+            try:
+                return self.child.wait(timeout=BEAT_S)
+            except subprocess.TimeoutExpired:
+                self.beat()
+
+    def beat(self) -> None:
+        """Say that the job lives: `rlvr status` shows the age of this file."""
+        if self.leads:
+            write_text(self.run.heartbeat_path, self.job)
+
+    def leave(self) -> None:
+        """After a signal: back into the queue if there was notice, else out."""
+        saved = self.task.stage != "train" or read_json(self.run.saved_path) == int(self.attempt)
+        self.run.log_event("stopped", stage=self.task.stage, signal=self.asked, saved=saved, job=self.job)
+        if self.asked == "SIGUSR2":
+            self.run.log_event("requeue", stage=self.task.stage, job=self.job)
+            try:
+                slurm.ask("scontrol", "requeue", self.job)
+                time.sleep(60)  # Slurm ends us now
+            except Refused as refusal:
+                raise RunError(f"{self.run.name} could not be requeued: {refusal}") from None
+        sys.exit(128 + signal.SIGTERM)
+
+    def transient(self, status: int) -> str | None:
+        """Why the same again may work; None where it will not."""
+        if status == -signal.SIGKILL:
+            return "its process was killed"
+        text = self.run.log_path(self.task.stage).read_bytes()[-TAIL:].decode(errors="replace")
+        found = TRANSIENT.search(text)
+        if found:
+            return found.group()
+        return "a process of several was killed" if "Signal 9 (SIGKILL)" in text else None
+
+    def give_up(self, status: int) -> None:
+        failure = read_json(self.run.failure_path)
+        if failure is None:
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
+            log = self.run.log_path(self.task.stage)
+            fail(self.run, self.task.stage, f"the stage's process {how} without saying why; its log is {log}")
+            failure = read_json(self.run.failure_path)
+        self.run.log_event("failed", stage=self.task.stage, job=self.job)
+        raise RunError(f"{self.run.name}: {failure['error']}\n{failure.get('traceback', '')}")
+
+
+@dataclass(frozen=True)
+class ReportTask:
+    """The last job of a launch: tables and the report of the folder its runs are in."""
+
+    runs_dir: str
+
+    def __call__(self) -> str:
+        from rlvr_sweeps.report import write_report
+
+        page, _, rows = write_report(Path(self.runs_dir), Path(self.runs_dir) / "report.html")
+        return f"{page}: {len(rows)} rows"

@@ -1,0 +1,82 @@
+"""What Slurm says: which of your jobs are in the queue, and its limits. squeue and scontrol; sacct is not needed."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rlvr_sweeps.errors import Refused
+
+GONE = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or one task of an array, that Slurm still knows as queued or at work."""
+
+    state: str
+    reason: str
+    node: str
+
+    @property
+    def waits(self) -> bool:
+        return self.state in WAITING
+
+
+Live = Mapping[str, Job]  # by id: 12, or 12_3 for a task of an array
+
+
+def present() -> bool:
+    """Whether this machine can talk to a Slurm."""
+    return shutil.which("squeue") is not None
+
+
+def ask(*command: str) -> str:
+    """Output of a Slurm command; Refused with Slurm's own words where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except FileNotFoundError:
+        raise Refused(
+            f"There is no {command[0]} here, so no Slurm: launch on a login node of the cluster, or use cluster=local."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise Refused(f"{command[0]} did not answer within {TIMEOUT_S} s: is the controller of the cluster up?") from None
+    if done.returncode:
+        raise Refused(f"{' '.join(command[:2])}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def live() -> dict[str, Job]:
+    """Your jobs that are queued or at work, by id, from one squeue."""
+    jobs = {}
+    for line in ask("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N").splitlines():
+        name, state, reason, node = line.split("|", 3)
+        if state not in GONE:
+            jobs[name] = Job(state, "" if reason == "None" else reason, node)
+    return jobs
+
+
+def limit(name: str, default: int) -> int:
+    """A number of `scontrol show config`, such as MaxArraySize."""
+    found = re.search(rf"^{name}\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
+    return int(found[1]) if found else default
+
+
+@contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Without the variables of a job this process may be in: sbatch would take them for options.
+
+    submitit's own clean_env drops SLURM_CONF too, without which sbatch finds no cluster where a site relies on it.
+    """
+    keep = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    of_jobs = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
+    gone = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(of_jobs) and key not in keep}
+    try:
+        yield
+    finally:
+        os.environ.update(gone)

@@ -1,0 +1,147 @@
+"""A plan to Slurm: frozen runs, one array per shape of resources, cut at the cluster's limits.
+
+Of each array of trainings follows one of evaluations, task after task, and of each launch a job that writes the report. Slurm's
+arrays and submitit's executor do it; what is kept here is which run became which task.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlvr_sweeps import slurm, snapshot
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import write_json
+from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.job import ReportTask, StageTask
+from rlvr_sweeps.plan import Planned
+from rlvr_sweeps.run import Run
+
+Resources = dict[str, Any]
+OURS = ("nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")  # submitit's own names; the rest are sbatch's
+NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", "tasks_per_node", "name", "setup",
+              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout", "comment")  # fmt: skip
+REPORT = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
+LIMIT = ("limit", "Limit")  # in sbatch's words where an account may have no more jobs
+
+
+@dataclass
+class Submitted:
+    """What became of a plan."""
+
+    jobs: list[str] = field(default_factory=list)  # heads of arrays, in the order of submission
+    runs: int = 0
+    left: list[Run] = field(default_factory=list)
+    why_left: str = ""
+
+
+def submit(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, after: str | None = None) -> Submitted:
+    """Freeze and submit the runs of a plan; `after`: a job that must have succeeded before. Refused with Slurm's words."""
+    code = snapshot.take(Path(todo[0].cfg["runs_dir"]).absolute() / ".code")
+    size = params.get("max_array_size") or slurm.limit("MaxArraySize", 1001)
+    done = Submitted()
+    groups: dict[str, list[Planned]] = {}
+    for planned in todo:
+        groups.setdefault(repr(shape(planned)), []).append(planned)
+    for group in groups.values():
+        waiting = list(group)
+        while waiting:
+            chunk = waiting[: size if not done.why_left else 0]
+            while chunk:
+                try:
+                    done.jobs += submit_chunk(chunk, params, folder, code, after)
+                    break
+                except Refused as refusal:
+                    if not any(word in str(refusal) for word in LIMIT):
+                        raise
+                    done.why_left = str(refusal)
+                    chunk = chunk[: len(chunk) // 2]
+            if not chunk:
+                break
+            done.runs += len(chunk)
+            waiting = waiting[len(chunk) :]
+        done.left += [planned.run for planned in waiting]
+    if done.jobs:
+        done.jobs += submit_report(todo[0].cfg["runs_dir"], params, folder, code, done)
+    return done
+
+
+def shape(planned: Planned) -> list[tuple[str, Resources]]:
+    """The stages a run still needs, each with its resources: what runs of one array share."""
+    cfg = planned.cfg
+    return [(stage, resources(cfg, stage)) for stage in planned.run.stages(cfg) if not planned.run.is_done(stage, cfg)]
+
+
+def resources(cfg: Resolved, stage: str) -> Resources:
+    return {key: value for key, value in cfg["cluster"][stage].items() if value is not None}
+
+
+def submit_chunk(chunk: Sequence[Planned], params: Mapping[str, Any], folder: Path, code: Path, after: str | None) -> list[str]:
+    """One array for each stage these runs need; all of it or nothing. Returns the arrays' ids."""
+    heads: list[str] = []
+    records: list[dict[str, Any]] = [{} for _ in chunk]
+    try:
+        for stage, asked in shape(chunk[0]):
+            depends = f"{'aftercorr' if len(chunk) > 1 else 'afterok'}:{heads[-1]}" if heads else after and f"afterok:{after}"
+            tasks = [task(planned, stage, asked) for planned in chunk]
+            ids = send(tasks, asked, params, folder, code, f"{stage} {folder.name}", depends)
+            heads.append(ids[0].partition("_")[0])
+            for record, job in zip(records, ids, strict=True):
+                record[stage] = {"job": job, "resources": asked, "submitted": time.time()}
+    except Refused:
+        for head in heads:
+            slurm.ask("scancel", head)
+        raise
+    for planned, stages in zip(chunk, records, strict=True):
+        write_json(planned.run.submission_path, {"stages": stages, "code": str(code), "launch": str(folder)})
+    return heads
+
+
+def task(planned: Planned, stage: str, asked: Resources) -> StageTask:
+    gpus, nodes, count = asked.get("gpus_per_node", 0), asked.get("nodes", 1), planned.cfg["distributed"]["processes"]
+    return StageTask(str(planned.run.path), stage, gpus or max(1, count // nodes), planned.cfg["cluster"]["retries"])
+
+
+def submit_report(runs_dir: str, params: Mapping[str, Any], folder: Path, code: Path, done: Submitted) -> list[str]:
+    """The job after all others; none where the account may have no further one."""
+    depends = "afterany:" + ":".join(done.jobs)
+    try:
+        return send(
+            [ReportTask(str(Path(runs_dir).absolute()))], REPORT, params, folder, code, f"report {folder.name}", depends
+        )
+    except Refused as refusal:
+        done.why_left = done.why_left or f"{refusal} (the report job: `rlvr report` does its work)"
+        return []
+
+
+def send(
+    tasks: Sequence[Any], asked: Resources, params: Mapping[str, Any], folder: Path, code: Path, name: str, depends: str | None
+) -> list[str]:
+    """Submit tasks as one array, or as one job; returns their ids."""
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster="slurm")
+    wanted = {key: value for key, value in params.items() if key not in NOT_SBATCH and value is not None} | asked
+    more = dict(params.get("additional_parameters") or {})
+    if depends:
+        more |= {"dependency": depends, "kill-on-invalid-dep": "yes"}
+    setup = [*(params.get("setup") or []), f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    srun = ["--kill-on-bad-exit=1"]
+    if wanted.get("cpus_per_task"):
+        srun.append(f"--cpus-per-task={wanted['cpus_per_task']}")  # srun of Slurm 22.05 and later does not take it from sbatch
+    if not wanted.get("gpus_per_node"):
+        wanted.pop("gpus_per_node", None)
+    executor.update_parameters(
+        name=name, tasks_per_node=1, stderr_to_stdout=True, slurm_array_parallelism=params.get("array_parallelism", 256),
+        slurm_signal_delay_s=params.get("signal_delay_s", 120), slurm_additional_parameters=more, slurm_setup=setup,
+        slurm_srun_args=srun, **{key if key in OURS else f"slurm_{key}": value for key, value in wanted.items()},
+    )  # fmt: skip
+    try:
+        with slurm.outside_of_jobs():
+            jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
+    except submitit.core.utils.FailedJobError as error:
+        raise Refused(f"sbatch: {str(error).strip().splitlines()[-1]}") from None
+    except FileNotFoundError as error:
+        raise Refused(f"sbatch could not be started ({error}). Launch on a login node of the cluster.") from None
+    return [job.job_id for job in jobs]
