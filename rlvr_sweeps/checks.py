@@ -56,6 +56,7 @@ def refuse(cfg: Resolved) -> None:
         raise Refused(f"evaluation.engine={cfg['evaluation']['engine']} is not possible. Allowed: {', '.join(ENGINES)}.")
     if cfg["grading"] not in POLICIES:
         raise Refused(f"grading={cfg['grading']} is not possible. Allowed: {', '.join(POLICIES)}.")
+    refuse_uneven_resources(cfg)
     if not is_trained(cfg):
         return
     if cfg["algo"]["name"] == "none":
@@ -76,6 +77,19 @@ def refuse(cfg: Resolved) -> None:
     if cfg["peft"]["trains"] == "adapter":
         refuse_unfit_adapter(cfg)
         refuse_wrong_reference(cfg)
+
+
+def refuse_uneven_resources(cfg: Resolved) -> None:
+    """Raise Refused where a Slurm job's nodes and GPUs are not those of the run's processes."""
+    train, evaluate = cfg["cluster"]["train"], cfg["cluster"]["evaluate"]
+    processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], train["gpus_per_node"]
+    if nodes < 1 or processes % nodes or gpus not in (0, processes // nodes):
+        raise Refused(
+            f"distributed.processes={processes} do not fit cluster.train.nodes={nodes} with {gpus} GPUs each: one process has "
+            "one GPU. Choose processes = nodes × cluster.train.gpus_per_node, or gpus_per_node=0 for processes on CPUs."
+        )
+    if evaluate["nodes"] != 1:
+        raise Refused(f"cluster.evaluate.nodes={evaluate['nodes']}: an evaluation's shards share one node. Give it more GPUs.")
 
 
 def refuse_unfit_adapter(cfg: Resolved) -> None:

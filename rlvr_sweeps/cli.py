@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
     moved.add_argument("folder", type=Path)
     moved.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all of the model's by default")
     moved.add_argument("--model", default="r1_qwen_1_5b", help="whose benchmarks and training data; r1_qwen_1_5b")
+    doctor = commands.add_parser("doctor", help="what of this site would stop a sweep")
+    doctor.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
+    doctor.add_argument("--job", action="store_true", help="start a job of a minute, and look from its node too")
+    doctor.add_argument("--json", action="store_true", help="machine-readable")
     return whole
 
 
@@ -148,6 +152,18 @@ def retry_runs(asked: argparse.Namespace, console: Console) -> None:
     print(json.dumps(jobs)) if asked.json else console.print(f"submitted as jobs {', '.join(jobs)}", highlight=False)
 
 
+def examine(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import doctor
+
+    findings = list(doctor.examine(asked.runs_dir.absolute(), asked.job))
+    if asked.json:
+        print(json.dumps(doctor.as_rows(findings), indent=1))
+    else:
+        doctor.show(findings, console)
+    if any(finding.verdict == "bad" for finding in findings):
+        sys.exit(1)
+
+
 def move_data(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import transfer
 
@@ -163,7 +179,7 @@ def existing(folder: Path, command: str) -> Path:
 ANSWER: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
-    "cancel": cancel_runs, "retry": retry_runs,
+    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A launch on Slurm: plan, submit what is missing, say what to type next; with wait=true, watch until all has ended."""
 
+import copy
 import fcntl
 import sys
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from rlvr_sweeps import assets, slurm
@@ -16,12 +18,26 @@ from rlvr_sweeps.control import remember
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, try_lock
 from rlvr_sweeps.identity import Resolved, is_trained
-from rlvr_sweeps.local import refuse_unwritable
+from rlvr_sweeps.launches import record
+from rlvr_sweeps.local import point_of, refuse_unwritable
 from rlvr_sweeps.plan import Planned, make_plan, show
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.submit import Submitted, resources, submit
 
 SUBMITTING_S = 600.0  # how long another launch may hold the folder while it submits
+
+
+def launch(cfg: DictConfig) -> None:
+    """One run, as the task of launch.py without -m."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    params = OmegaConf.to_container(hydra.launcher, resolve=True)
+    assert isinstance(params, dict)
+    point = point_of(cfg)
+    folder = Path(str(hydra.sweep.dir)).absolute()
+    with record(folder, [point]):
+        execute([point], {str(key): value for key, value in params.items() if key != "_target_"}, folder)
 
 
 def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, console: Console | None = None) -> list[Planned]:
@@ -48,13 +64,31 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
             for planned in todo:
                 planned.run.prepare(planned.cfg)
             remember(folder, params)
-            done = submit(todo, params, folder)
-            say(done, console)
+            after = release_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
+            say(submit(todo, params, folder, after), console)
     console.print(f"\nwhere they stand:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
     console.print(f"what a run says:   rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
     if any(point.cfg["wait"] for point in points):
         wait(plan, float(params.get("poll_s") or 5.0), console)
     return plan
+
+
+def release_canary(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, console: Console) -> str | None:
+    """Submit two steps and one benchmark of the plan's first run; returns the job on whose success the others wait.
+
+    It is a run of its own, in runs_dir/.canary; one that has sung before is not asked again.
+    """
+    cfg = copy.deepcopy(todo[0].cfg)
+    cfg |= {"steps": min(2, cfg["steps"]), "runs_dir": str(Path(cfg["runs_dir"]) / ".canary")}
+    cfg["benchmark"] = {name: source | {"k": 1} for name, source in list(cfg["benchmark"].items())[:1]}
+    run = Run.of(cfg)
+    if run.state(cfg) == "done":
+        console.print(f"the canary {run.name} has finished before", highlight=False)
+        return None
+    run.prepare(cfg)
+    (*_, last) = submit([Planned(run, cfg, "new", True, 1)], params, folder, report=False).jobs
+    console.print(f"canary: job {last}, {cfg['steps']} steps of {todo[0].run.name}; the others wait for it", highlight=False)
+    return last
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Runs on this machine: several at a time, watched, until all that was planned is done."""
 
+import copy
 import json
 import os
 import select
@@ -26,12 +27,16 @@ from rlvr_sweeps.watch import Watch
 
 def launch(cfgs: Sequence[DictConfig], workers: int | None = None) -> None:
     """Run composed configurations here, as the task of launch.py without -m."""
-    points = []
-    for cfg in cfgs:
-        task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        OmegaConf.set_struct(task, True)
-        points.append(resolve(task, overrides_of_this_job()))
-    execute(points, workers=workers)
+    execute([point_of(cfg) for cfg in cfgs], workers=workers)
+
+
+def point_of(cfg: DictConfig) -> Point:
+    """The point of a configuration that Hydra composed: the same, with the same id, as `compose.Composer` makes it."""
+    task = copy.deepcopy(cfg)  # a masked copy would lose the types, and with them α = 16.0
+    OmegaConf.set_struct(task, False)
+    task.pop("hydra", None)
+    OmegaConf.set_struct(task, True)
+    return resolve(task, overrides_of_this_job())
 
 
 def overrides_of_this_job() -> list[str]:

@@ -36,8 +36,10 @@ class Submitted:
     why_left: str = ""
 
 
-def submit(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, after: str | None = None) -> Submitted:
-    """Freeze and submit the runs of a plan; `after`: a job that must have succeeded before. Refused with Slurm's words."""
+def submit(
+    todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, after: str | None = None, report: bool = True
+) -> Submitted:
+    """Submit the runs of a plan; `after`: a job that must have succeeded before. Refused with Slurm's words."""
     code = snapshot.take(Path(todo[0].cfg["runs_dir"]).absolute() / ".code")
     size = params.get("max_array_size") or slurm.limit("MaxArraySize", 1001)
     done = Submitted()
@@ -62,7 +64,7 @@ def submit(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, aft
             done.runs += len(chunk)
             waiting = waiting[len(chunk) :]
         done.left += [planned.run for planned in waiting]
-    if done.jobs:
+    if done.jobs and report:
         done.jobs += submit_report(todo[0].cfg["runs_dir"], params, folder, code, done)
     return done
 

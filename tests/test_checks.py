@@ -70,3 +70,22 @@ def test_a_local_path_that_is_not_there(composer):
     with pytest.raises(Refused, match="does not exist"):
         refuse_missing([composer.point(["model.path=/no/such/model"]).cfg])
     refuse_missing([composer.point([]).cfg])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["distributed=ddp", "distributed.processes=4", "cluster.train.nodes=3"], "4 do not fit cluster.train.nodes=3"),
+        (["cluster.train.gpus_per_node=2"], "with 2 GPUs each"),
+        (["cluster.evaluate.nodes=2"], "share one node"),
+    ],
+)
+def test_resources_that_are_not_the_processes(composer, overrides, said):
+    with pytest.raises(Refused, match=said):
+        composer.point(["cluster=slurm", "training.per_device_batch_size=8", *overrides])
+
+
+def test_two_nodes_of_two_gpus(composer):
+    four = ["distributed=ddp", "distributed.processes=4", "training.per_device_batch_size=8"]
+    cluster = composer.point(["cluster=slurm", "cluster.train.nodes=2", *four]).cfg["cluster"]
+    assert (cluster["train"]["gpus_per_node"], cluster["evaluate"]["gpus_per_node"]) == (2, 4)

@@ -11,6 +11,7 @@ import pytest
 
 from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.identity import run_name
 from rlvr_sweeps.run import Run, all_runs
 
 pytestmark = pytest.mark.slow
@@ -163,3 +164,10 @@ def wait_for(condition, timeout_s=300):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("overrides", [(), ("peft=pissa", "rank=4"), ("peft=none",), ("peft=vera", "algo=grpo")])
+def test_with_and_without_m_it_is_the_same_run(launch, composer, overrides):
+    name = run_name(composer.point(list(overrides)).cfg)
+    for mode in ((), ("-m",)):
+        assert name in launch(*mode, *overrides, "plan=true").stdout, mode

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# with.sh COMMAND...: run a command with a real Slurm of two virtual nodes up, and take it down again, whatever happens.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+export SLURM_TEST_ROOT=${SLURM_TEST_ROOT:-$(mktemp -d /tmp/rlvr-slurm.XXXXXX)}
+export SLURM_DBD=${SLURM_DBD:-0}
+trap '"$here/down.sh" --wipe' EXIT
+"$here/up.sh"
+. "$SLURM_TEST_ROOT/env.sh"
+"$@"
