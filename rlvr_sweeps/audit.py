@@ -12,10 +12,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.judging import opinions
+from rlvr_sweeps.regrade import printable
 from rlvr_sweeps.run import Run
 
 Row = dict[str, Any]
@@ -68,7 +70,7 @@ def show(rows: Sequence[Row], total: int, console: Console) -> None:
         table.add_column(column, overflow="fold")
     for row in apart:
         cells = [str(row[key]) for key in ("run", "benchmark", "problem", "sample", "gold", "answer", "reason", "opinion")]
-        table.add_row(*cells)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
 
 

@@ -14,13 +14,15 @@ from rlvr_sweeps.collect import named_run
 from rlvr_sweeps.differences import Array, Difference, difference, holm
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
+from rlvr_sweeps.identity import science
 from rlvr_sweeps.run import Run
 
 MUST_BE_EQUAL = (
-    ("benchmarks, k or decoding", "Evaluate them alike"),
+    ("benchmarks, k, decoding or grading", "Evaluate them alike"),
     ("versions of the grader", "Bring both to one version: rlvr regrade"),
-    ("problems", "Use the same data on both machines"),
+    ("problems or answers", "Use the same data on both machines"),
 )
+SEEDS = ("seed", "random_seed")
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,46 @@ class Side:
 def read_sides(arguments: Sequence[str], runs_dir: Path) -> list[Side]:
     """Each argument names a run, or several seeds of it with commas between; Refused where two were evaluated differently."""
     groups = [[named_run(name, runs_dir) for name in argument.split(",")] for argument in arguments]
+    for runs in groups:
+        refuse_no_seeds(runs)
     refuse_unlike([run for runs in groups for run in runs])
     return [
         Side(runs[0].name + (f" (+{len(runs) - 1} seeds)" if len(runs) > 1 else ""), runs, read_scores(runs)) for runs in groups
     ]
 
 
+def refuse_no_seeds(runs: Sequence[Run]) -> None:
+    """Raise Refused where runs named as one arm are one run twice, or differ in more than their seed."""
+    if len({run.path for run in runs}) < len(runs):
+        raise Refused(f"{runs[0].name} is named twice in one arm: the same run is not two seeds.")
+    arms = [{key: value for key, value in science(run.config()).items() if key.rpartition(".")[2] not in SEEDS} for run in runs]
+    for run, arm in zip(runs[1:], arms[1:], strict=True):
+        if apart := sorted(key for key in arms[0].keys() | arm.keys() if arms[0].get(key) != arm.get(key)):
+            raise Refused(f"{runs[0].name} and {run.name} are no seeds of one row: they differ in {', '.join(apart[:4])}.")
+
+
 def read_scores(runs: Sequence[Run]) -> dict[str, Array]:
-    counts, benchmarks = [right_of(run) for run in runs], runs[0].config()["benchmark"]
+    counts = [right_of(run) for run in runs]
     return {
-        name: np.array([list(count[name].values()) for count in counts]) / source["k"] for name, source in benchmarks.items()
+        name: np.array([list(count[name]["right"].values()) for count in counts]) / entry["k"]
+        for name, entry in counts[0].items()
     }
 
 
-def right_of(run: Run) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] | None = read_json(run.right_path)
+def right_of(run: Run) -> dict[str, dict[str, Any]]:
+    """By benchmark: k, a hash of the golds, and how many samples of each problem are right."""
+    counts: dict[str, dict[str, Any]] | None = read_json(run.right_path)
     if counts is None:
         raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. Make it: rlvr regrade {run.name}.")
     return counts
 
 
 def request_of(run: Run) -> tuple[Any, ...]:
-    """What must be equal for two runs to compare: the request, the grader, and the problems themselves."""
+    """What must be equal for two runs to compare: the request, the grader, and the problems with their golds."""
     summary = read_json(run.summary_path)
     if summary is None:
         raise Refused(f"{run.name} is not evaluated yet.")
-    problems = {name: list(counts) for name, counts in right_of(run).items()}
+    problems = {name: (entry["golds"], list(entry["right"])) for name, entry in right_of(run).items()}
     return summary["evaluation"], summary.get("grader"), problems
 
 

@@ -24,7 +24,7 @@ END_OF_THINKING = "</think>"
 LONGEST_ANSWER = 1000  # characters; longer ones are unparsable, integers excepted
 KEPT = 100_000  # verdicts in the cache
 IN_DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-BRACES = re.compile(r"\\boxed\{|[{}]")
+BRACES = re.compile(r"\\boxed\s*\{|[{}]")
 TAIL = 2000  # characters at the end of a completion in which `any` looks for an answer without a box
 LAST_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
@@ -96,7 +96,7 @@ def compare_all(pairs: Sequence[tuple[str, str]] | dict[tuple[str, str], None]) 
     hard = [pair for pair, reason in reasons.items() if reason is None]
     reasons.update(zip(hard, verdicts(hard), strict=True))
     known = {pair: reason for pair, reason in reasons.items() if reason is not None}
-    _known.update(known)
+    _known.update({pair: reason for pair, reason in known.items() if reason != "timeout"})  # another time it may end
     while len(_known) > KEPT:
         _known.popitem(last=False)
     return known

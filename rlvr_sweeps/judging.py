@@ -26,7 +26,7 @@ from rlvr_sweeps.second import opinion
 if TYPE_CHECKING:
     from pebble import ProcessFuture
 
-CPU_S = 0.5  # of one comparison; warm, the slowest honest row of tests/answers.jsonl takes a third of it
+CPU_S = 1.0  # of one comparison; warm, the slowest honest row of tests/answers.jsonl takes a tenth of it
 WALL_S = 20.0  # for a comparison that waits instead of computing
 MEMORY = 1 << 30  # bytes of address space that a worker may add
 WORKERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
@@ -50,8 +50,11 @@ def _ask(whom: str, pairs: Sequence[Pair]) -> list[str | None]:
         for _ in range(2):  # a judge that somebody ended is replaced once
             try:
                 return _exchange(whom, pairs)
-            except (BrokenPipeError, json.JSONDecodeError):
+            except (BrokenPipeError, json.JSONDecodeError):  # what a judge that was ended leaves
                 close()
+            except BaseException:  # interrupted between question and answer: the next answer would be to another question
+                close()
+                raise
         raise RuntimeError("the process that compares answers ended twice; try `python -m rlvr_sweeps.judging` by hand")
 
 
@@ -89,6 +92,9 @@ def _exchange(whom: str, pairs: Sequence[Pair]) -> list[str | None]:
         )  # fmt: skip
     assert _judge.stdin and _judge.stdout
     _judge.stdin.write(json.dumps([whom, list(pairs)]) + "\n")
+    patience = 60 + WALL_S * len(pairs)
+    if not select.select([_judge.stdout], [], [], patience)[0]:
+        raise BrokenPipeError
     answer: list[str | None] = json.loads(_judge.stdout.readline())
     return answer
 
@@ -105,11 +111,21 @@ def serve(caller: int) -> None:
     logging.disable(logging.CRITICAL)
     CONSTS.sleep_unit = 0.005  # how soon pebble sees that a worker is gone
     warm_up()
-    pool = ProcessPool(WORKERS, initializer=confine, context=multiprocessing.get_context("fork"))
+
+    def new_pool() -> ProcessPool:
+        return ProcessPool(WORKERS, initializer=confine, context=multiprocessing.get_context("fork"))
+
+    pool = new_pool()
     while line := next_line(caller):
         whom, pairs = json.loads(line)
-        waiting = [pool.schedule(bounded, args=(whom, *pair), timeout=WALL_S) for pair in pairs]
-        sys.stdout.write(json.dumps([outcome(future) for future in waiting]) + "\n")
+        try:
+            waiting = [pool.schedule(bounded, args=(whom, *pair), timeout=WALL_S) for pair in pairs]
+            answers = [outcome(future) for future in waiting]
+        except RuntimeError:  # the pool is broken: a worker was killed before it said what it had taken
+            pool = new_pool()
+            waiting = [pool.schedule(bounded, args=(whom, *pair), timeout=WALL_S) for pair in pairs]
+            answers = [outcome(future) for future in waiting]
+        sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()
@@ -151,8 +167,13 @@ def forbid(event: str, arguments: tuple[object, ...]) -> None:
         raise PermissionError(event)
     if event == "open" and (arguments[1] not in (None, "r", "rb") or int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)):  # type: ignore[call-overload]
         raise PermissionError(event)
-    if event == "compile" and not str(arguments[1]).endswith(".py"):  # eval and exec of text; a module's source may load late
+    if event == "compile" and not of_a_library(arguments):  # eval and exec of text
         raise PermissionError(event)
+
+
+def of_a_library(arguments: tuple[object, ...]) -> bool:
+    """Whether what is compiled is a module that loads late, or sympy's own code for monomials, made from their number alone."""
+    return str(arguments[1]).endswith(".py") or str(arguments[0]).startswith(("b'def monomial_", "def monomial_"))
 
 
 def read_number(_converter: object, text: str) -> object:
@@ -177,7 +198,8 @@ def warm_up() -> None:
     ]  # fmt: skip
     for pair in shapes:
         judge(*pair)
-    opinion(r"\frac{x}{2}+\sqrt{3}", "x^2")
+    for pair in ((r"\frac{x}{2}+\sqrt{3}", "x^2"), (r"2\pi", r"\pi"), ("(x+1)^2", "x^2+2x+1"), (r"\sin 2x", r"2\log x")):
+        opinion(*pair)
 
 
 def next_line(caller: int) -> str:

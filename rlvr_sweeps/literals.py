@@ -5,50 +5,12 @@ degrees, currency and percents. An expression that still has to be worked out (1
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ",
-     "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "±": r"\pm ", "°": r"^\circ ", "∈": r"\in "}
-)  # fmt: skip
-SPACES = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\s+")
-SAME_AS = (
-    (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![A-Za-z])"), ""),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\(?:mathrm|textrm|textup|textit|mbox|operatorname|mathit)(?![A-Za-z])"), r"\\text"),
-    (re.compile(r"\\(?:textbf|mathbf|boldsymbol|bold|bm)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,]*)\s*\}"), r"\1"),
-    (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le"),
-    (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])"), r"\\ge"),
-    (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])"), r"\\degree "),
-    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\frac\s*\{([^{}]*)\}\s*(\d)"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
-)
-UNIT = re.compile(
-    r"(?:\\degree|\\text\s*\{[^{}\d]*\}(?:\s*\^\s*(?:\{[23]\}|[23]))?|(?<=[\d}])\s+[A-Za-z]{2,}(?:\^[23])?"
-    r"|(?<=\d) (?:cm|mm|km|m|kg|g|s|h|K|C|V|W|J|N)(?:\^[23])?)\s*$"
-)
-NOT_UNITS = {
-    "or",
-    "and",
-    "pi",
-    "sqrt",
-    "sin",
-    "cos",
-    "tan",
-    "log",
-    "ln",
-    "exp",
-    "mod",
-    "choose",
-    "times",
-    "to",
-    "over",
-    "infty",
-}
+from rlvr_sweeps.spelling import LONGEST, closes_at
+from rlvr_sweeps.units import without_unit
+
 PERCENT = re.compile(r"\\?%\s*$|\\text\s*\{\s*(?:percent|%|\\%)\s*\}\s*$")
 INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
 DIGITS = r"\d{1,3}(?:(?:,|\{,\}| )\d{3})+|\d+"
@@ -64,7 +26,6 @@ SCIENTIFIC = re.compile(
 )
 REPEATING = re.compile(rf"{SIGN}(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{{(?P<cycle>\d+)\}}\Z", re.ASCII)
 PLAIN = re.compile(rf"{SIGN}(?P<decimal>{DECIMAL})\Z", re.ASCII)
-LONGEST = 1000  # digits of anything longer are compared as text, never as a number
 ENOUGH_DIGITS = 6  # significant digits from which a rounded decimal stands for the exact number, as in math-verify
 
 
@@ -89,51 +50,25 @@ class Number:
         return apart == 0 or any(apart <= Fraction(1, 2 * 10**decimals) for decimals in known)
 
 
-def tidy(text: str) -> str:
-    """The same LaTeX in one spelling: spaces, sizes, fonts, dollar signs, a final full stop and outer braces."""
-    text = unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)
-    text = SPACES.sub(" ", text.replace(r"\$", "").replace("$", "").replace(r"\(", "").replace(r"\)", ""))
-    for pattern, replacement in SAME_AS:
-        text = pattern.sub(replacement, text)
-    text = text.strip().removesuffix(".").strip()
-    while text.startswith("{") and closes_at(text, 0) == len(text) - 1:
-        text = text[1:-1].strip()
-    return text
-
-
-def closes_at(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes, whatever its kind closes with; -1 if nowhere."""
-    depth = 0
-    for position in range(start, len(text)):
-        depth += (text[position] in "([{") - (text[position] in ")]}")
-        if depth == 0:
-            return position
-    return -1
-
-
 def number(tidied: str) -> Number | None:
     """The number that a tidied text is, units dropped; None where it is not one literal number."""
     if len(tidied) > LONGEST:
         return None
-    text = tidied.removeprefix(r"\approx").strip()
+    text, factor = tidied.removeprefix(r"\approx").strip(), Fraction(1)
     percent = bool(PERCENT.search(text))
-    text = PERCENT.sub("", text).strip() if percent else without_unit(text)
-    while text.startswith("(") and closes_at(text, 0) == len(text) - 1:
+    if percent:
+        text = PERCENT.sub("", text).strip()
+    else:
+        text, factor = without_unit(text)
+    if text.startswith("-") and text[1:].lstrip().startswith("("):
+        text, factor = text[1:].lstrip(), -factor
+    while text.startswith("(") and closes_at(text, 0) == len(text) - 1 and "," not in text:
         text = text[1:-1].strip()
     read = fraction(text) or scientific(text) or repeating(text) or decimal(text)
     if read is None:
         return None
-    value, decimals = read
+    value, decimals = read[0] * factor, read[1] if factor in (1, -1) else None
     return Number(value / 100, True, None if decimals is None else decimals + 2) if percent else Number(value, False, decimals)
-
-
-def without_unit(text: str) -> str:
-    """`text` without the units at its end; words that are mathematics (or, pi, mod) are no units."""
-    while found := UNIT.search(text):
-        if found.group().strip() in NOT_UNITS or found.start() == 0:
-            break
-        text = text[: found.start()].strip()
-    return text
 
 
 Read = tuple[Fraction, int | None] | None

@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading import VERSION, grade_all
-from rlvr_sweeps.identity import Resolved, grading_of
+from rlvr_sweeps.identity import Resolved, evaluation_spec, grading_of
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.samples import summarise
 
@@ -65,6 +66,8 @@ def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
     cfg, before = run.config(), read_json(run.summary_path)
     if before is None:
         raise Refused(f"{run.name} is not evaluated yet.")
+    if before["evaluation"] != evaluation_spec(cfg):
+        raise Refused(f"{run.name} was asked for another evaluation since. Let it be evaluated first: the command that asked.")
     with run.claim() as mine:
         if not mine:
             raise Refused(f"{run.name} is running. Regrade it when it is done.")
@@ -77,8 +80,8 @@ def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
         ]
         if dry_run or not (changes or before.get("grader") != VERSION or not run.right_path.exists()):
             return changes, before, before
-        run.set_aside([*(run.samples_path(name) for name in found), run.right_path, run.summary_path], "regraded")
-        for name, (_, rows) in found.items():
+        run.keep_copies([*(run.samples_path(name) for name in found), run.summary_path], "regraded")
+        for name, (_, rows) in found.items():  # each replaced at once: killed in between, the same command goes on
             write_samples(run, name, rows)
         after = summarise(run, cfg) | {key: before[key] for key in KEPT if key in before}
         write_json(run.summary_path, after)
@@ -98,7 +101,12 @@ def show(run: Run, changes: Sequence[Change], before: Row, after: Row, dry_run: 
         for change in sorted(changes, key=lambda change: change.before["correct"] == change.after["correct"])[:20]:
             row = change.after
             cells = (change.benchmark, row["problem"], str(row["sample"]), row["gold"], row["answer"] or "-")
-            table.add_row(*cells, change.before["reason"], row["reason"])
+            table.add_row(*(Text(printable(cell)) for cell in (*cells, change.before["reason"], row["reason"])))
         console.print(table)
         if len(changes) > 20:
             console.print(f"  and {len(changes) - 20} more", highlight=False)
+
+
+def printable(text: str) -> str:
+    """An answer as a terminal can show it: lone surrogates, which no encoding has, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

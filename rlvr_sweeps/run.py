@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,13 +203,20 @@ class Run:
 
     def set_aside(self, paths: list[Path], why: str) -> None:
         """Move results that are about to be made again into old/<time>/, so that nothing computed is lost."""
+        self._keep(paths, why, shutil.move)
+
+    def keep_copies(self, paths: list[Path], why: str) -> None:
+        """Keep files that are about to be replaced in old/<time>/; they stay where they are until they are."""
+        self._keep(paths, why, os.link)
+
+    def _keep(self, paths: list[Path], why: str, how: Callable[[Path, Path], object]) -> None:
         present = [path for path in paths if path.exists()]
         if not present:
             return
         attic = self.path / "old" / f"{time.time():.3f}"
         attic.mkdir(parents=True)
         for path in present:
-            shutil.move(path, attic / path.name)
+            how(path, attic / path.name)
         self.log_event("set_aside", why=why, files=[path.name for path in present], to=str(attic.relative_to(self.path)))
 
 

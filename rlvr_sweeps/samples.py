@@ -9,7 +9,7 @@ from typing import Any
 from rlvr_sweeps.answers import canonical_form
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading import VERSION
-from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained
+from rlvr_sweeps.identity import Resolved, digest, evaluation_spec, is_trained
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.scores import (
     avg_at_k,
@@ -111,7 +111,8 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         if source["problems"] is not None and scored[name]["n"] != source["problems"]:
             raise RuntimeError(f"{run.samples_path(name)} has {scored[name]['n']} problems; there are {source['problems']}")
         samples += len(rows)
-        right[name] = right_by_problem(rows)
+        golds = digest({row["problem"]: row["gold"] for row in rows})
+        right[name] = {"k": source["k"], "golds": golds, "right": right_by_problem(rows)}
         row |= {f"{name}/{column}": value for column, value in scored[name].items()}
     write_json(run.right_path, right)
     if scored:

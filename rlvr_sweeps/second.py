@@ -1,8 +1,10 @@
 """The second reader of `rlvr audit`: sympy's lark grammar and values at random points; it knows no policy."""
 
+import re
 from typing import Any
 
 POINTS = ("0.7391", "-1.6183", "2.2360", "0.5772", "-0.9159", "1.2020")
+E_NOTATION = re.compile(r"(\d)[eE]([+-]?\d+)")
 CONSTANTS = {
     r"\pi": "(3.14159265358979323846)",
     r"\dfrac": r"\frac",
@@ -26,6 +28,7 @@ def reading(text: str) -> Any:
     from sympy import Expr
     from sympy.parsing.latex import parse_latex
 
+    text = E_NOTATION.sub(r"\1 \\cdot 10^{\2}", text)
     for command, plain in CONSTANTS.items():
         text = text.replace(command, plain)
     try:
@@ -36,9 +39,11 @@ def reading(text: str) -> Any:
 
 
 def value_equal(one: Any, other: Any) -> bool:
+    from sympy import Float
+
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     for points in (POINTS, POINTS[1:] + POINTS[:1]):
-        values = dict(zip(symbols, points, strict=False))
+        values = {symbol: Float(point) for symbol, point in zip(symbols, points, strict=False)}
         difference, size = (one - other).evalf(20, subs=values), abs(other.evalf(20, subs=values))
         if not (difference.is_number and abs(difference) <= 1e-9 * max(size, 1e-9)):
             return False

@@ -2,15 +2,22 @@
 
 import re
 
-from rlvr_sweeps.literals import closes_at, number
+from rlvr_sweeps.literals import number
+from rlvr_sweeps.spelling import closes_at
 
 RELATION = re.compile(
     r"(?<!\\)[=<>]|\\(?:le|ge|lt|gt|ne|neq|in|subset|subseteq|equiv|approx|sim|iff|implies|to|mid)(?![A-Za-z])"
 )
-NAME = re.compile(  # what may stand before "=": x, x_1, f(x), \angle ABC, |AB|, but nothing that is calculated
-    r"\s*(?:\\(?:angle|triangle|text\s*\{[^{}]*\}|[A-Za-z]+)\s*|[A-Za-z])[A-Za-z_|'\\ ]*(?:_\s*(?:\w|\{[^{}]*\}))?"
-    r"(?:\([^()=]*\))?\s*(?P<sign>=|\\approx|\\in(?![A-Za-z]))(?P<rest>.+)\Z"
+GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|psi|omega|Delta|Omega|Phi|ell"
+SUBSCRIPT = r"(?:_(?:\w|\{[^{}=<>]*(?:\{[^{}]*\})?\}))?'*"
+ATOM = rf"(?:\\(?:{GREEK})(?![A-Za-z])|[A-Za-z]){SUBSCRIPT}"
+CALLED = (  # what may stand before "=": something that has a name, nothing that is calculated
+    rf"(?:{ATOM}(?:\s*[+-]?\s*{ATOM})*(?:\((?:[^()]|\([^()]*\))*\))?"  # x, AB, m+n, f(3), P(X=1)
+    rf"|\\(?:angle|triangle|measuredangle)\s*[A-Z]{{1,3}}|m\\angle\s*[A-Z]{{1,3}}|\\overline\s*\{{[A-Z]{{1,2}}\}}"
+    rf"|\|\s*{ATOM}+\s*\||\[[A-Z]{{3,6}}\]|\(\s*{ATOM}(?:\s*,\s*{ATOM})+\s*\)"  # |z|, [ABC], (x, y)
+    r"|\\text\s*\{\s*(?!(?:[^{}]*\b(?:or|and|not)\b))[A-Za-z][A-Za-z ]*\})"
 )
+NAME = re.compile(rf"\s*{CALLED}\s*(?P<sign>=|\\approx|\\in(?![A-Za-z]))(?P<rest>.+)\Z")
 BETWEEN = re.compile(
     r"(?P<low>[^<>=]+?)(?P<left><|\\le(?![A-Za-z]))\s*[A-Za-z]\s*(?P<right><|\\le(?![A-Za-z]))(?P<high>[^<>=]+)\Z"
 )
@@ -48,7 +55,9 @@ def as_word(text: str) -> str | None:
 
 
 def as_interval(text: str) -> str:
-    """`-2 \\le x < 7` as [-2,7) and `x > 3` as (3,\\infty)."""
+    """`-2 \\le x < 7` as [-2,7), `x > 3` as (3,\\infty), all reals as (-\\infty,\\infty)."""
+    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?|\\R", text):
+        return r"(-\infty,\infty)"
     if found := BETWEEN.match(text):
         ends = "[" if "le" in found["left"] else "(", "]" if "le" in found["right"] else ")"
         return f"{ends[0]}{found['low'].strip()},{found['high'].strip()}{ends[1]}"
@@ -60,17 +69,20 @@ def as_interval(text: str) -> str:
     return text
 
 
-def elements(text: str) -> tuple[str, list[str]]:
-    """(kind, elements): kind is the pair of brackets of a tuple, interval or set, or "" for a bare list or one expression."""
+def elements(text: str, a_list: bool = False) -> tuple[str, list[str]]:
+    """(kind, elements): kind is the pair of brackets of a tuple, interval or set, or "" for a bare list or one expression.
+
+    A bare 10,100 is one number, unless it answers a list (`a_list`); within brackets a comma always separates.
+    """
     kind, inner = "", AND.sub(",", text)
     if inner.startswith(r"\{") and inner.endswith(r"\}") and closes_at(inner, 1) == len(inner) - 1:
         kind, inner = "{}", inner[2:-2]
-    elif inner[:1] in "([" and closes_at(inner, 0) == len(inner) - 1 and len(commas(inner[1:-1])) > 1:
+    elif inner[:1] in ("(", "[") and closes_at(inner, 0) == len(inner) - 1 and len(commas(inner[1:-1])) > 1:
         kind, inner = inner[0] + inner[-1], inner[1:-1]
-    parts = [part.strip() for part in commas(inner)]
+    parts = [inner] if not kind and not a_list and number(inner) is not None else commas(inner)
     if kind in ("", "{}"):
         parts = [element for part in parts for element in both_signs(part)]
-    return kind, parts
+    return kind, [part.strip() for part in parts]
 
 
 def depth(text: str) -> int:
@@ -83,10 +95,8 @@ def depth(text: str) -> int:
 
 
 def commas(text: str) -> list[str]:
-    """Split at commas outside of brackets; a thousands separator is no comma."""
+    """Split at commas outside of brackets; {,} is a thousands separator."""
     parts, level, start = [], 0, 0
-    if number(text) is not None:
-        return [text]
     for position, character in enumerate(text):
         level += (character in "([{") - (character in ")]}")
         if character == "," and level == 0:

@@ -60,7 +60,7 @@ def import_sets(folder: Path, known: Mapping[str, Source]) -> dict[str, Any]:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise Refused(f"{path} is not what was exported: its hash differs. Copy it again.")
-        rows = [json.loads(line) for line in content.decode().splitlines()]
+        rows = [json.loads(line) for line in content.decode().split("\n") if line]
         source = known.get(name)
         if source is None or {key: source[key] for key in PLACE} != entry["source"]:
             raise Refused(f"{name} was exported from {entry['source']}, which no configuration here asks for. Use one version.")

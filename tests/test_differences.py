@@ -21,7 +21,12 @@ def experiment(rng, sizes, k, seeds, seed_sd):
 
 @pytest.mark.parametrize(
     ("sizes", "k", "seeds", "seed_sd", "slack"),
-    [((30,), 32, 1, 0.0, 0.015), ((30, 40), 8, 1, 0.0, 0.015), ((60,), 4, 1, 0.0, 0.015), ((30, 40), 8, 4, 0.015, 0.025)],
+    [
+        ((30,), 32, 1, 0.0, 0.015),
+        ((30, 40), 8, 1, 0.0, 0.015),
+        ((30, 30, 30), 8, 1, 0.0, 0.015),
+        ((30, 40), 8, 4, 0.015, 0.025),
+    ],
 )
 def test_intervals_cover_and_p_values_are_uniform_enough(sizes, k, seeds, seed_sd, slack):
     """Of 2,000 experiments without a difference, 95 ± 1.5 % of the intervals hold 0 (four seeds have three degrees of
@@ -52,6 +57,16 @@ def test_seeds_widen_the_interval_by_their_spread():
     arm = lambda shifts: [np.clip(level + np.array(shifts)[:, None] + rng.normal(0, 0.02, (3, 300)), 0, 1)]  # noqa: E731
     close, far = difference(arm([0, 0, 0]), arm([0, 0, 0])), difference(arm([-0.05, 0, 0.05]), arm([-0.05, 0, 0.05]))
     assert far.high - far.low > 5 * (close.high - close.low)
+
+
+def test_benchmarks_of_one_size_are_resampled_apart():
+    """Opposite differences on two benchmarks: their mean is 0, but it is not known to be."""
+    gap = np.random.default_rng(4).normal(0, 0.1, 30)
+    flat = np.full((1, 30), 0.5)
+    one = difference([flat + gap], [flat])
+    both, mixed = difference([flat + gap, flat + gap], [flat, flat]), difference([flat + gap, flat - gap], [flat, flat])
+    for two in (both, mixed):
+        assert (two.high - two.low) / (one.high - one.low) == pytest.approx(0.5**0.5, rel=0.06)
 
 
 def test_equal_arms_differ_by_nothing():

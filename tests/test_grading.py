@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr_sweeps.grading import POLICIES, compare_all, easy, extract, grade, grade_all, last_box
-from rlvr_sweeps.literals import number, tidy
+from rlvr_sweeps.literals import number
+from rlvr_sweeps.spelling import tidy
 from tests.conftest import ROOT
 
 THINK = "hm</think>"
@@ -107,9 +108,9 @@ def test_formatting_never_changes_a_verdict(value, dress):
 
 
 FORMULAS = st.recursive(
-    st.sampled_from(["x", "y", "2", "3", r"\pi", r"\sqrt{2}"]),
+    st.sampled_from(["x", "y", "2x", r"x\sqrt{2}", r"\pi"]),
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["+", "-", r"\cdot "]), inner).map("".join),
+        st.tuples(inner, st.sampled_from(["+", r"\cdot "]), inner).map("".join),
         st.tuples(inner, inner).map(lambda pair: rf"\frac{{{pair[0]}}}{{{pair[1]}}}"),
         inner.map(lambda text: f"({text})^2"),
     ),
@@ -121,9 +122,10 @@ EXPRESSIONS = st.one_of(FORMULAS, LISTS, LISTS.map("({})".format), LISTS.map(r"\
 
 @settings(max_examples=60, deadline=None)
 @given(EXPRESSIONS)
-def test_an_answer_is_itself_however_it_is_spaced(text):
-    spaced = text.replace("+", " + ").replace("(", r"\left(").replace(")", r"\right)").replace(r"\frac", r"\dfrac")
-    reasons = compare_all({(text, text): None, (spaced, text): None})
+def test_an_answer_is_itself_however_it_is_spelled(text):
+    """The same value in a text that differs, so that it is read and compared."""
+    spelled = text.replace("+", " + 0 + ").replace("(", r"\left(").replace(")", r"\right)").replace(r"\frac", r"1\cdot\dfrac")
+    reasons = compare_all({(text, text): None, (spelled, text): None})
     assert set(reasons.values()) <= {"correct"}
 
 

@@ -8,9 +8,9 @@ from rlvr_sweeps import audit, cli, regrade
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading import VERSION
+from rlvr_sweeps.judging import opinions
 from rlvr_sweeps.samples import majority, score
 from rlvr_sweeps.scores import majority_at_k
-from rlvr_sweeps.second import opinion
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,41 @@ def test_regrading_finds_what_changed_and_keeps_the_old(evaluated, capsys):
     assert "no verdict changed" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_regrading_keeps_its_hands_off_what_was_asked_again(evaluated):
+    """k is 5 since: the old samples must not be judged by the new request, nor lost."""
+    run = evaluated()
+    before = {path: path.read_text() for path in (run.summary_path, run.right_path, run.samples_path("tier1"))}
+    cfg = run.config()
+    cfg["benchmark"]["tier1"]["k"] = 5
+    run.prepare(cfg)
+    assert "another evaluation since" in refused("regrade", run.path)
+    assert {path: path.read_text() for path in before} == before
+
+
+def test_regrading_that_was_killed_goes_on(evaluated, monkeypatch):
+    run = evaluated()
+    true = json.loads(run.summary_path.read_text())
+    spoil(run)
+    monkeypatch.setattr(regrade, "summarise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        regrade.regrade(run)
+    monkeypatch.undo()
+    assert len(read_rows(run.samples_path("tier1"))) == 12 and run.summary_path.exists()
+    regrade.regrade(run)
+    assert json.loads(run.summary_path.read_text()) == true | {"engine": "transformers"}
+
+
+def test_answers_are_shown_as_they_are(evaluated, capsys):
+    run = evaluated()
+    rows = read_rows(run.samples_path("tier1"))
+    for place, answer in enumerate(["[a,b]", r"\left[/x\right]", "\ud800"]):
+        rows[place] |= {"text": f"</think>\\boxed{{{answer}}}"}
+    regrade.write_samples(run, "tier1", rows)
+    cli.main(["regrade", str(run.path)])
+    out = capsys.readouterr().out
+    assert "[a,b]" in out and r"\left[/x\right]" in out and r"\ud800" in out
+
+
 def test_regrading_needs_samples_and_a_run_at_rest(evaluated, point):
     run = evaluated()
     with run.claim(), pytest.raises(Refused, match="is running"):
@@ -110,10 +145,13 @@ def refused(*arguments):
 
 def test_what_was_evaluated_differently_is_not_compared(evaluated, tmp_path):
     one, other, third = evaluated("seed=1"), evaluated("seed=2", "evaluation.temperature=1"), evaluated("seed=3")
-    assert "benchmarks, k or decoding" in refused("compare", one.path, other.path)
+    assert "benchmarks, k, decoding or grading" in refused("compare", one.path, other.path)
     spoil(third)
     assert "versions of the grader" in refused("compare", one.path, third.path)
     assert "needs two runs" in refused("compare", one.path)
+    assert "the same run is not two seeds" in refused("compare", f"{one.path},{one.path}", third.path)
+    dora = evaluated("peft=dora")
+    assert "are no seeds of one row: they differ in" in refused("compare", f"{one.path},{dora.path}", one.path)
     one.right_path.unlink()
     assert f"rlvr regrade {one.name}" in refused("compare", one.path, third.path)
     assert f"Did you mean {one.name}" in refused("compare", one.name[:-1], "x", "--runs-dir", tmp_path / "runs")
@@ -122,10 +160,11 @@ def test_what_was_evaluated_differently_is_not_compared(evaluated, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "gold", "said"),
     [("17", "17", "same"), (r"\frac{1}{2}", "0.5", "same"), ("x^2+2x+1", "(x+1)^2", "same"), ("18", "17", "different"),
-     ("x", "|x|", "different"), (r"2\pi", r"\pi", "different"), ("(1,2)", "(1,2)", None), ("hm?", "17", None)],
+     ("x", "|x|", "different"), ("4.5e33", r"4.5 \cdot 10^{33}", "same"),
+         (r"2\pi", r"\pi", "different"), ("(1,2)", "(1,2)", None), ("hm?", "17", None)],
 )  # fmt: skip
 def test_the_second_reader(answer, gold, said):
-    assert opinion(answer, gold) == said
+    assert opinions([(answer, gold)]) == [said]
 
 
 def test_an_audit_lists_disagreements(evaluated, capsys):
