@@ -92,7 +92,7 @@ def main():
     usual, _ = seconds(ours, texts, golds)
     for name, hostile in {
         "16 hostile answers, refused for their size": HOSTILE * 4,
-        "16 hostile answers that look innocent, each different": [rf"{n + 2}^{{(10^{{10}})}}" for n in range(16)],
+        "16 hostile answers that look innocent, each different": [rf"\sqrt{{{9980 + n}!+1}}" for n in range(16)],
     }.items():
         spoiled = [f"</think>\\boxed{{{answer}}}" for answer in hostile] + texts[16:]
         took, _ = seconds(ours, spoiled, [r"\sqrt{2}"] * 16 + golds[16:])

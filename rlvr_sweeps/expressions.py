@@ -17,8 +17,8 @@ POINTS = (("0.3719", "-1.2317", "2.7131"), ("-0.6173", "1.4231", "0.8377"), ("1.
 DIGITS = 30  # to which values are computed
 DEEPEST = 30  # brackets within brackets
 TOO_LARGE = re.compile(  # what takes longer than any answer deserves: towers of powers, huge powers, factorials, binomials
-    r"\^\s*\{?\s*\d+\s*\^|\d\s*\^\s*\{?\s*-?\d{6,}|[)}\]]\s*\^\s*\{?\s*-?\d{3,}"
-    r"|\d{6,}\s*\}?\)?\s*!|!\s*\)?\s*!|\\binom\s*\{\s*\d{6,}"
+    r"\^[\s{(]*\d+\s*\^|\d\s*\^[\s{(]*-?\d{5,}|[)}\]]\s*\^[\s{(]*-?\d{3,}"
+    r"|\d{5,}[\s})]*!|!\s*\)?\s*!|\\binom\s*\{\s*\d{5,}"
 )
 TO_BE_WORKED_OUT = re.compile(r"\\(?:int|iint|sum|prod|lim|max|min|sup|inf|det|gcd|lcm)(?![A-Za-z])")
 BASE = re.compile(r"(\d+)\s*_\s*\{?\s*(\d+)\s*\}?\Z")

@@ -26,7 +26,7 @@ from rlvr_sweeps.second import opinion
 if TYPE_CHECKING:
     from pebble import ProcessFuture
 
-CPU_S = 1.0  # of one comparison; warm, the slowest honest row of tests/answers.jsonl takes a tenth of it
+CPU_S = 1.0  # of one comparison; warm, the slowest honest row of tests/answers.jsonl takes a third of it
 WALL_S = 20.0  # for a comparison that waits instead of computing
 MEMORY = 1 << 30  # bytes of address space that a worker may add
 WORKERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))

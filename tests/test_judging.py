@@ -19,7 +19,7 @@ from rlvr_sweeps.grading import grade_all
 from tests.conftest import ROOT
 
 RIGHT, WRONG = (r"\frac{\sqrt{8}}{2}", r"\sqrt2"), (r"\sqrt{3}", r"\sqrt2")
-ENDLESS = (r"10^{(10^{10})}", r"\sqrt2")  # passes the check for size
+ENDLESS = (r"\sqrt{9999!+1}", r"\sqrt2")  # passes the check for size
 
 
 def test_a_comparison_that_does_not_end_costs_one_verdict():
@@ -27,7 +27,7 @@ def test_a_comparison_that_does_not_end_costs_one_verdict():
 
 
 def test_sixteen_hostile_answers_in_a_batch_cost_only_themselves():
-    pairs = [pair for number in range(16) for pair in ((rf"{number + 2}^{{(10^{{10}})}}", r"\sqrt2"), RIGHT)]
+    pairs = [pair for number in range(16) for pair in ((rf"\sqrt{{{9980 + number}!+1}}", r"\sqrt2"), RIGHT)]
     assert judging.verdicts(pairs) == ["timeout", "correct"] * 16
 
 
