@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from rlvr_sweeps.errors import Superseded
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
-from rlvr_sweeps.pipeline import Superseded
 from rlvr_sweeps.reach import PublishedWeights, changed, frozen_digests, reach
 from rlvr_sweeps.run import Run, checkpoints, mark_complete
 from rlvr_sweeps.trainer import RlvrTrainer

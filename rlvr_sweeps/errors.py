@@ -9,3 +9,11 @@ class Refused(CompactHydraException):
     The message is one paragraph: the value found, the values allowed, the command that mends it. Hydra prints the
     message of a CompactHydraException alone and exits with 1.
     """
+
+
+class Stopped(Exception):
+    """A stage that was asked to stop has saved what it needs to go on."""
+
+
+class Superseded(Exception):
+    """Another attempt at the same run has begun; this one must not write any more."""

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlvr_sweeps.errors import Stopped, Superseded
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.run import Run
@@ -23,14 +24,6 @@ SAVED = 5  # exit code of a stage that was asked to stop, and can go on where it
 
 
 ALONE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # on a port the system picks
-
-
-class Stopped(Exception):
-    """A stage that was asked to stop has saved what it needs to go on."""
-
-
-class Superseded(Exception):
-    """Another attempt at the same run has begun; this one must not write any more."""
 
 
 def supervise(run: Run, start: Start) -> int:

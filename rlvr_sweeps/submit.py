@@ -123,7 +123,8 @@ def send(
     """Submit tasks as one array, or as one job; returns their ids."""
     import submitit
 
-    executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster="slurm")
+    # Not submitit's folder per job: it is made after sbatch, and a job that starts at once finds no place for its output.
+    executor = submitit.AutoExecutor(folder=folder / ".submitit", cluster="slurm")
     wanted = {key: value for key, value in params.items() if key not in NOT_SBATCH and value is not None} | asked
     more = dict(params.get("additional_parameters") or {})
     if depends:

@@ -22,12 +22,11 @@ from rlvr_sweeps.assets import locate
 from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.data import load_problems, messages, prompt_ids
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Refused, Stopped
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.grading import grade_all
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.overlap import by_benchmark
-from rlvr_sweeps.pipeline import Stopped
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
 from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, step_of

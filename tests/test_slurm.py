@@ -63,11 +63,15 @@ def slurm(launch, tmp_path):
     """slurm(...) launches on the cluster into tmp_path/runs; nothing is left in the queue afterwards."""
     until(all_ended)
 
+    def ordered(*arguments, gpus=False):
+        grid = [argument for argument in arguments if argument == "-m"]  # before the overrides, as argparse wants it
+        return *grid, "cluster=slurm", *SMALL, *(() if gpus else NO_GPU), *(one for one in arguments if one != "-m")
+
     def go(*arguments, gpus=False, **more):
-        return launch("cluster=slurm", *SMALL, *(() if gpus else NO_GPU), *arguments, **more)
+        return launch(*ordered(*arguments, gpus=gpus), **more)
 
     go.runs, go.launch = launch.runs, launch
-    go.command = lambda *arguments: launch.command("cluster=slurm", *SMALL, *NO_GPU, *arguments)
+    go.command = lambda *arguments: launch.command(*ordered(*arguments))
     yield go
     sh("scancel", "--me", check=False)
     sh("scancel", "--me", "--signal=KILL", check=False)
@@ -112,7 +116,7 @@ def test_a_grid_comes_back_as_from_the_local_launcher(slurm, tmp_path):
     said = slurm(*grid).stdout
     assert "submitted 6 runs as jobs" in said and "rlvr status" in said
     until(all_ended, 400)
-    slurm.launch("cluster=local", *SMALL, *grid, runs=tmp_path / "local")
+    slurm.launch("-m", "cluster=local", *SMALL, *grid[1:], runs=tmp_path / "local")
     here = {run.name: run for run in all_runs(tmp_path / "local")}
     there = {run.name: run for run in all_runs(slurm.runs)}
     assert len(there) == 6 and set(here) == set(there)
