@@ -7,6 +7,7 @@ next worker is forked from the warm process within milliseconds. Works from any 
 judge of its own.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pebble import ProcessFuture
 
 CPU_S = 1.0  # of one comparison; warm, the slowest honest row of tests/answers.jsonl takes a third of it
-WALL_S = 20.0  # for a comparison that waits instead of computing
+WALL_S = 10.0  # for a comparison that waits instead of computing
 MEMORY = 1 << 30  # bytes of address space that a worker may add
 WORKERS = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
 Pair = tuple[str, str]  # (answer, gold)
@@ -64,8 +65,9 @@ def close() -> None:
     if _judge is not None:
         _judge.kill()
         _judge.wait()
-        _judge.stdin.close()  # type: ignore[union-attr]
-        _judge.stdout.close()  # type: ignore[union-attr]
+        for pipe in (_judge.stdin, _judge.stdout):
+            with contextlib.suppress(OSError):  # what was still to be written has no reader
+                pipe.close()  # type: ignore[union-attr]
     _judge = None
 
 

@@ -96,26 +96,24 @@ def test_an_interrupted_question_shifts_no_answer():
     assert judging.verdicts([WRONG, WRONG]) == ["wrong", "wrong"]
 
 
-def test_workers_killed_at_random_end_no_judge():
-    """As memory runs out on a node: a verdict may be lost, nothing else."""
-    stop = threading.Event()
+def test_workers_killed_while_they_work_end_no_judge():
+    """As memory runs out on a node: verdicts may be lost, nothing else."""
+    judging.verdicts([RIGHT])
 
     def kill():
-        while not stop.wait(0.05):
-            for worker in children(judging._judge.pid) if judging._judge else []:
+        for _ in range(3):
+            time.sleep(0.3)
+            for worker in children(judging._judge.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
 
-    judging.verdicts([RIGHT])
     killer = threading.Thread(target=kill)
     killer.start()
-    try:
-        found = [reason for _ in range(10) for reason in judging.verdicts([RIGHT, WRONG] * 8)]
-    finally:
-        stop.set()
-        killer.join()
-    assert len(found) == 160 and set(found) <= {"correct", "wrong", "timeout"}
-    time.sleep(0.2)
+    found = []
+    while killer.is_alive():
+        found += judging.verdicts([RIGHT, WRONG] * 20)
+    killer.join()
+    assert set(found) <= {"correct", "wrong", "timeout"}
     assert judging.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
 
 
