@@ -75,25 +75,24 @@ def in_slurm(found: Found, live: Mapping[str, slurm.Job]) -> Row:
 def table(found: list[Row]) -> RenderableType:
     submitted = any(item["job"] for item in found)
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    shown.add_column("run", overflow="fold")
+    shown.add_column("run", no_wrap=True)
     shown.add_column("state")
     for column in ("step", "reward", "accuracy %"):
         shown.add_column(column, justify="right")
     for column in ("job", "node", "tries", "requeues", "beat") if submitted else ():
         shown.add_column(column, justify="right")
-    shown.add_column("error", overflow="ellipsis", no_wrap=True)
     for item in found:
         step = "-" if item["steps"] is None else f"{item['step'] or 0}/{item['steps']}"
         reward = "-" if item["reward"] is None else f"{item['reward']:.2f}"
-        error = item["error"].splitlines()[0] if item["error"] else ""
         state = Text(item["state"], STYLE.get(item["state"], "red"))
         beat = "-" if item["heartbeat_s"] is None else f"{item['heartbeat_s']:.0f} s"
         slurm_cells = [str(item[key] if item[key] is not None else "-") for key in IN_SLURM[:-1]] + [beat]
         cells = [item["run"], state, step, reward, percent(item["avg"], item["avg_se"])]
-        shown.add_row(*cells, *(slurm_cells if submitted else []), error)
+        shown.add_row(*cells, *(slurm_cells if submitted else []))
     counts = {state: sum(item["state"] == state for item in found) for state in sorted({item["state"] for item in found})}
     words = f"{len(found)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) if found else "no runs"
-    return Group(shown, Text(words))
+    errors = [Text(f"{item['run']}: {item['error'].splitlines()[0]}", "red") for item in found if item["error"]]
+    return Group(shown, *errors, Text(words))
 
 
 def show(runs_dir: Path, console: Console) -> None:

@@ -227,6 +227,21 @@ def test_a_failure_looks_like_one(slurm, tmp_path):
     assert "left alone (retry=true" in said and not queue()
 
 
+def test_waiting_for_a_canary(slurm, tmp_path):
+    """The others start after it; where something fails, the command that waited says what, and exits with 1."""
+    said = slurm("-m", "peft=lora", "steps=4", "canary=true", "wait=true", "hydra.launcher.poll_s=1").stdout
+    assert "canary: job" in said and f"{only(slurm.runs).name}  done" in said
+    canary = only(slurm.runs / ".canary")
+    assert len(read_rows(canary.metrics_path)) == 2
+    assert events(canary, "done")[-1]["time"] <= events(only(slurm.runs), "start")[0]["time"]
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"question": "' + "long " * 200 + '", "answer": "1"}\n')
+    bad = (f"data.path={few}", "data.problems=null", "canary=true", "wait=true")
+    refused = slurm(*bad, expect=1, runs=tmp_path / "bad")
+    assert "1 of 1 runs are not done" in refused.stdout + refused.stderr
+    assert not (only(tmp_path / "bad").path / "train.json").exists()  # the canary died of it, not the run
+
+
 def test_two_launches_at_once_compute_once(slurm):
     grid = ("-m", "peft=lora,dora", "steps=4")
     both = [subprocess.Popen(slurm.command(*grid), cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -303,7 +318,7 @@ def test_cancel_retry_and_logs(slurm):
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [("+hydra.launcher.partition=nowhere", "invalid partition"), ("hydra.launcher.gres=gpu:h100:99", "node configuration")],
+    [("hydra.launcher.partition=nowhere", "invalid partition"), ("hydra.launcher.gres=gpu:h100:99", "node configuration")],
 )
 def test_slurms_own_words(slurm, setting, said):
     refused = slurm(setting, expect=1)
