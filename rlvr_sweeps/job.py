@@ -24,11 +24,12 @@ from typing import Any
 from rlvr_sweeps import slurm
 from rlvr_sweeps.environment import ENVIRONMENT
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, write_json, write_text
+from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.pipeline import PR_SET_PDEATHSIG, command, fail
 from rlvr_sweeps.run import Run
 
 BEAT_S = 5.0
+FOLLOW_S = 60.0  # for the first node to start again what a further node saw fail
 PATIENCE_S = 180.0  # for an older attempt to leave: a step of it, or the half minute in which Slurm gives up on a node
 TRANSIENT = re.compile(
     r"NCCL (?:error|WARN)|ncclSystemError|uncorrectable ECC|Address already in use|Connection reset by peer|EADDRINUSE"
@@ -127,10 +128,19 @@ class Supervisor:
                 raise RunError("the first node of this job did not begin")
             time.sleep(0.2)
         self.attempt = str(begun["attempt"])
-        status = self.run_child()
-        if status and not self.asked:
-            sys.exit(1)
+        tries = self.tries()
+        while self.run_child() and not (self.asked or self.run.stop_path.exists()):
+            deadline = time.monotonic() + FOLLOW_S  # the first node decides whether it is worth another try
+            while self.tries() == tries:
+                if time.monotonic() > deadline:
+                    sys.exit(1)
+                time.sleep(0.2)
+            tries = self.tries()
         return "followed"
+
+    def tries(self) -> int:
+        """How often the first nodes of this run have started a stage again after a transient failure."""
+        return sum(row["event"] == "again" for row in read_rows(self.run.attempts_path))
 
     def on_signal(self, number: int, _: Any) -> None:
         """Ask the child to stop; files and nothing else, since this may interrupt anything."""

@@ -27,14 +27,20 @@ def by_benchmark(benchmarks: Mapping[str, Any], training: Sequence[str]) -> dict
 def shared(training: Iterable[str], evaluation: Iterable[tuple[str, str]]) -> list[str]:
     """Ids of the evaluation questions, given as (id, text), that share 13 words in a row with a training prompt.
 
-    A question of fewer words counts where it is, as a whole, a training prompt.
+    A question of fewer words counts where it is, as a whole and with its signs, a training prompt.
     """
-    known = {run for text in training for run in runs(text)}
-    return [name for name, text in evaluation if any(run in known for run in runs(text))]
+    texts = list(training)
+    known = {run for text in texts for run in runs(text)} | {whole(text) for text in texts}
+    return [name for name, text in evaluation if whole(text) in known or any(run in known for run in runs(text))]
 
 
 def runs(text: str) -> Iterator[int]:
-    """The hash of each run of 13 words, or of the whole text where it is shorter."""
+    """The hash of each run of 13 words."""
     words = TOKEN.findall(text.lower())
-    for start in range(max(1, len(words) - WORDS + 1)):
+    for start in range(len(words) - WORDS + 1):
         yield hash(tuple(words[start : start + WORDS]))
+
+
+def whole(text: str) -> str:
+    """A text without its spaces and its last punctuation, whatever the case."""
+    return "".join(text.lower().split()).rstrip(".?!:")

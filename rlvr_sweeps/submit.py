@@ -21,7 +21,7 @@ from rlvr_sweeps.run import Run
 Resources = dict[str, Any]
 OURS = ("nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")  # submitit's own names; the rest are sbatch's
 NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", "tasks_per_node", "name", "setup",
-              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout", "comment")  # fmt: skip
+              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout")  # fmt: skip
 REPORT = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
 LIMIT = ("limit", "Limit")  # in sbatch's words where an account may have no more jobs
 

@@ -329,3 +329,15 @@ def test_slurms_own_words(slurm, setting, said):
 def test_without_a_slurm(launch, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert "There is no squeue here" in launch("cluster=slurm", expect=1).stderr
+
+
+def test_a_process_of_two_nodes_is_killed(slurm):
+    """Both nodes start again from the last checkpoint, in the same job."""
+    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16", "cluster.train.nodes=2")
+    slurm(*two, gpus=True)
+    run = only(slurm.runs)
+    until(lambda: steps(run) >= 5)
+    os.kill(events(run, "train")[-1]["pid"], signal.SIGKILL)
+    until(all_ended, 300)
+    assert run.state() == "done", (run.path / "failure.json").read_text() if run.failure_path.exists() else events(run, "start")
+    assert len(events(run, "again")) == 1 and [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, 13))

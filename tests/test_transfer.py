@@ -97,11 +97,12 @@ LONG = "Find the number of positive integers n at most 100 such that n squared p
         (" ".join(LONG.split()[:13]), True),
         ("What is 1+1?", True),
         ("What is 1+2?", False),
+        ("What is 1*1?", False),
         ("求满足条件的正整数的个数并写出它们的和", True),
     ],
 )
 def test_thirteen_words_in_a_row(question, found):
-    training = [LONG, "What is 1 + 1", "题目:求满足条件的正整数的个数并写出它们的和。"]
+    training = [LONG, "what is 1 + 1", "题目:求满足条件的正整数的个数并写出它们的和。"]
     assert overlap.shared(training, [("it", question)]) == (["it"] if found else [])
 
 
@@ -112,3 +113,8 @@ def test_a_run_records_and_warns(prepared, twelve, capsys):
     _, facts = build(run, cfg)
     assert len(facts["data"]["overlap"]["tier1"]) == 12 and "tier2" not in facts["data"]["overlap"]
     assert "12 of 12 problems of tier1 share" in capsys.readouterr().out
+
+
+def test_the_embedded_worlds_tiers_are_not_trained_on(world):
+    training = [problem.question for problem in load_problems(world["data"])]
+    assert overlap.by_benchmark(world["benchmark"], training) == {}
