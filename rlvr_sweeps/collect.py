@@ -88,12 +88,16 @@ def cells(found: Sequence[Found]) -> list[Cell]:
     for item in found:
         if item.cfg is None or item.state != "done":
             continue
-        same = {name: value for name, value in science(item.cfg).items() if name.rpartition(".")[2] not in SEEDS}
-        key = digest(same | {"evaluation": evaluation_spec(item.cfg), "grader": item.summary.get("grader")})
+        key = digest(row_of(item.cfg) | {"evaluation": evaluation_spec(item.cfg), "grader": item.summary.get("grader")})
         cell = by_key.setdefault(key, Cell(item.cfg))
         cell.summaries.append(item.summary)
         cell.runs.append(item.run)
     return sorted(by_key.values(), key=order)
+
+
+def row_of(cfg: Resolved) -> dict[str, Any]:
+    """What runs of one row share: their science, but for the seeds."""
+    return {name: value for name, value in science(cfg).items() if name.rpartition(".")[2] not in SEEDS}
 
 
 def order(cell: Cell) -> tuple[Any, ...]:

@@ -10,11 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_sweeps.collect import named_run
+from rlvr_sweeps.collect import named_run, row_of
 from rlvr_sweeps.differences import Array, Difference, difference, holm
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
-from rlvr_sweeps.identity import science
 from rlvr_sweeps.run import Run
 
 MUST_BE_EQUAL = (
@@ -22,7 +21,6 @@ MUST_BE_EQUAL = (
     ("versions of the grader", "Bring both to one version: rlvr regrade"),
     ("problems or answers", "Use the same data on both machines"),
 )
-SEEDS = ("seed", "random_seed")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def refuse_no_seeds(runs: Sequence[Run]) -> None:
     """Raise Refused where runs named as one arm are one run twice, or differ in more than their seed."""
     if len({run.path for run in runs}) < len(runs):
         raise Refused(f"{runs[0].name} is named twice in one arm: the same run is not two seeds.")
-    arms = [{key: value for key, value in science(run.config()).items() if key.rpartition(".")[2] not in SEEDS} for run in runs]
+    arms = [row_of(run.config()) for run in runs]
     for run, arm in zip(runs[1:], arms[1:], strict=True):
         if apart := sorted(key for key in arms[0].keys() | arm.keys() if arms[0].get(key) != arm.get(key)):
             raise Refused(f"{runs[0].name} and {run.name} are no seeds of one row: they differ in {', '.join(apart[:4])}.")

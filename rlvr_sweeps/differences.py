@@ -130,8 +130,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = largest
     return adjusted
-
-
-def smallest_difference(standard_errors: Sequence[float]) -> float:
-    """The difference that two arms with these standard errors must have to be told apart: 1.96·√Σse²."""
-    return float(Z * np.sqrt(np.square(standard_errors).sum()))

@@ -7,7 +7,7 @@ integer needs no parser, and any other plain number no mathematics; expressions 
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,13 +15,13 @@ from rlvr_sweeps.answers import Reason as AnswerReason
 from rlvr_sweeps.answers import judge, plain
 from rlvr_sweeps.judging import verdicts
 from rlvr_sweeps.literals import INTEGER, canonical
+from rlvr_sweeps.spelling import LONGEST
 
 VERSION = 2  # of the verdicts: raise it with every change that can change one; summaries of two versions are not compared
 Policy = Literal["boxed_after_thinking", "boxed", "any"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 Reason = AnswerReason | Literal["unfinished thinking", "no box", "no answer"]
 END_OF_THINKING = "</think>"
-LONGEST_ANSWER = 1000  # characters; longer ones are unparsable, integers excepted
 KEPT = 100_000  # verdicts in the cache
 IN_DOLLARS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 BRACES = re.compile(r"\\boxed\s*\{|[{}]")
@@ -90,7 +90,7 @@ def last_box(text: str) -> str | None:
 _known: OrderedDict[tuple[str, str], AnswerReason] = OrderedDict()
 
 
-def compare_all(pairs: Sequence[tuple[str, str]] | dict[tuple[str, str], None]) -> dict[tuple[str, str], AnswerReason]:
+def compare_all(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], AnswerReason]:
     """The reason of each (answer, gold), from the cache, here, or from the judge."""
     reasons = {pair: _known[pair] if pair in _known else easy(*pair) for pair in pairs}
     hard = [pair for pair, reason in reasons.items() if reason is None]
@@ -108,6 +108,6 @@ def easy(answer: str, gold: str) -> AnswerReason | None:
         return "correct" if canonical(answer) == canonical(gold) else "wrong"
     if answer == gold and answer:
         return "correct"
-    if len(answer) > LONGEST_ANSWER:
+    if len(answer) > LONGEST:
         return "unparsable"
     return judge(answer, gold) if plain(gold) else None

@@ -25,7 +25,7 @@ from rlvr_sweeps.answers import Reason, judge
 from rlvr_sweeps.second import opinion
 
 if TYPE_CHECKING:
-    from pebble import ProcessFuture
+    from pebble import ProcessFuture, ProcessPool
 
 CPU_S = 1.0  # of one comparison; warm, the slowest honest row of tests/answers.jsonl takes a third of it
 WALL_S = 10.0  # for a comparison that waits instead of computing
@@ -121,16 +121,18 @@ def serve(caller: int) -> None:
     while line := next_line(caller):
         whom, pairs = json.loads(line)
         try:
-            waiting = [pool.schedule(bounded, args=(whom, *pair), timeout=WALL_S) for pair in pairs]
-            answers = [outcome(future) for future in waiting]
+            answers = answered(pool, whom, pairs)
         except RuntimeError:  # the pool is broken: a worker was killed before it said what it had taken
             pool = new_pool()
-            waiting = [pool.schedule(bounded, args=(whom, *pair), timeout=WALL_S) for pair in pairs]
-            answers = [outcome(future) for future in waiting]
+            answers = answered(pool, whom, pairs)
         sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()
+
+
+def answered(pool: "ProcessPool", whom: str, pairs: Sequence[Pair]) -> list[str | None]:
+    return [outcome(future) for future in [pool.schedule(bounded, args=(whom, *pair), timeout=WALL_S) for pair in pairs]]
 
 
 def outcome(future: "ProcessFuture[str | None]") -> str | None:

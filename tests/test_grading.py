@@ -1,19 +1,22 @@
 """The answer check: its policies, its table of cases, and what must hold of every answer."""
 
 import json
+import random
 import sys
-import time
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlvr_sweeps.answers import Reason
 from rlvr_sweeps.grading import POLICIES, compare_all, easy, extract, grade, grade_all, last_box
 from rlvr_sweeps.literals import number
 from rlvr_sweeps.spelling import tidy
 from tests.conftest import ROOT
 
 THINK = "hm</think>"
+REASONS = set(get_args(Reason))
 CASES = [json.loads(line) for line in (ROOT / "tests/answers.jsonl").read_text().splitlines()]
 
 
@@ -134,13 +137,21 @@ TOKENS = [*"{}()[]^_=,+.!| ", "1", "17", "x", r"\frac", r"\text", r"\sqrt", r"\p
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=60), st.sampled_from([1, 1, 40]))
-def test_nothing_raises_here_and_the_time_is_bounded(tokens, times):
-    """What is decided in the caller's own process: a plain gold, and finding the box."""
+def test_nothing_raises_in_the_callers_own_process(tokens, times):
+    """A plain gold, and finding the box."""
     text = "".join(tokens) * times
-    start = time.process_time()
-    easy(text[:1000], "17")
-    last_box(text)
-    assert time.process_time() - start < 1  # its worst seen is 0.02 s: a bound on growth, not a measurement
+    assert easy(text[:1000], "17") in REASONS
+    box = last_box("\\boxed{" + text)
+    assert box is None or box in text
+
+
+def test_fuzzed_answers_all_get_a_verdict():
+    """Through the judge: 300 texts of LaTeX's own tokens against formulas. Each has a second of the judge's time at most."""
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(TOKENS, k=rng.choice([3, 8, 20, 60]))) for _ in range(300)]
+    reasons = compare_all((text, rng.choice([r"\sqrt{2}", "x+1", "(1,2)", r"\{x\}"])) for text in texts)
+    assert len(reasons) >= 290 and set(reasons.values()) <= REASONS
+    assert compare_all([(r"2\sqrt{2}", r"\sqrt{8}")]) == {(r"2\sqrt{2}", r"\sqrt{8}"): "correct"}
 
 
 @given(st.text(alphabet="ab{}\\ ", max_size=30))
@@ -160,10 +171,8 @@ def balanced(text: str) -> bool:
 
 
 def test_sixty_thousand_open_boxes_are_read_in_one_pass():
-    start = time.process_time()
     assert last_box("\\boxed{" * 60_000) is None
     assert last_box("\\boxed{" * 60_000 + "5" + "}" * 60_000) == "5"
-    assert time.process_time() - start < 5  # quadratic, it was 18 minutes
 
 
 def test_a_million_digits_need_no_int():
