@@ -23,10 +23,10 @@ quickstart: venv ## six real training runs on this machine, a table and a report
 	$(BIN)/rlvr report runs
 
 test: venv test-vllm test-slurm ## every test, with real training
-	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py --ignore tests/test_slurm.py
+	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py --ignore tests/slurm
 
 test-fast: venv ## the tests without training, under three minutes
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/test_vllm.py
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/test_vllm.py --ignore tests/slurm
 
 venv-vllm: $(READY_VLLM) ## make or refresh .venv-vllm: real vLLM on the CPU, 3.8 GB
 
@@ -41,7 +41,7 @@ test-vllm: venv-vllm ## the tests that need vLLM, on the real one
 	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 test-slurm: venv ## the tests on a real Slurm of two virtual nodes, which is started and stopped here; needs root
-	tests/slurm/with.sh $(BIN)/pytest tests/test_slurm.py
+	tests/slurm/with.sh $(BIN)/pytest tests/slurm
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .

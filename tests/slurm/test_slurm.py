@@ -1,0 +1,140 @@
+"""On a real Slurm: what is submitted comes back, computed once, and as the local launcher computes it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.run import all_runs
+from tests.conftest import ROOT
+from tests.slurm.conftest import SMALL, all_ended, events, live, numbers, only, queue, sh, steps, until, weights
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is up: make test-slurm starts one"),
+]
+
+
+def test_a_grid_comes_back_as_from_the_local_launcher(slurm, tmp_path):
+    grid = ("-m", "peft=dora,lora,pissa", "algo=dapo,grpo", "steps=4")
+    said = slurm(*grid).stdout
+    assert "submitted 6 runs as jobs" in said and "rlvr status" in said
+    until(all_ended, 400)
+    slurm.launch("-m", "cluster=local", *SMALL, *grid[1:], runs=tmp_path / "local")
+    here = {run.name: run for run in all_runs(tmp_path / "local")}
+    there = {run.name: run for run in all_runs(slurm.runs)}
+    assert len(there) == 6 and set(here) == set(there)
+    for name, run in there.items():
+        assert run.state() == "done"
+        assert numbers(run) == numbers(here[name]), name
+        assert weights(run) == weights(here[name]), name
+    assert (slurm.runs / "report.html").exists()  # the launch's last job
+    assert "6 done; nothing to do" in slurm(*grid).stdout and not queue()
+
+
+def test_waiting_for_a_canary(slurm, tmp_path):
+    """The others start after it; where something fails, the command that waited says what, and exits with 1."""
+    said = slurm("-m", "peft=lora", "steps=4", "canary=true", "wait=true", "hydra.launcher.poll_s=1").stdout
+    assert "canary: job" in said and f"{only(slurm.runs).name}  done" in said
+    canary = only(slurm.runs / ".canary")
+    assert len(read_rows(canary.metrics_path)) == 2
+    assert events(canary, "done")[-1]["time"] <= events(only(slurm.runs), "start")[0]["time"]
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"question": "' + "long " * 200 + '", "answer": "1"}\n')
+    bad = (f"data.path={few}", "data.problems=null", "canary=true", "wait=true")
+    refused = slurm(*bad, expect=1, runs=tmp_path / "bad")
+    assert "1 of 1 runs are not done" in refused.stdout + refused.stderr
+    assert not (only(tmp_path / "bad").path / "train.json").exists()  # the canary died of it, not the run
+
+
+def test_two_launches_at_once_compute_once(slurm):
+    grid = ("-m", "peft=lora,dora", "steps=4")
+    both = [subprocess.Popen(slurm.command(*grid), cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert sorted("submitted 2 runs" in text for text in said) == [False, True]
+    until(all_ended, 300)
+    for run in all_runs(slurm.runs):
+        assert run.state() == "done" and len(events(run, "train")) == 1
+
+
+def test_the_login_process_is_killed(slurm):
+    process = subprocess.Popen(slurm.command("steps=4"), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    until(lambda: any(run.jobs() for run in all_runs(slurm.runs)))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    until(all_ended)
+    assert only(slurm.runs).state() == "done"
+
+
+def test_what_is_queued_is_frozen(slurm, tmp_path):
+    """The code and the configuration of a waiting run are those of its submission."""
+    sh("scontrol", "update", "PartitionName=main", "State=DOWN")
+    try:
+        slurm("steps=4")
+        run = only(slurm.runs)
+        code = Path(read_json(run.submission_path)["code"])
+        assert code.is_relative_to(slurm.runs)
+        (code / "rlvr_sweeps" / "grading.py").read_text()
+        script = next(Path(read_json(run.submission_path)["launch"]).rglob("*submission*.sh")).read_text()
+        assert f"export PYTHONPATH={code}" in script
+    finally:
+        sh("scontrol", "update", "PartitionName=main", "State=UP")
+    until(all_ended)
+    assert run.state() == "done" and len(read_rows(run.metrics_path)) == 4
+
+
+def test_one_gpu_two_gpus_and_two_nodes_in_one_grid(slurm):
+    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16", "steps=3")
+    slurm("steps=3", gpus=True)
+    slurm(*two, "lr=2e-3", gpus=True)
+    slurm(*two, "lr=3e-3", "cluster.train.nodes=2", gpus=True)
+    until(all_ended, 400)
+    found = {}
+    for run in all_runs(slurm.runs):
+        assert run.state() == "done", run.failure_path.read_text() if run.failure_path.exists() else run.path
+        cfg, start = run.config(), events(run, "start")[0]
+        found[cfg["lr"]] = (start["gpus"].count(",") + 1, read_json(run.record_path)["built"]["processes"])
+    assert found == {1e-3: (1, 1), 2e-3: (2, 2), 3e-3: (1, 2)}
+
+
+def test_arrays_are_cut_and_what_does_not_fit_is_said(slurm):
+    said = slurm("-m", "peft=none", "model.system_prompt=a,b,c,d,e", "hydra.launcher.max_array_size=2", "plan=false").stdout
+    assert "submitted 5 runs as jobs" in said
+    until(all_ended, 300)
+    assert [run.state() for run in all_runs(slurm.runs)] == ["done"] * 5
+    arrays = {run.jobs()["evaluate"].partition("_")[0] for run in all_runs(slurm.runs)}
+    assert len(arrays) == 3
+
+
+def test_cancel_retry_and_logs(slurm):
+    slurm("steps=4")
+    run = only(slurm.runs)
+    until(lambda: steps(run) >= 1)
+    rlvr = [sys.executable, "-m", "rlvr_sweeps.cli"]
+    assert "cancelled" in sh(*rlvr, "cancel", str(run.path))
+    until(all_ended)
+    assert run.state(live=live()) == "lost"
+    assert "submitted as jobs" in sh(*rlvr, "retry", str(run.path))
+    until(all_ended)
+    assert run.state() == "done"
+    again = subprocess.run([*rlvr, "retry", str(run.path)], capture_output=True, text=True)
+    assert again.returncode == 1 and "is done: there is nothing to run again" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("hydra.launcher.partition=nowhere", "invalid partition"), ("hydra.launcher.gres=gpu:h100:99", "node configuration")],
+)
+def test_slurms_own_words(slurm, setting, said):
+    refused = slurm(setting, expect=1)
+    assert said in refused.stdout.lower() + refused.stderr.lower()
+    assert not queue() and only(slurm.runs).state() == "new"
+
+
+def test_without_a_slurm(launch, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert "There is no squeue here" in launch("cluster=slurm", expect=1).stderr
