@@ -3,6 +3,7 @@
 import io
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -13,6 +14,20 @@ from rlvr_sweeps.identity import is_trained
 # Okabe and Ito's palette: told apart by the colour-blind too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 WINDOW = 9  # steps of the moving average
+
+
+class Drawn(NamedTuple):
+    """A figure to be put into a page: `svg` starts with `<svg`, its ids are unique in the page; `caption` is plain text."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+def figures_for_report(rows: Sequence[Cell]) -> list[Drawn]:
+    """Every figure that these rows of a report have the numbers for, in reading order; none for no rows."""
+    rewards = reward_figure(rows)
+    return [Drawn("Reward during training", rewards, f"Accuracy reward, mean of {WINDOW} steps.")] if rewards else []
 
 
 def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
