@@ -11,22 +11,19 @@ from typing import Literal
 from rlvr_sweeps.collect import Cell
 from rlvr_sweeps.identity import is_trained
 
-Look = Literal["line", "points", "joined", "stairs", "frontier", "printed"]
-DIALS = (("rank", "r"), ("lr", "lr"), ("batch_size", "batch"), ("dropout", "dropout"), ("steps", "steps"))
+Look = Literal["line", "points", "joined", "stairs", "frontier", "printed", "row"]  # row: of a forest, its interval lies
+DIALS = {"rank": "r", "lr": "lr", "batch_size": "batch", "dropout": "dropout", "steps": "steps"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row to be shown: what it is called, the panel it belongs to, its runs, the paper's values in percent by metric."""
+    """A row to be shown: its runs, what it is called among all rows and in its own panel, the paper's values in percent."""
 
-    label: str
     cell: Cell
+    label: str
     section: str = ""
+    in_section: str = ""
     printed: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def method(self) -> str:
-        return str(self.cell.cfg["peft"]["title"])
 
 
 @dataclass(frozen=True)
@@ -68,24 +65,30 @@ class Plot:
 
 def rows_of(cells: Sequence[Cell]) -> list[Row]:
     """The cells of a report as rows, named apart; the section is the objective."""
-    return [Row(label(cell, cells), cell, cell.cfg["algo"]["title"]) for cell in cells]
+    return [Row(cell, named(cell, cells), cell.cfg["algo"]["title"], label(cell, cells)) for cell in cells]
 
 
 def trained(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if is_trained(row.cell.cfg)]
 
 
-def label(cell: Cell, among: Sequence[Cell]) -> str:
-    """The method's title, and whatever else tells rows of this method and objective apart."""
+def named(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
+    """The label of a cell, with its objective where trained cells have several."""
+    several = len({other.cfg["algo"]["name"] for other in among if is_trained(other.cfg)}) > 1 and is_trained(cell.cfg)
+    return label(cell, among, dials) + (f" {cell.cfg['algo']['title']}" if several else "")
+
+
+def label(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
+    """The method's title, and whatever of the dials tells rows of this method and objective apart."""
     cfg = cell.cfg
     rivals = [
         other.cfg for other in among
         if (other.cfg["peft"]["name"], other.cfg["algo"]["name"]) == (cfg["peft"]["name"], cfg["algo"]["name"])
     ]  # fmt: skip
     parts = [cfg["peft"]["title"]]
-    for dial, name in DIALS:
+    for dial in dials:
         if len({other[dial] for other in rivals}) > 1:
-            parts.append(f"{name} {cfg[dial]:g}")
+            parts.append(f"{DIALS[dial]} {cfg[dial]:g}")
     if len({other["model"]["name"] for other in (c.cfg for c in among)}) > 1:
         parts.append(cfg["model"]["name"])
     return " ".join(parts)

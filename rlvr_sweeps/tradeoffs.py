@@ -6,7 +6,7 @@ from rlvr_sweeps.comparison import read_scores, request_of
 from rlvr_sweeps.differences import difference, holm
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.identity import is_trained
-from rlvr_sweeps.panels import Panel, Plot, Row, Series, counted, plus_minus, short, trained
+from rlvr_sweeps.panels import DIALS, Panel, Plot, Row, Series, counted, named, plus_minus, short, trained
 from rlvr_sweeps.pipeline import processes
 
 ACCURACY = "accuracy, Avg@k over all benchmarks, %"
@@ -84,11 +84,12 @@ def parameters(rows: Sequence[Row]) -> Plot | None:
 
 
 def lines(rows: Sequence[Row], measure: Measure, x_says: Callable[[float, Row], str]) -> tuple[list[Series], list[Row]]:
-    """A line per method through its rows, ordered by learning rate; and the rows on them."""
+    """A line per method (and whatever else varies) through its learning rates in order; and the rows on them."""
     methods: dict[str, list[Row]] = {}
+    cells, dials = [row.cell for row in rows], [dial for dial in DIALS if dial != "lr"]
     for row in sorted(trained(rows), key=lambda row: float(row.cell.cfg["lr"])):
         if measure(row) is not None and row.cell.value("avg") is not None:
-            methods.setdefault(row.method, []).append(row)
+            methods.setdefault(named(row.cell, cells, dials), []).append(row)
     series, shown = [], []
     for method, own in methods.items():
         points = [made for row in own if (made := point(row, measure(row) or 0.0, x_says(measure(row) or 0.0, row)))]
@@ -177,7 +178,7 @@ def forest(rows: Sequence[Row]) -> Plot | None:
     for place, (row, gap) in enumerate(found):
         value, low, high = (100 * number for number in (gap.value, gap.low, gap.high))
         says = f"{row.label} − {baseline.label}: {value:+.1f} [{low:+.1f}, {high:+.1f}] points, Holm's p {adjusted[row.label]:.3g}"
-        series.append(Series(row.label, [value], [-float(place)], [says], "points", [low], [high]))
+        series.append(Series(row.label, [value], [-float(place)], [says], "row", [low], [high]))
     panel = Panel(
         f"difference to {baseline.label}, points of Avg@k", "", series, names=[row.label for row, _ in found]
     )  # fmt: skip

@@ -29,7 +29,7 @@ def reward_series(row: Row) -> Series | None:
     says = [f"step {place + 1}: {mean:.1f} %" for place, mean in enumerate(means)]
     several = len(curves) > 1
     low, high = ([min(column) for column in columns], [max(column) for column in columns]) if several else (None, None)
-    return Series(row.label, [float(step) for step in range(1, steps + 1)], means, says, "line", low, high)
+    return Series(row.in_section or row.label, [float(step) for step in range(1, steps + 1)], means, says, "line", low, high)
 
 
 def reward_panel(rows: Sequence[Row], title: str = "") -> Panel | None:
