@@ -86,7 +86,9 @@ def hardest(rows: Sequence[Row]) -> str:
     return "aime24" if "aime24" in names else names[-1]
 
 
-def product_rows(product: Product, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer) -> list[Row]:
+def product_rows(
+    product: Product, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer
+) -> list[Row]:
     """The rows of a product that have results; `overrides` as they were launched with, `count` seeds of each."""
     filled = fill(product, composer, [*overrides, f"model={model}", f"runs_dir={runs_dir}"], seeds(count))
     return [

@@ -9,9 +9,10 @@ from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.panels import DIALS, Panel, Plot, Row, Series, counted, named, plus_minus, short, trained
 from rlvr_sweeps.pipeline import processes
 
-ACCURACY = "accuracy, Avg@k over all benchmarks, %"
+ACCURACY = "accuracy, Avg@k, %"
 BARS = "Bars: ± the standard error, over seeds where there are several, from sampling where there is one."
 BASELINE = "lora"
+SEEDS_OF_A_STAR = 3  # training seeds that both rows must have
 Measure = Callable[[Row], float | None]
 
 
@@ -28,7 +29,9 @@ def point(row: Row, x: float, x_says: str) -> Series | None:
 def joined(label: str, points: Sequence[Series]) -> Series:
     """Points of one method as one line, in the order given; error bars only where all have them."""
     known = all(one.low and one.high for one in points)
-    low, high = ([one.low[0] for one in points if one.low], [one.high[0] for one in points if one.high]) if known else (None, None)
+    low, high = (
+        ([one.low[0] for one in points if one.low], [one.high[0] for one in points if one.high]) if known else (None, None)
+    )
     x, y, says = ([value for one in points for value in getattr(one, part)] for part in ("x", "y", "says"))
     return Series(label, x, y, says, "joined" if len(points) > 1 else "points", low, high)
 
@@ -75,7 +78,7 @@ def parameters(rows: Sequence[Row]) -> Plot | None:
     edge = frontier(points)
     panel = Panel(
         "trained parameters, % of the model", ACCURACY, [*([edge] if edge else []), *points, *printed],
-        x_log=True, levels=base_level(rows),
+        "after training", x_log=True, levels=base_level(rows),
     )  # fmt: skip
     shown = [by_label[one.label] for one in points]
     caption = f"{BARS} The dotted line joins the points that none with fewer trained parameters beats."
@@ -142,13 +145,16 @@ def tokens(row: Row) -> float | None:
 
 
 def costs(rows: Sequence[Row]) -> Plot | None:
-    """Accuracy against training time and tokens."""
+    """Accuracy against training time and tokens. Hours are GPU-hours where there were GPUs, else a CPU process's minutes."""
     shown = [row for row in trained(rows) if row.cell.value("avg") is not None]
-    on_gpus = any((read_json(run.record_path) or {}).get("surroundings", {}).get("gpus") for row in shown for run in row.cell.runs)
-    hours = "GPU-hours" if on_gpus else "process-hours"
+    on_gpus = any(
+        (read_json(run.record_path) or {}).get("surroundings", {}).get("gpus") for row in shown for run in row.cell.runs
+    )
+    time, each = ("GPU-hours", 1) if on_gpus else ("process-minutes", 60)
     measures: list[tuple[str, Measure, str]] = [
-        (f"training, {hours}", device_hours, hours), ("tokens trained on, millions", tokens, "million tokens")
-    ]  # fmt: skip
+        (f"training, {time}", lambda row: None if device_hours(row) is None else each * device_hours(row), time),
+        ("tokens trained on, millions", tokens, "million tokens"),
+    ]
     panels = []
     for x_label, measure, unit in measures:
         known = [(row, x) for row in shown if (x := measure(row))]
@@ -157,7 +163,7 @@ def costs(rows: Sequence[Row]) -> Plot | None:
             panels.append(Panel(x_label, ACCURACY, series, x_log=True, levels=base_level(rows)))
     if not panels:
         return None
-    where = "Hours are of training alone, evaluation left out" + (", of one CPU process each: no GPU was used." if not on_gpus else ".")
+    where = "Time is of training alone, without evaluation" + ("." if on_gpus else "; no GPU was used.")
     return Plot("Accuracy against cost", panels, f"{BARS} {where}{counted(shown, trained(rows))}", share_y=True)
 
 
@@ -177,16 +183,21 @@ def forest(rows: Sequence[Row]) -> Plot | None:
     series = []
     for place, (row, gap) in enumerate(found):
         value, low, high = (100 * number for number in (gap.value, gap.low, gap.high))
-        says = f"{row.label} − {baseline.label}: {value:+.1f} [{low:+.1f}, {high:+.1f}] points, Holm's p {adjusted[row.label]:.3g}"
+        says = (
+            f"{row.label} − {baseline.label}: {value:+.1f} [{low:+.1f}, {high:+.1f}] points, Holm's p {adjusted[row.label]:.3g}"
+        )
         series.append(Series(row.label, [value], [-float(place)], [says], "row", [low], [high]))
-    panel = Panel(
-        f"difference to {baseline.label}, points of Avg@k", "", series, names=[row.label for row, _ in found]
-    )  # fmt: skip
-    seeds = min(len(row.cell.runs) for row in [baseline, *(row for row, _ in found)])
+    stars = {row.label for row, _ in found if min(len(row.cell.runs), len(baseline.cell.runs)) >= SEEDS_OF_A_STAR}
+    names = [f"* {row.label}" if row.label in stars and adjusted[row.label] < 0.05 else row.label for row, _ in found]
+    panel = Panel(f"difference to {baseline.label}, points of Avg@k", "", series, names=names)
     caption = "Paired by problem; 95 % intervals over problems" + (
-        " and training seeds." if seeds > 1 else ". With one training seed they speak of these trained models, not of their methods."
+        f" and training seeds. *: Holm's p < .05 and at least {SEEDS_OF_A_STAR} seeds."
+        if stars
+        else ". With few training seeds they speak of these trained models, not of their methods: nothing is starred."
     )
-    return Plot(f"Differences to {baseline.label}", [panel], caption + counted([row for row, _ in found], others_than(rows, baseline)))
+    return Plot(
+        f"Differences to {baseline.label}", [panel], caption + counted([row for row, _ in found], others_than(rows, baseline))
+    )
 
 
 def others_than(rows: Sequence[Row], baseline: Row) -> list[Row]:
