@@ -83,7 +83,7 @@ def in_words(columns: Sequence[Column], matrices: Sequence[Matrix], samples: dic
     cut = sum(isinstance(sample[TEXT], list) for sample in shown)
     said = f"{len(shown):,} of {total:,} samples can be read here"
     if len(samples) < cells:
-        said += f", in {len(samples):,} of {cells:,} cells, those of the problems where runs disagree most"
+        said += f", in {len(samples):,} of {cells:,} cells: where room is short, of the problems on which runs disagree most"
     if cut:
         said += f"; {cut:,} of them are cut in the middle"
     return said + ". All of them are in the runs' eval/ folders."
@@ -123,13 +123,13 @@ def chosen(columns: Sequence[Column], matrices: Sequence[Matrix], budget: int) -
     """By cell (`benchmark.problem.run`, places in the matrix) its completions, of at most `budget` characters together."""
     for most, characters in SHAPES:
         samples, held = take(columns, matrices, most, characters, budget)
-        if held is None:
+        if held == 1:
             return samples
     order = by_disagreement(matrices)
     kept = int(len(order) * MARGIN * held)
     while kept:
         samples, held = take(columns, matrices, most, characters, budget, set(order[:kept]))
-        if held is None:
+        if held == 1:
             return samples
         kept = int(kept * MARGIN * held)
     return {}
@@ -139,9 +139,9 @@ def by_disagreement(matrices: Sequence[Matrix]) -> list[tuple[int, int]]:
     """(benchmark, problem) places, most disagreement first within a benchmark, benchmarks in turn."""
     turns = []
     for place, matrix in enumerate(matrices):
-        order = sorted(range(len(matrix.problems)), key=lambda problem, of=matrix: (-of.spread(problem), problem))
-        turns += [(turn, place, problem) for turn, problem in enumerate(order)]
-    return [(place, problem) for _, place, problem in sorted(turns)]
+        spreads = sorted((-matrix.spread(problem), problem) for problem in range(len(matrix.problems)))
+        turns += [(turn, spread, place, problem) for turn, (spread, problem) in enumerate(spreads)]
+    return [(place, problem) for _, _, place, problem in sorted(turns)]
 
 
 def take(
@@ -151,8 +151,8 @@ def take(
     characters: int,
     budget: int,
     only: set[tuple[int, int]] | None = None,
-) -> tuple[dict[str, list[Sample]], float | None]:
-    """The completions of the cells; where they exceed the budget, what share of the cells fitted, else None."""
+) -> tuple[dict[str, list[Sample]], float]:
+    """(completions by cell, 1); where they exceed the budget, none, and what share of the cells fitted."""
     samples: dict[str, list[Sample]] = {}
     spent = 0
     cells = len(columns) * (len(only) if only is not None else sum(len(matrix.problems) for matrix in matrices))
@@ -166,9 +166,9 @@ def take(
                 cell = [shortened(row, characters) for row in rows]
                 spent += sum(len(json.dumps(sample)) for sample in cell)
                 if spent > budget:
-                    return {}, len(samples) / cells
+                    return {}, len(samples) / cells  # below 1: this cell is not among them
                 samples[f"{place}.{where[problem]}.{run_place}"] = cell
-    return samples, None
+    return samples, 1.0
 
 
 def picked(column: Column, benchmark: str, most: int, wanted: set[str] | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:

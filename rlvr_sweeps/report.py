@@ -106,9 +106,9 @@ def row_labels(rows: Sequence[Cell]) -> list[str]:
 
 def run_labels(cell: Cell, text: str) -> list[tuple[Run, str]]:
     """The runs of a row that say which problems they solved, each with its name."""
-    pairs = zip(cell.runs, cell.summaries, strict=True)
-    several = len(cell.runs) > 1
-    return [(run, f"{text} seed {row['seed']}" if several else text) for run, row in pairs if run.right_path.exists()]
+    by_seed = sorted(zip(cell.runs, cell.summaries, strict=True), key=lambda pair: pair[1].get("seed") or 0)
+    several = len(by_seed) > 1
+    return [(run, f"{text} seed {row['seed']}" if several else text) for run, row in by_seed if run.right_path.exists()]
 
 
 def against(family: Family, labels: Sequence[str]) -> dict[str, Any]:
@@ -130,8 +130,9 @@ def against(family: Family, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def points(row: dict[str, Any]) -> tuple[str, str]:
-    """(`+1.2`, `-0.3 to +2.7`): a difference and its interval in points."""
-    return f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+    """(`+1.2`, `−0.3 to +2.7`): a difference and its interval in points."""
+    value, low, high = (f"{100 * row[key]:+.1f}".replace("-", "−") for key in ("difference", "low", "high"))
+    return value, f"{low} to {high}"
 
 
 def unfinished(item: Found) -> dict[str, str]:

@@ -56,9 +56,9 @@ class Browser {
     for (const [place, benchmark] of data.benchmarks.entries()) {
       byId("benchmark").append(element("option", `${benchmark.name} (${benchmark.problems.length})`, { value: place }));
     }
-    for (const id of ["benchmark", "which", "order", "search"]) {
-      byId(id).addEventListener("input", () => { this.limit = ROWS; this.draw(); });
-    }
+    const again = () => { this.limit = ROWS; this.draw(); };
+    for (const id of ["benchmark", "which", "order"]) byId(id).addEventListener("change", again);
+    byId("search").addEventListener("input", again);
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
     byId("more").addEventListener("click", () => { this.limit = Infinity; this.draw(); });
     byId("grid").addEventListener("click", (event) => this.choose(event.target.closest("td[data-run]")));
