@@ -22,7 +22,7 @@ RUNS = 45
 
 
 def make(composer, folder, seed, overrides=(), text=None):
-    """A run with made-up samples: 7,248 rows, as many as the paper's evaluation has. `text(rng)` writes a completion; by default none has a text."""
+    """A run with made-up samples: 7,248 rows, as many as the paper's evaluation has. `text(rng)` writes a completion."""
     cfg = composer.point(["model=r1_qwen_1_5b", "rollout=hf", f"seed={seed}", f"runs_dir={folder}", *overrides]).cfg
     run, rng = Run.of(cfg), np.random.default_rng(seed)
     run.prepare(cfg)

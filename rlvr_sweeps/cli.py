@@ -24,6 +24,13 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the page; RUNS_DIR/report.html by default")
     table = commands.add_parser("table", help="a table of the paper")
     table.add_argument("number", type=int, choices=[4], help="4: trained parameters by method, counted without weights")
+    figure = commands.add_parser("figure", help="a figure of the paper, and those it lacks: PDF, PNG, SVG, a page")
+    figure.add_argument("name", help="1 3 4 5 as in the paper; lr reach forest cost spectra")
+    figure.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
+    figure.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what the runs were launched with beside the sweep")
+    figure.add_argument("--model", default="tiny", help="whose runs; tiny")
+    figure.add_argument("--seeds", type=int, default=1, help="how many training seeds from the first on; 1")
+    figure.add_argument("--out", type=Path, help="the folder; results/MODEL by default")
     compare = commands.add_parser("compare", help="paired differences to the first run, with intervals")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run, or its seeds as RUN1,RUN2,RUN3; two or more of these")
     regrade = commands.add_parser("regrade", help="new verdicts from stored samples, and what they change")
@@ -74,6 +81,17 @@ def show_table(_: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import tables
 
     tables.show_table4(console)
+
+
+def draw_figure(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import figures
+    from rlvr_sweeps.compose import offline_composer
+
+    folder = existing(asked.runs_dir, f"figure {asked.name}")
+    plot = figures.make_figure(asked.name, asked.model, folder, asked.overrides, asked.seeds, offline_composer())
+    for path in figures.write_figure(plot, asked.name, asked.out or Path("results") / asked.model):
+        console.print(str(path), soft_wrap=True, highlight=False)
+    console.print(plot.caption, style="dim")
 
 
 def show_status(asked: argparse.Namespace, console: Console) -> None:
@@ -177,7 +195,7 @@ def existing(folder: Path, command: str) -> Path:
 
 
 ANSWER: dict[str, Callable[[argparse.Namespace, Console], None]] = {
-    "status": show_status, "report": show_report, "table": show_table, "compare": show_comparison,
+    "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
     "cancel": cancel_runs, "retry": retry_runs, "doctor": examine,
 }  # fmt: skip

@@ -37,6 +37,11 @@ class Found:
     def summary(self) -> Row:
         return read_json(self.run.summary_path) or {}
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether its scores are what its configuration asks for; its analysis may still be under way, or have failed."""
+        return self.cfg is not None and (self.state == "done" or self.run.is_done("evaluate", self.cfg))
+
 
 @dataclass(frozen=True)
 class Result:
@@ -48,12 +53,12 @@ class Result:
     ]  # eval/right.json: benchmark -> k, golds (a hash), right (problem -> right samples, in the run's order)
 
 
-Source = Callable[[Run, Resolved], Result | None]  # None where the run is not done as its configuration asks
+Source = Callable[[Run, Resolved], Result | None]  # None where the run is not evaluated as its configuration asks
 
 
 def from_files(run: Run, cfg: Resolved) -> Result | None:
     """A run's result from its directory."""
-    if run.state(cfg) != "done":
+    if run.state(cfg) == "new" or not run.is_done("evaluate", cfg):
         return None
     summary, right = read_json(run.summary_path), read_json(run.right_path)
     return None if summary is None else Result(summary, right or {})
@@ -145,10 +150,10 @@ def named_run(name: str, runs_dir: Path) -> Run:
 
 
 def cells(found: Sequence[Found]) -> list[Cell]:
-    """The finished runs that were evaluated alike, seeds together."""
+    """The evaluated runs that were evaluated alike, seeds together."""
     by_key: dict[str, Cell] = {}
     for item in found:
-        if item.cfg is None or item.state != "done":
+        if item.cfg is None or not item.evaluated:
             continue
         key = digest(row_of(item.cfg) | {"evaluation": evaluation_spec(item.cfg), "grader": item.summary.get("grader")})
         cell = by_key.setdefault(key, Cell(item.cfg))

@@ -1,19 +1,58 @@
-"""Plots of finished runs as SVG text; matplotlib, without a display."""
+"""The figures by name: which runs each is drawn from, what it shows, and its files. `rlvr figure`, and the report's."""
 
-import io
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from rlvr_sweeps.collect import Cell, fill
+from rlvr_sweeps.compose import Composer
+from rlvr_sweeps.drawing import as_svg, write_pictures
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import write_text
+from rlvr_sweeps.interactive import as_page
+from rlvr_sweeps.panels import Panel, Plot, Row, rows_of
+from rlvr_sweeps.products import Product, load_product, seeds
+from rlvr_sweeps.spectrum_curves import by_kind, spectrum
+from rlvr_sweeps.tradeoffs import costs, forest, learning_rates, parameters, reaches
+from rlvr_sweeps.training_curves import batch_sizes, rewards
 
-from rlvr_sweeps.collect import Cell, reward_curves
-from rlvr_sweeps.identity import is_trained
+PAPERS_MODELS = ("r1_qwen_1_5b", "r1_qwen_7b")  # at whose scale the printed values are shown
+Make = Callable[[Sequence[Row]], Plot | None]
 
-# Okabe and Ito's palette: told apart by the colour-blind too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-WINDOW = 9  # steps of the moving average
+
+@dataclass(frozen=True)
+class Definition:
+    """A figure: the product (conf/sweep/) whose rows it shows, and the function from rows to what is drawn."""
+
+    product: str
+    make: Make
+
+
+def side_by_side(title: str, *makes: Make) -> Make:
+    """Several plots as the panels of one; a plot without numbers is left out."""
+
+    def make(rows: Sequence[Row]) -> Plot | None:
+        plots = [plot for each in makes if (plot := each(rows))]
+        if not plots:
+            return None
+        panels: list[Panel] = [panel for plot in plots for panel in plot.panels]
+        return Plot(title, panels, " ".join(f"{plot.title}: {plot.caption}" for plot in plots))
+
+    return make
+
+
+FIGURES = {
+    "1": Definition("fig1", side_by_side("Figure 1: all methods", parameters, rewards)),
+    "3": Definition("fig3", side_by_side("Figure 3: where ΔW lies in W0's spectrum", spectrum, rewards)),
+    "4": Definition("fig4", rewards),
+    "5": Definition("fig5", lambda rows: batch_sizes(rows, hardest(rows))),
+    "lr": Definition("lr_fair", learning_rates),
+    "reach": Definition("lr_fair", reaches),
+    "forest": Definition("methods", forest),
+    "cost": Definition("methods", costs),
+    "spectra": Definition("fig3", by_kind),
+}
 
 
 class Drawn(NamedTuple):
@@ -24,70 +63,61 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def figures_for_report(rows: Sequence[Cell]) -> list[Drawn]:
+def figures_for_report(cells: Sequence[Cell]) -> list[Drawn]:
     """Every figure that these rows of a report have the numbers for, in reading order; none for no rows."""
-    rewards = reward_figure(rows)
-    return [Drawn("Reward during training", rewards, f"Accuracy reward, mean of {WINDOW} steps.")] if rewards else []
-
-
-def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
-    """Centred moving average; shorter windows at the ends."""
-    half = window // 2
-    return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    rows = rows_of(cells)
+    makes: dict[str, Make] = {
+        "rewards": rewards, "parameters": parameters, "forest": forest, "lr": learning_rates, "reach": reaches,
+        "spectrum": spectrum, "spectra": by_kind, "cost": costs,
+    }  # fmt: skip
+    plots = {name: plot for name, make in makes.items() if (plot := make(rows))}
+    return [Drawn(plot.title, as_svg(plot, name), plot.caption) for name, plot in plots.items()]
 
 
 def reward_figure(cells: Sequence[Cell]) -> str | None:
-    """Reward against step, a panel per objective, a line per row, a band from the lowest to the highest seed."""
-    trained = [cell for cell in cells if is_trained(cell.cfg)]
-    objectives = list(dict.fromkeys(cell.cfg["algo"]["title"] for cell in trained))
-    if not trained:
-        return None
-    labels = list(dict.fromkeys(label(cell, trained) for cell in trained))
-    settings = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "rlvr"}
-    with rc_context(settings):
-        figure = Figure(figsize=(5.2 * len(objectives), 3.6), layout="constrained")
-        axes = figure.subplots(1, len(objectives), sharey=True, squeeze=False)[0]
-        for axis, objective in zip(axes, objectives, strict=True):
-            for cell in (cell for cell in trained if cell.cfg["algo"]["title"] == objective):
-                name = label(cell, trained)
-                colour = COLOURS[labels.index(name) % len(COLOURS)]
-                curves = [smooth(curve) for curve in reward_curves(cell) if curve]
-                if not curves:
-                    continue
-                steps = range(1, min(map(len, curves)) + 1)
-                columns = [[curve[step - 1] for curve in curves] for step in steps]
-                axis.plot(steps, [statistics.fmean(column) for column in columns], color=colour, label=name, linewidth=1.8)
-                if len(curves) > 1:
-                    axis.fill_between(steps, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.15, lw=0)
-            axis.set_title(objective, fontsize=11, loc="left", fontweight="bold")
-            axis.set_xlabel("optimizer step")
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-            axis.set_ylim(bottom=0)
-        axes[0].set_ylabel(f"accuracy reward, mean of {WINDOW} steps")
-        axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    """Reward against step, a panel per objective, as `<svg …>`; None without a trained row."""
+    plot = rewards(rows_of(cells))
+    return as_svg(plot, "rewards") if plot else None
 
 
-def label(cell: Cell, among: Sequence[Cell]) -> str:
-    """The method's title, and whatever else tells rows of this method and objective apart."""
-    cfg = cell.cfg
-    rivals = [
-        other.cfg for other in among
-        if (other.cfg["peft"]["name"], other.cfg["algo"]["name"]) == (cfg["peft"]["name"], cfg["algo"]["name"])
-    ]  # fmt: skip
-    parts = [cfg["peft"]["title"]]
-    for dial, name in (
-        ("rank", "r"),
-        ("lr", "lr"),
-        ("batch_size", "batch"),
-        ("dropout", "dropout"),
-        ("steps", "steps"),
-    ):
-        if len({other[dial] for other in rivals}) > 1:
-            parts.append(f"{name} {cfg[dial]:g}")
-    if len({other["model"]["name"] for other in (c.cfg for c in among)}) > 1:
-        parts.append(cfg["model"]["name"])
-    return " ".join(parts)
+def hardest(rows: Sequence[Row]) -> str:
+    """The benchmark of Figure 5: AIME24, or else the last one of the rows' own, the embedded model's hardest tier."""
+    names = list(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
+    return "aime24" if "aime24" in names else names[-1]
+
+
+def product_rows(product: Product, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer) -> list[Row]:
+    """The rows of a product that have results; `overrides` as they were launched with, `count` seeds of each."""
+    filled = fill(product, composer, [*overrides, f"model={model}", f"runs_dir={runs_dir}"], seeds(count))
+    return [
+        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if model in PAPERS_MODELS else {})
+        for one in filled
+        if one.cell
+    ]
+
+
+def make_figure(name: str, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer) -> Plot:
+    """A figure of a product's runs; Refused where none has what it shows."""
+    if name not in FIGURES:
+        raise Refused(f"There is no figure {name}. There are: {', '.join(FIGURES)}.")
+    product = load_product(FIGURES[name].product, model, composer)
+    rows = product_rows(product, model, runs_dir, overrides, count, composer)
+    plot = FIGURES[name].make(rows)
+    if plot is None:
+        launch = " ".join([f"sweep={product.name} model={model} runs_dir={runs_dir}", *overrides])
+        raise Refused(
+            f"{len(rows)} of the {len(product.rows)} rows of {product.name} have finished in {runs_dir}, and none of them has what "
+            f"figure {name} shows. Run what is missing: python launch.py {launch}"
+        )
+    finished = f"{len(rows)} of {len(product.rows)} rows have finished." if len(rows) < len(product.rows) else ""
+    return replace(plot, caption=" ".join(part for part in (plot.caption, finished, *product.notes) if part))
+
+
+def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:
+    """Write the figure as PDF, PNG, SVG and a page into `out`; returns their paths."""
+    stem = f"figure{name}" if name.isdigit() else name
+    out.mkdir(parents=True, exist_ok=True)
+    page, svg = out / f"{stem}.html", out / f"{stem}.svg"
+    write_text(page, as_page(plot, stem))
+    write_text(svg, as_svg(plot, stem))
+    return [*write_pictures(plot, out / stem), svg, page]

@@ -8,6 +8,7 @@ start.safetensors    A and B at step 0, where they are not what a seed gives (Pi
 checkpoints/         the latest complete training state
 merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
 eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
+analysis.json        spectra of ΔW against W0, drift, sampler mismatch;  spectra.jsonl  the spectra at each checkpoint, if asked
 summary.json         one flat row
 stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
 submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
@@ -30,11 +31,11 @@ from omegaconf import OmegaConf
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, text_digest, try_lock, write_json, write_text
-from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained, run_id, run_name
+from rlvr_sweeps.identity import Resolved, analysis_of, evaluation_spec, is_trained, run_id, run_name
 from rlvr_sweeps.slurm import Live
 
 State = Literal["new", "queued", "running", "done", "stale", "failed", "lost"]
-STAGES = ("train", "evaluate")
+STAGES = ("train", "evaluate", "analyse")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Run:
     summary_path = property(lambda self: self.path / "summary.json")
     right_path = property(lambda self: self.path / "eval" / "right.json")  # right samples of each problem, by benchmark
     questions_path = property(lambda self: self.path / "eval" / "questions.json")  # question and gold of each, likewise
+    analysis_path = property(lambda self: self.path / "analysis.json")
+    spectra_path = property(lambda self: self.path / "spectra.jsonl")
     attempts_path = property(lambda self: self.path / "attempts.jsonl")
     failure_path = property(lambda self: self.path / "failure.json")
     submission_path = property(lambda self: self.path / "submission.json")
@@ -122,14 +125,18 @@ class Run:
     # Stages
 
     def stages(self, cfg: Resolved) -> list[str]:
-        return [stage for stage in STAGES if stage != "train" or is_trained(cfg)]
+        """The stages this run has, in order: Base is not trained and has no update, and not every run asks for its analysis."""
+        if not is_trained(cfg):
+            return ["evaluate"]
+        return [stage for stage in STAGES if stage != "analyse" or analysis_of(cfg) != "none"]
 
     def spec(self, stage: str, cfg: Resolved) -> dict[str, Any]:
         """What a finished stage must have been asked for to count as done: its own request and its input's finish."""
         if stage == "train":
             return {"run": self.id}
         trained = read_json(self.stage_path("train")) or {}
-        return {"run": self.id, "evaluation": evaluation_spec(cfg), "trained": trained.get("finished")}
+        asked = {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else {}
+        return {"run": self.id, **asked, "trained": trained.get("finished")}
 
     def is_done(self, stage: str, cfg: Resolved) -> bool:
         marker = read_json(self.stage_path(stage))
@@ -137,7 +144,7 @@ class Run:
             return False
         if stage == "train":
             return read_json(self.record_path) is not None and (self.merged_path / "config.json").exists()
-        return read_json(self.summary_path) is not None
+        return read_json(self.summary_path if stage == "evaluate" else self.analysis_path) is not None
 
     def finish(self, stage: str, cfg: Resolved, seconds: float) -> None:
         """Mark a stage done; the last thing a stage does."""
@@ -151,7 +158,7 @@ class Run:
     def state(self, cfg: Resolved | None = None, live: Live | None = None) -> State:
         """Where the run stands, asked for `cfg` (by default its own); `live`: the jobs that Slurm has, where there is one.
 
-        stale: trained, but evaluated for another request. lost: it started, and whoever ran it is gone.
+        stale: trained, but evaluated for another request, or not yet analysed. lost: it started, and whoever ran it is gone.
         """
         if not self.config_path.exists():
             return "new"

@@ -144,7 +144,7 @@ def evaluated(point, tmp_path):
     def make(*overrides, right=2):
         two = [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in (f"path={path}", "problems=3", "k=4")]
         rest = [f"~benchmark.tier{n}" for n in (3, 4, 5)]
-        cfg = point(*two, *rest, *overrides)
+        cfg = point(*two, *rest, "analysis=none", *overrides)
         run = Run.of(cfg)
         run.prepare(cfg)
         for tier, count in (("tier1", 4), ("tier2", right)):

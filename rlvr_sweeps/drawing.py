@@ -1,0 +1,199 @@
+"""Plots as SVG, PDF and PNG: matplotlib, without a display, the same bytes for the same numbers."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from rlvr_sweeps.panels import Panel, Plot, Series
+
+# Okabe and Ito's palette, told apart by the colour-blind too, and a brown; then the same again, dashed.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+MARKERS = "os^DvPX<>phd*8"
+# The paper's methods have their own style in every figure; the four of Figure 3 have four colours.
+METHODS = (
+    "Full", "LoRA", "DoRA", "PiSSA", "MiLoRA", "MiSS", "LoRA+", "AdaLoRA", "rsLoRA", "LoRA-FA", "VeRA", "IA3", "LN tuning"
+)  # fmt: skip
+GREY = "#777777"
+SETTINGS = {
+    "svg.fonttype": "none", "svg.hashsalt": "rlvr", "pdf.fonttype": 42, "font.family": "sans-serif", "font.size": 9,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.fontsize": 8.5,
+    "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+}  # fmt: skip
+WIDTH, NARROW, HEIGHT = 3.3, 1.75, 2.9  # inches of a panel; narrow where there are more than four in a line
+
+
+@dataclass(frozen=True)
+class Style:
+    colour: str
+    dash: Any
+    marker: str
+
+
+@dataclass
+class Hot:
+    """What of a drawing answers the mouse: the ids of a label's parts, and its points in the SVG's units with their words."""
+
+    ids: dict[str, list[str]]
+    points: list[tuple[str, float, float, str]]
+
+
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """By label: a method's own style where all labels are the paper's methods, else by place."""
+    own = all(label in METHODS for label in labels)
+    places = {label: METHODS.index(label) if own else place for place, label in enumerate(labels)}
+    return {
+        label: Style(
+            COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)], MARKERS[place % len(MARKERS)]
+        )
+        for label, place in places.items()
+    }
+
+
+def as_svg(plot: Plot, name: str) -> str:
+    """The plot as `<svg …>`; every id in it begins with `name`, so that pages can hold several."""
+    return svg_and_hot(plot, name)[0]
+
+
+def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
+    with drawn(plot) as (figure, hot):
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        svg = text.getvalue()[text.getvalue().index("<svg") :]
+        for before in ('id="', 'href="#', "url(#"):
+            svg = svg.replace(before, f"{before}{name}-")
+        return svg, Hot({label: [f"{name}-{one}" for one in ids] for label, ids in hot.ids.items()}, hot.points)
+
+
+def write_pictures(plot: Plot, stem: Path) -> list[Path]:
+    """`stem`.pdf and `stem`.png (220 dots per inch)."""
+    places = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+    with drawn(plot) as (figure, _):
+        figure.savefig(places[0], metadata={"CreationDate": None})
+        figure.savefig(places[1], dpi=220)
+    return places
+
+
+@contextmanager
+def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot]]:
+    """The plot on a matplotlib figure, laid out; its settings hold while inside."""
+    columns = min(plot.columns, len(plot.panels))
+    lines = -(-len(plot.panels) // columns)
+    names = {label for panel in plot.panels for label in own_labels(panel)}
+    shared = len(names) <= max(len(own_labels(panel)) for panel in plot.panels)
+    labels = list(dict.fromkeys(label for panel in plot.panels for label in own_labels(panel)))
+    with rc_context(SETTINGS):
+        width = (WIDTH if columns <= 4 else NARROW) * columns + (1.2 if shared and not plot.panels[0].names else 0)
+        height = HEIGHT if columns <= 4 else 0.65 * HEIGHT
+        height += 0 if shared else 0.19 * max(len(own_labels(panel)) for panel in plot.panels)
+        height = max(height, *(0.9 + 0.24 * len(panel.names) for panel in plot.panels))
+        figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # 72: an inch is SVG's 72 units
+        axes = figure.subplots(lines, columns, squeeze=False, sharey=plot.share_y).ravel()
+        hot = Hot({}, [])
+        parts: list[tuple[Axes, Series]] = []
+        for place, (axis, panel) in enumerate(zip(axes, plot.panels, strict=False)):
+            style = styles(labels if shared else own_labels(panel))
+            draw_panel(axis, panel, style, f"panel{place}", hot)
+            parts += [(axis, series) for series in panel.series]
+            if not shared:
+                name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
+        for axis in axes[len(plot.panels) :]:
+            axis.set_visible(False)
+        if shared and not plot.panels[0].names:
+            handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+            name_legend(figure.legend(handles.values(), handles, loc="outside right upper"), "all", hot)
+        figure.canvas.draw()
+        height_pt = figure.get_size_inches()[1] * 72
+        for axis, series in parts:
+            for (x, y), says in zip(axis.transData.transform(list(zip(series.x, series.y, strict=True))), series.says, strict=True):
+                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), says))
+        yield figure, hot
+
+
+def own_labels(panel: Panel) -> list[str]:
+    """What a legend must tell apart: not the frontier, nor the paper's values, nor levels."""
+    return list(dict.fromkeys(series.label for series in panel.series if series.look not in ("frontier", "printed")))
+
+
+def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot) -> None:
+    for place, series in enumerate(panel.series):
+        for number, artist in enumerate(draw_series(axis, series, style.get(series.label, Style(GREY, ":", "x")))):
+            artist.set_gid(f"{name}-{place}-{number}")
+            hot.ids.setdefault(series.label, []).append(f"{name}-{place}-{number}")
+    for text, level in panel.levels.items():
+        axis.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        axis.annotate(
+            text, (1, level), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points", ha="right",
+            fontsize=8, color="#555555",
+        )  # fmt: skip
+    axis.set_xlabel(panel.x_label)
+    axis.set_ylabel(panel.y_label)
+    axis.set_title(panel.title)
+    if panel.names:
+        axis.axvline(0, color=GREY, linewidth=0.9)
+        axis.set_yticks([-place for place in range(len(panel.names))], panel.names)
+        axis.set_ylim(-len(panel.names) + 0.4, 0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+        return
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+    if panel.x_log:
+        axis.set_xscale("log")
+        log_ticks(axis.xaxis, [x for series in panel.series for x in series.x])
+    if panel.y_log:
+        axis.set_yscale("log")
+        log_ticks(axis.yaxis, [y for series in panel.series for y in series.y if y > 0])
+    if panel.from_zero:
+        axis.set_ylim(bottom=0)
+
+
+def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
+    """The series' artists."""
+    x, y, colour = series.x, series.y, style.colour
+    if series.look == "frontier":
+        return [*axis.plot(x, y, color=GREY, linewidth=1.1, linestyle=":", zorder=1)]
+    if series.look == "printed":
+        return [*axis.plot(x, y, "x", color="#999999", markersize=6, markeredgewidth=1.3, zorder=2)]
+    line: dict[str, Any] = {"color": colour, "linestyle": style.dash, "linewidth": 1.6, "label": series.label}
+    marks: dict[str, Any] = {"marker": style.marker, "markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    if series.look in ("points", "row"):
+        artists = [*axis.plot(x, y, **line | {"linestyle": "none"}, **marks)]
+    elif series.look == "joined":
+        artists = [*axis.plot(x, y, **line, **marks)]
+    elif series.look == "stairs":
+        artists = [*axis.step(x, y, where="mid", **line)]
+    else:
+        artists = [*axis.plot(x, y, **line)]
+    if series.low is None or series.high is None:
+        return artists
+    if series.look == "line":
+        return [*artists, axis.fill_between(x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)]
+    bars = {"colors": colour, "linewidth": 1.2, "zorder": 1.5}
+    draw, at = (axis.hlines, y) if series.look == "row" else (axis.vlines, x)
+    return [*artists, draw(at, series.low, series.high, **bars)]
+
+
+def log_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Plain numbers at 1, 2, 5 of each decade; at whole decades alone where there are many, at the values where there are few."""
+    decades = max(values) / min(values)
+    if len(set(values)) <= 4 and decades < 20:
+        axis.set_major_locator(FixedLocator(sorted(set(values))))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 100 else (1.0,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+
+
+def name_legend(legend: Any, name: str, hot: Hot) -> None:
+    for place, (handle, text) in enumerate(zip(legend.legend_handles, legend.get_texts(), strict=True)):
+        for part, artist in (("mark", handle), ("text", text)):
+            artist.set_gid(f"legend-{name}-{place}-{part}")
+            hot.ids.setdefault(text.get_text(), []).append(f"legend-{name}-{place}-{part}")
