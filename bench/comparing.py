@@ -21,16 +21,16 @@ from rlvr_sweeps.samples import summarise
 RUNS = 45
 
 
-def make(composer, folder, seed):
-    """A run with made-up samples: 7,248 rows, as many as the paper's evaluation has."""
-    cfg = composer.point(["model=r1_qwen_1_5b", "rollout=hf", f"seed={seed}", f"runs_dir={folder}"]).cfg
+def make(composer, folder, seed, overrides=(), text=None):
+    """A run with made-up samples: 7,248 rows, as many as the paper's evaluation has. `text(rng)` writes a completion."""
+    cfg = composer.point(["model=r1_qwen_1_5b", "rollout=hf", f"seed={seed}", f"runs_dir={folder}", *overrides]).cfg
     run, rng = Run.of(cfg), np.random.default_rng(seed)
     run.prepare(cfg)
     for name, source in cfg["benchmark"].items():
         level = rng.beta(1, 1, source["problems"])
         rows = [
             {"problem": f"p{place}", "sample": index, "correct": bool(rng.random() < level[place]), "tokens": 9000,
-             "truncated": False, "answer": str(index), "reason": "correct", "text": "", "gold": "1"}
+             "truncated": False, "answer": str(index), "reason": "correct", "text": text(rng) if text else "", "gold": "1"}
             for place in range(source["problems"])
             for index in range(source["k"])
         ]  # fmt: skip

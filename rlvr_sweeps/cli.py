@@ -107,11 +107,11 @@ def show_status(asked: argparse.Namespace, console: Console) -> None:
 
 
 def show_report(asked: argparse.Namespace, console: Console) -> None:
-    from rlvr_sweeps import report
+    from rlvr_sweeps import accuracy, report
 
     folder = existing(asked.runs_dir, "report")
     page, table, rows = report.write_report(folder, asked.out or folder / "report.html")
-    report.show(rows, console)
+    accuracy.show(rows, console)
     console.print(f"report: {page.absolute()}\ntable:  {table.absolute()}", soft_wrap=True, highlight=False)
 
 

@@ -66,6 +66,8 @@ class Run:
     adapter_path = property(lambda self: self.path / "adapter")
     merged_path = property(lambda self: self.path / "merged")
     summary_path = property(lambda self: self.path / "summary.json")
+    right_path = property(lambda self: self.path / "eval" / "right.json")  # right samples of each problem, by benchmark
+    questions_path = property(lambda self: self.path / "eval" / "questions.json")  # question and gold of each, likewise
     analysis_path = property(lambda self: self.path / "analysis.json")
     spectra_path = property(lambda self: self.path / "spectra.jsonl")
     attempts_path = property(lambda self: self.path / "attempts.jsonl")
@@ -85,11 +87,6 @@ class Run:
 
     def shard_paths(self, benchmark: str) -> list[Path]:
         return sorted((self.path / "eval" / "shards").glob(f"{benchmark}.*.jsonl"))
-
-    @property
-    def right_path(self) -> Path:
-        """Right samples of each problem, by benchmark: what comparisons read instead of gigabytes of samples."""
-        return self.path / "eval" / "right.json"
 
     def log_path(self, stage: str) -> Path:
         return self.path / "logs" / f"{stage}.txt"
