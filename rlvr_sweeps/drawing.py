@@ -67,9 +67,14 @@ def as_svg(plot: Plot, name: str) -> str:
 
 
 def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
-    with drawn(plot) as (figure, hot):
+    with drawn(plot) as (figure, hot, parts):
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None})  # lays the figure out, too
+        height_pt = figure.get_size_inches()[1] * 72
+        for axis, series in parts:
+            places = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
+            for (x, y), says in zip(places, series.says, strict=True):
+                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), says))
         svg = text.getvalue()[text.getvalue().index("<svg") :]
         for before in ('id="', 'href="#', "url(#"):
             svg = svg.replace(before, f"{before}{name}-")
@@ -79,15 +84,15 @@ def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
 def write_pictures(plot: Plot, stem: Path) -> list[Path]:
     """`stem`.pdf and `stem`.png (220 dots per inch)."""
     places = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    with drawn(plot) as (figure, _):
+    with drawn(plot) as (figure, _, _):
         figure.savefig(places[0], metadata={"CreationDate": None})
         figure.savefig(places[1], dpi=220)
     return places
 
 
 @contextmanager
-def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot]]:
-    """The plot on a matplotlib figure, laid out; its settings hold while inside."""
+def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]:
+    """The plot on a matplotlib figure, and where each series is; its settings hold while inside."""
     columns = min(plot.columns, len(plot.panels))
     lines = -(-len(plot.panels) // columns)
     names = {label for panel in plot.panels for label in own_labels(panel)}
@@ -104,7 +109,7 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot]]:
         parts: list[tuple[Axes, Series]] = []
         for place, (axis, panel) in enumerate(zip(axes, plot.panels, strict=False)):
             style = styles(labels if shared else own_labels(panel))
-            draw_panel(axis, panel, style, f"panel{place}", hot, plot.share_y)
+            draw_panel(axis, panel, style, f"panel{place}", hot, not plot.share_y or place % columns == 0)
             parts += [(axis, series) for series in panel.series]
             if not shared:
                 name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
@@ -113,14 +118,7 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot]]:
         if shared and not plot.panels[0].names:
             keys = [legend_key(label, styles(labels)[label], plot.panels) for label in labels]
             name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", hot)
-        figure.canvas.draw()
-        height_pt = figure.get_size_inches()[1] * 72
-        for axis, series in parts:
-            for (x, y), says in zip(
-                axis.transData.transform(list(zip(series.x, series.y, strict=True))), series.says, strict=True
-            ):
-                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), says))
-        yield figure, hot
+        yield figure, hot, parts
 
 
 def own_labels(panel: Panel) -> list[str]:
@@ -128,7 +126,7 @@ def own_labels(panel: Panel) -> list[str]:
     return list(dict.fromkeys(series.label for series in panel.series if series.look not in ("frontier", "printed")))
 
 
-def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot, shared_y: bool) -> None:
+def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot, with_y_label: bool) -> None:
     for place, series in enumerate(panel.series):
         for number, artist in enumerate(draw_series(axis, series, style.get(series.label, Style(GREY, ":", "x")))):
             artist.set_gid(f"{name}-{place}-{number}")
@@ -140,7 +138,7 @@ def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot
             fontsize=8, color="#555555",
         )  # fmt: skip
     axis.set_xlabel(panel.x_label)
-    if not shared_y or axis.get_subplotspec().is_first_col():
+    if with_y_label:
         axis.set_ylabel(panel.y_label)
     axis.set_title(panel.title)
     if panel.names:
@@ -182,7 +180,7 @@ def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
         return artists
     if series.look == "line":
         return [*artists, axis.fill_between(x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)]
-    bars = {"colors": colour, "linewidth": 1.2, "zorder": 1.5}
+    bars: dict[str, Any] = {"colors": colour, "linewidth": 1.2, "zorder": 1.5}
     draw, at = (axis.hlines, y) if series.look == "row" else (axis.vlines, x)
     return [*artists, draw(at, series.low, series.high, **bars)]
 
@@ -207,7 +205,7 @@ def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
     line, marks = looks & {"line", "stairs", "joined"}, looks & {"points", "joined"}
     return Line2D(
         [], [], color=style.colour, linestyle=style.dash if line else "none", linewidth=1.6, label=label,
-        marker=style.marker if marks else None, **MARKS,
+        marker=style.marker if marks else "none", **MARKS,
     )  # fmt: skip
 
 
