@@ -34,6 +34,8 @@ SETTINGS = {
 }  # fmt: skip
 MARKS: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
 WIDTH, NARROW, HEIGHT = 3.3, 1.75, 2.9  # inches of a panel; narrow where there are more than four in a line
+LETTER, LINE = 0.075, 0.19  # inches of a legend's letter and line
+FEW = 6  # labels that a legend under its panel holds; with more, all panels share one at the side
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def as_svg(plot: Plot, name: str) -> str:
 def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
     with drawn(plot) as (figure, hot, parts):
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})  # lays the figure out, too
+        figure.savefig(
+            text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )  # lays the figure out, too
         height_pt = figure.get_size_inches()[1] * 72
         for axis, series in parts:
             places = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
@@ -95,13 +99,16 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
     """The plot on a matplotlib figure, and where each series is; its settings hold while inside."""
     columns = min(plot.columns, len(plot.panels))
     lines = -(-len(plot.panels) // columns)
-    names = {label for panel in plot.panels for label in own_labels(panel)}
-    shared = len(names) <= max(len(own_labels(panel)) for panel in plot.panels)
     labels = list(dict.fromkeys(label for panel in plot.panels for label in own_labels(panel)))
+    most = max(len(own_labels(panel)) for panel in plot.panels)
+    forest = any(panel.names for panel in plot.panels)  # names its rows at the axis
+    shared = not forest and (len(labels) == most or most > FEW)
     with rc_context(SETTINGS):
-        width = (WIDTH if columns <= 4 else NARROW) * columns + (1.2 if shared and not plot.panels[0].names else 0)
+        width = (WIDTH if columns <= 4 else NARROW) * columns + (LETTER * longest(labels) + 0.6 if shared else 0)
+        width += sum(LETTER * longest(panel.names) for panel in plot.panels)
         height = HEIGHT if columns <= 4 else 0.65 * HEIGHT
-        height += 0 if shared else 0.19 * max(len(own_labels(panel)) for panel in plot.panels)
+        height += 0 if shared or forest else LINE * most
+        height = max(height, LINE * len(labels) / lines + 0.3 if shared else 0)
         height = max(height, *(0.9 + 0.24 * len(panel.names) for panel in plot.panels))
         figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # 72: an inch is SVG's 72 units
         axes = figure.subplots(lines, columns, squeeze=False, sharey=plot.share_y).ravel()
@@ -111,14 +118,18 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
             style = styles(labels if shared else own_labels(panel))
             draw_panel(axis, panel, style, f"panel{place}", hot, not plot.share_y or place % columns == 0)
             parts += [(axis, series) for series in panel.series]
-            if not shared:
+            if not shared and not forest:
                 name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
         for axis in axes[len(plot.panels) :]:
             axis.set_visible(False)
-        if shared and not plot.panels[0].names:
+        if shared:
             keys = [legend_key(label, styles(labels)[label], plot.panels) for label in labels]
             name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", hot)
         yield figure, hot, parts
+
+
+def longest(words: Sequence[str]) -> int:
+    return max(map(len, words), default=0)
 
 
 def own_labels(panel: Panel) -> list[str]:
