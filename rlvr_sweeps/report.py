@@ -24,10 +24,11 @@ from rlvr_sweeps.control import logs, tail
 from rlvr_sweeps.costs import cost_rows
 from rlvr_sweeps.deviations import choices, deviations
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.figures import figures_for_report, label
+from rlvr_sweeps.figures import figures_for_report
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.manifest import launches, manifest
+from rlvr_sweeps.panels import rows_of
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.watch import latest_step
 
@@ -95,12 +96,8 @@ def sha256(script: str) -> str:
 
 
 def row_labels(rows: Sequence[Cell]) -> list[str]:
-    """A name for each row, no two alike: `LoRA r 8 GRPO`."""
-    objectives = {cell.cfg["algo"]["title"] for cell in rows if is_trained(cell.cfg)}
-    said = [
-        label(cell, rows) + (f" {cell.cfg['algo']['title']}" if len(objectives) > 1 and is_trained(cell.cfg) else "")
-        for cell in rows
-    ]
+    """A name for each row, as in the figures; with the id of its first run where two rows have one name."""
+    said = [row.label for row in rows_of(rows)]
     return [text if said.count(text) == 1 else f"{text} ({cell.runs[0].id})" for text, cell in zip(said, rows, strict=True)]
 
 
