@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_VLLM := .venv-vllm/ready
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-vllm quickstart test test-fast test-vllm test-slurm lint types bench clean
+.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm lint types bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +22,14 @@ quickstart: venv ## six real training runs on this machine, a table and a report
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
 	$(BIN)/rlvr report runs
 
-test: venv test-vllm test-slurm ## every test, with real training
+test: venv chromium test-vllm test-slurm ## every test, with real training
 	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py --ignore tests/slurm
 
 test-fast: venv ## the tests without training, under three minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/test_vllm.py --ignore tests/slurm
+
+chromium: # the browser that reports are opened in, where it is missing and this is root on Debian
+	tests/chromium.sh
 
 venv-vllm: $(READY_VLLM) ## make or refresh .venv-vllm: real vLLM on the CPU, 3.8 GB
 

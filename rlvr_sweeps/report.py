@@ -48,7 +48,7 @@ def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
 
 def page(runs_dir: Path, found: Sequence[Found], rows: Sequence[Cell]) -> str:
     """The whole page; the completions get the room that everything else leaves."""
-    names, labels = benchmarks(rows), [row.label for row in rows_of(rows)]
+    names, labels = benchmarks(rows), row_labels(rows)
     compared, left_out = families(rows)
     unit, spent = cost_rows(rows, labels)
     script = asset("browser.js")
@@ -93,6 +93,11 @@ def asset(name: str) -> str:
 def sha256(script: str) -> str:
     """As a page's security policy names the one script that may run."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def row_labels(rows: Sequence[Cell]) -> list[str]:
+    """The rows' names, as in the figures."""
+    return [row.label for row in rows_of(rows)]
 
 
 def run_labels(cell: Cell, text: str) -> list[tuple[Run, str]]:

@@ -148,7 +148,7 @@ def evaluated(point, tmp_path):
         cfg = point(*two, *rest, "analysis=none", *overrides)
         run = Run.of(cfg)
         run.prepare(cfg)
-        for tier, count in (("tier1", 4), ("tier2", right)):
+        for tier, count in (("tier1", 4), ("tier2", right))[: len(cfg["benchmark"])]:
             write_right(run, tier, load_problems(cfg["benchmark"][tier]), 4, count)
         write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
         write_json(run.merged_path / "config.json", {})
