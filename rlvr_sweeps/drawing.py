@@ -1,15 +1,18 @@
 """Plots as SVG, PDF and PNG: matplotlib, without a display, the same bytes for the same numbers."""
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from rlvr_sweeps.panels import Panel, Plot, Series
@@ -20,7 +23,8 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MARKERS = "os^DvPX<>phd*8"
 # The paper's methods have their own style in every figure; the four of Figure 3 have four colours.
 METHODS = (
-    "Full", "LoRA", "DoRA", "PiSSA", "MiLoRA", "MiSS", "LoRA+", "AdaLoRA", "rsLoRA", "LoRA-FA", "VeRA", "IA3", "LN tuning"
+    "Full", "LoRA", "DoRA", "PiSSA", "MiLoRA", "MiSS", "LoRA+", "AdaLoRA", "rsLoRA", "LoRA-FA", "VeRA", "IA3", "LN tuning",
+    "Base",
 )  # fmt: skip
 GREY = "#777777"
 SETTINGS = {
@@ -28,6 +32,7 @@ SETTINGS = {
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.fontsize": 8.5,
     "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
 }  # fmt: skip
+MARKS: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
 WIDTH, NARROW, HEIGHT = 3.3, 1.75, 2.9  # inches of a panel; narrow where there are more than four in a line
 
 
@@ -51,9 +56,7 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     own = all(label in METHODS for label in labels)
     places = {label: METHODS.index(label) if own else place for place, label in enumerate(labels)}
     return {
-        label: Style(
-            COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)], MARKERS[place % len(MARKERS)]
-        )
+        label: Style(COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)], MARKERS[place % len(MARKERS)])
         for label, place in places.items()
     }
 
@@ -64,9 +67,14 @@ def as_svg(plot: Plot, name: str) -> str:
 
 
 def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
-    with drawn(plot) as (figure, hot):
+    with drawn(plot) as (figure, hot, parts):
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None})  # lays the figure out, too
+        height_pt = figure.get_size_inches()[1] * 72
+        for axis, series in parts:
+            places = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
+            for (x, y), says in zip(places, series.says, strict=True):
+                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), says))
         svg = text.getvalue()[text.getvalue().index("<svg") :]
         for before in ('id="', 'href="#', "url(#"):
             svg = svg.replace(before, f"{before}{name}-")
@@ -76,15 +84,15 @@ def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
 def write_pictures(plot: Plot, stem: Path) -> list[Path]:
     """`stem`.pdf and `stem`.png (220 dots per inch)."""
     places = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    with drawn(plot) as (figure, _):
+    with drawn(plot) as (figure, _, _):
         figure.savefig(places[0], metadata={"CreationDate": None})
         figure.savefig(places[1], dpi=220)
     return places
 
 
 @contextmanager
-def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot]]:
-    """The plot on a matplotlib figure, laid out; its settings hold while inside."""
+def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]:
+    """The plot on a matplotlib figure, and where each series is; its settings hold while inside."""
     columns = min(plot.columns, len(plot.panels))
     lines = -(-len(plot.panels) // columns)
     names = {label for panel in plot.panels for label in own_labels(panel)}
@@ -101,21 +109,16 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot]]:
         parts: list[tuple[Axes, Series]] = []
         for place, (axis, panel) in enumerate(zip(axes, plot.panels, strict=False)):
             style = styles(labels if shared else own_labels(panel))
-            draw_panel(axis, panel, style, f"panel{place}", hot)
+            draw_panel(axis, panel, style, f"panel{place}", hot, not plot.share_y or place % columns == 0)
             parts += [(axis, series) for series in panel.series]
             if not shared:
                 name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
         for axis in axes[len(plot.panels) :]:
             axis.set_visible(False)
         if shared and not plot.panels[0].names:
-            handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-            name_legend(figure.legend(handles.values(), handles, loc="outside right upper"), "all", hot)
-        figure.canvas.draw()
-        height_pt = figure.get_size_inches()[1] * 72
-        for axis, series in parts:
-            for (x, y), says in zip(axis.transData.transform(list(zip(series.x, series.y, strict=True))), series.says, strict=True):
-                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), says))
-        yield figure, hot
+            keys = [legend_key(label, styles(labels)[label], plot.panels) for label in labels]
+            name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", hot)
+        yield figure, hot, parts
 
 
 def own_labels(panel: Panel) -> list[str]:
@@ -123,7 +126,7 @@ def own_labels(panel: Panel) -> list[str]:
     return list(dict.fromkeys(series.label for series in panel.series if series.look not in ("frontier", "printed")))
 
 
-def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot) -> None:
+def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot, with_y_label: bool) -> None:
     for place, series in enumerate(panel.series):
         for number, artist in enumerate(draw_series(axis, series, style.get(series.label, Style(GREY, ":", "x")))):
             artist.set_gid(f"{name}-{place}-{number}")
@@ -131,11 +134,12 @@ def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot
     for text, level in panel.levels.items():
         axis.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         axis.annotate(
-            text, (1, level), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points", ha="right",
+            text, (1, level), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", va="center",
             fontsize=8, color="#555555",
         )  # fmt: skip
     axis.set_xlabel(panel.x_label)
-    axis.set_ylabel(panel.y_label)
+    if with_y_label:
+        axis.set_ylabel(panel.y_label)
     axis.set_title(panel.title)
     if panel.names:
         axis.axvline(0, color=GREY, linewidth=0.9)
@@ -163,7 +167,7 @@ def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
     if series.look == "printed":
         return [*axis.plot(x, y, "x", color="#999999", markersize=6, markeredgewidth=1.3, zorder=2)]
     line: dict[str, Any] = {"color": colour, "linestyle": style.dash, "linewidth": 1.6, "label": series.label}
-    marks: dict[str, Any] = {"marker": style.marker, "markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    marks: dict[str, Any] = {"marker": style.marker, **MARKS}
     if series.look in ("points", "row"):
         artists = [*axis.plot(x, y, **line | {"linestyle": "none"}, **marks)]
     elif series.look == "joined":
@@ -176,20 +180,33 @@ def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
         return artists
     if series.look == "line":
         return [*artists, axis.fill_between(x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)]
-    bars = {"colors": colour, "linewidth": 1.2, "zorder": 1.5}
+    bars: dict[str, Any] = {"colors": colour, "linewidth": 1.2, "zorder": 1.5}
     draw, at = (axis.hlines, y) if series.look == "row" else (axis.vlines, x)
     return [*artists, draw(at, series.low, series.high, **bars)]
 
 
 def log_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Plain numbers at 1, 2, 5 of each decade; at whole decades alone where there are many, at the values where there are few."""
-    decades = max(values) / min(values)
-    if len(set(values)) <= 4 and decades < 20:
+    """Plain numbers: at the values themselves where there are few, else the more of each decade the fewer decades there are."""
+    least, ratio = min(values), max(values) / min(values)
+    if len(set(values)) <= 4 and all(high / low > 1.4 for low, high in pairwise(sorted(set(values)))):
         axis.set_major_locator(FixedLocator(sorted(set(values))))
+    elif ratio < 100:
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 6 else (1.0, 2.0, 5.0)))
     else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 100 else (1.0,)))
+        axis.set_major_locator(LogLocator())
+        axis.axes.set_xlim(left=10 ** math.floor(math.log10(least))) if axis.axis_name == "x" else None
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+
+
+def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
+    """A legend's sample of a label: a line, a marker or both, as the panels have them."""
+    looks = {series.look for panel in panels for series in panel.series if series.label == label}
+    line, marks = looks & {"line", "stairs", "joined"}, looks & {"points", "joined"}
+    return Line2D(
+        [], [], color=style.colour, linestyle=style.dash if line else "none", linewidth=1.6, label=label,
+        marker=style.marker if marks else "none", **MARKS,
+    )  # fmt: skip
 
 
 def name_legend(legend: Any, name: str, hot: Hot) -> None:

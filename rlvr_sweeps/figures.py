@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from rlvr_sweeps.baseline import Family
 from rlvr_sweeps.collect import Cell, fill
 from rlvr_sweeps.compose import Composer
-from rlvr_sweeps.drawing import as_svg, write_pictures
+from rlvr_sweeps.drawing import as_svg, svg_and_hot, write_pictures
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_text
+from rlvr_sweeps.forest import forest
 from rlvr_sweeps.interactive import as_page
 from rlvr_sweeps.panels import Panel, Plot, Row, rows_of
 from rlvr_sweeps.products import Product, load_product, seeds
 from rlvr_sweeps.spectrum_curves import by_kind, spectrum
-from rlvr_sweeps.tradeoffs import costs, forest, learning_rates, parameters, reaches
+from rlvr_sweeps.tradeoffs import costs, learning_rates, parameters, reaches
 from rlvr_sweeps.training_curves import batch_sizes, rewards
 
 PAPERS_MODELS = ("r1_qwen_1_5b", "r1_qwen_7b")  # at whose scale the printed values are shown
@@ -63,12 +66,12 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def figures_for_report(cells: Sequence[Cell]) -> list[Drawn]:
-    """Every figure that these rows of a report have the numbers for, in reading order; none for no rows."""
+def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> list[Drawn]:
+    """Every figure that these rows of a report have the numbers for, in reading order; `compared`: their differences."""
     rows = rows_of(cells)
     makes: dict[str, Make] = {
-        "rewards": rewards, "parameters": parameters, "forest": forest, "lr": learning_rates, "reach": reaches,
-        "spectrum": spectrum, "spectra": by_kind, "cost": costs,
+        "rewards": rewards, "parameters": parameters, "forest": partial(forest, found=compared), "lr": learning_rates,
+        "reach": reaches, "spectrum": spectrum, "cost": costs,
     }  # fmt: skip
     plots = {name: plot for name, make in makes.items() if (plot := make(rows))}
     return [Drawn(plot.title, as_svg(plot, name), plot.caption) for name, plot in plots.items()]
@@ -86,7 +89,9 @@ def hardest(rows: Sequence[Row]) -> str:
     return "aime24" if "aime24" in names else names[-1]
 
 
-def product_rows(product: Product, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer) -> list[Row]:
+def product_rows(
+    product: Product, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer
+) -> list[Row]:
     """The rows of a product that have results; `overrides` as they were launched with, `count` seeds of each."""
     filled = fill(product, composer, [*overrides, f"model={model}", f"runs_dir={runs_dir}"], seeds(count))
     return [
@@ -106,8 +111,8 @@ def make_figure(name: str, model: str, runs_dir: Path, overrides: Sequence[str],
     if plot is None:
         launch = " ".join([f"sweep={product.name} model={model} runs_dir={runs_dir}", *overrides])
         raise Refused(
-            f"{len(rows)} of the {len(product.rows)} rows of {product.name} have finished in {runs_dir}, and none of them has what "
-            f"figure {name} shows. Run what is missing: python launch.py {launch}"
+            f"{len(rows)} of the {len(product.rows)} rows of {product.name} have finished in {runs_dir}, and none of them has "
+            f"what figure {name} shows. Run what is missing: python launch.py {launch}"
         )
     finished = f"{len(rows)} of {len(product.rows)} rows have finished." if len(rows) < len(product.rows) else ""
     return replace(plot, caption=" ".join(part for part in (plot.caption, finished, *product.notes) if part))
@@ -118,6 +123,7 @@ def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:
     stem = f"figure{name}" if name.isdigit() else name
     out.mkdir(parents=True, exist_ok=True)
     page, svg = out / f"{stem}.html", out / f"{stem}.svg"
-    write_text(page, as_page(plot, stem))
-    write_text(svg, as_svg(plot, stem))
+    text, hot = svg_and_hot(plot, stem)
+    write_text(page, as_page(plot, text, hot))
+    write_text(svg, text)
     return [*write_pictures(plot, out / stem), svg, page]

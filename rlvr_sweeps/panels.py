@@ -64,8 +64,13 @@ class Plot:
 
 
 def rows_of(cells: Sequence[Cell]) -> list[Row]:
-    """The cells of a report as rows, named apart; the section is the objective."""
-    return [Row(cell, named(cell, cells), cell.cfg["algo"]["title"], label(cell, cells)) for cell in cells]
+    """The cells of a report as rows, no two of one name; the section is the objective."""
+    said = [named(cell, cells) for cell in cells]
+    apart = [text if said.count(text) == 1 else f"{text} ({cell.runs[0].id})" for text, cell in zip(said, cells, strict=True)]
+    return [
+        Row(cell, text, cell.cfg["algo"]["title"], label(cell, cells) if said.count(name) == 1 else text)
+        for cell, name, text in zip(cells, said, apart, strict=True)
+    ]
 
 
 def trained(rows: Sequence[Row]) -> list[Row]:

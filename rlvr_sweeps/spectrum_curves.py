@@ -12,8 +12,8 @@ Side = Literal["e", "f"]
 BINS = 32  # of the distribution; cumulative curves have twice as many points
 COMPONENTS = "singular components of W0, largest first, %"
 WHAT = (
-    "ΔW is the trained minus the published model in float32, W0 = USVᵀ; energy of component j is ‖ΔW v_j‖², over its sum. Mean over "
-    "layers, kinds of layer and seeds"
+    "ΔW is the trained minus the published model in float32, W0 = USVᵀ; the energy of component j is ‖ΔW v_j‖² over the sum of "
+    "all. Mean over layers, kinds of layer and seeds"
 )
 
 
@@ -91,15 +91,16 @@ def spectrum(rows: Sequence[Row]) -> Plot | None:
 def by_kind(rows: Sequence[Row]) -> Plot | None:
     """Cumulative energy for every kind of layer, from the input side (v_j, above) and the output side (u_j, below)."""
     shown = [row for row in trained(rows) if spectra_of(row)]
-    kinds = list(dict.fromkeys(kind for row in shown for seed in spectra_of(row) for kind in seed))
+    moved = {kind for row in shown for seed in spectra_of(row) for kind in seed}
+    kinds = [kind for kind in shown[0].cell.cfg["model"]["linear_modules"] if kind in moved] if shown else []
     panels = []
-    sides: tuple[tuple[Side, str], ...] = (("e", "input side (v_j)"), ("f", "output side (u_j)"))
+    sides: tuple[tuple[Side, str], ...] = (("e", "input side, %"), ("f", "output side, %"))
     for side, words in sides:
         for place, kind in enumerate(kinds):
             series = [made for row in shown if (made := cumulative_series(row, side, [kind]))]
-            panels.append(Panel("components, %", f"energy, %, {words}" if not place else "", series, kind))
+            panels.append(Panel("components, %" if side == "f" else "", words if not place else "", series, kind))
     caption = (
-        "Cumulative energy of ΔW over the singular components of W0, largest first: ‖ΔW v_j‖² above, ‖u_jᵀΔW‖² below. What a wide or "
-        f"a tall ΔW has outside of W0's components is left out.{counted(shown, trained(rows))}"
+        "Cumulative energy of ΔW over the singular components of W0, largest first: ‖ΔW v_j‖² above, ‖u_jᵀΔW‖² below. What a "
+        f"wide or a tall ΔW has outside of W0's components is left out.{counted(shown, trained(rows))}"
     )
     return Plot("ΔW in W0's spectrum, by kind of layer", panels, caption, columns=len(kinds), share_y=True) if panels else None

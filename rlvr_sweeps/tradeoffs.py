@@ -1,17 +1,15 @@
-"""Accuracy against what it took: trained parameters (Figure 1 left), learning rate, reach, cost; and differences to LoRA."""
+"""Accuracy against what it took: trained parameters (Figure 1 left), learning rate, reach, cost."""
 
 from collections.abc import Callable, Sequence
 
-from rlvr_sweeps.comparison import read_scores, request_of
-from rlvr_sweeps.differences import difference, holm
-from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.collect import Cell
+from rlvr_sweeps.costs import Cost, cost
 from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.panels import DIALS, Panel, Plot, Row, Series, counted, named, plus_minus, short, trained
-from rlvr_sweeps.pipeline import processes
+from rlvr_sweeps.samples import mean
 
-ACCURACY = "accuracy, Avg@k over all benchmarks, %"
+ACCURACY = "accuracy, Avg@k, %"
 BARS = "Bars: ± the standard error, over seeds where there are several, from sampling where there is one."
-BASELINE = "lora"
 Measure = Callable[[Row], float | None]
 
 
@@ -28,7 +26,9 @@ def point(row: Row, x: float, x_says: str) -> Series | None:
 def joined(label: str, points: Sequence[Series]) -> Series:
     """Points of one method as one line, in the order given; error bars only where all have them."""
     known = all(one.low and one.high for one in points)
-    low, high = ([one.low[0] for one in points if one.low], [one.high[0] for one in points if one.high]) if known else (None, None)
+    low, high = (
+        ([one.low[0] for one in points if one.low], [one.high[0] for one in points if one.high]) if known else (None, None)
+    )
     x, y, says = ([value for one in points for value in getattr(one, part)] for part in ("x", "y", "says"))
     return Series(label, x, y, says, "joined" if len(points) > 1 else "points", low, high)
 
@@ -75,7 +75,7 @@ def parameters(rows: Sequence[Row]) -> Plot | None:
     edge = frontier(points)
     panel = Panel(
         "trained parameters, % of the model", ACCURACY, [*([edge] if edge else []), *points, *printed],
-        x_log=True, levels=base_level(rows),
+        "after training", x_log=True, levels=base_level(rows),
     )  # fmt: skip
     shown = [by_label[one.label] for one in points]
     caption = f"{BARS} The dotted line joins the points that none with fewer trained parameters beats."
@@ -129,65 +129,30 @@ def percent_moved(row: Row) -> float | None:
     return 100 * moved if moved else None
 
 
-def device_hours(row: Row) -> float | None:
-    """Hours of training times the processes that did it: one per GPU, where there are GPUs."""
-    seconds = row.cell.value("train_seconds")
-    return None if seconds is None else seconds / 3600 * processes(row.cell.cfg, "train")
-
-
-def tokens(row: Row) -> float | None:
-    """Tokens of the prompts and completions trained on, in millions, mean over seeds."""
-    lasts = [rows[-1].get("tokens_seen") for run in row.cell.runs if (rows := read_rows(run.metrics_path))]
-    return sum(lasts) / len(lasts) / 1e6 if lasts and None not in lasts else None
-
-
 def costs(rows: Sequence[Row]) -> Plot | None:
-    """Accuracy against training time and tokens."""
+    """Accuracy against a run's device time and generated tokens, mean over seeds; minutes where no GPU was used."""
     shown = [row for row in trained(rows) if row.cell.value("avg") is not None]
-    on_gpus = any((read_json(run.record_path) or {}).get("surroundings", {}).get("gpus") for row in shown for run in row.cell.runs)
-    hours = "GPU-hours" if on_gpus else "process-hours"
-    measures: list[tuple[str, Measure, str]] = [
-        (f"training, {hours}", device_hours, hours), ("tokens trained on, millions", tokens, "million tokens")
-    ]  # fmt: skip
+    spent = {row.label: costs_of(row.cell) for row in shown}
+    on_gpus = any(one.device for costs in spent.values() for one in costs)
+    unit, each = ("GPU-hours", 1) if on_gpus else ("core-minutes", 60)
+    hours = {label: [each * one.device_hours for one in costs] for label, costs in spent.items()}
+    tokens = {
+        label: [one.trained_tokens / 1e6 for one in costs if one.trained_tokens is not None] for label, costs in spent.items()
+    }
     panels = []
-    for x_label, measure, unit in measures:
-        known = [(row, x) for row in shown if (x := measure(row))]
-        series = [made for row, x in known if (made := point(row, x, f"{short(x)} {unit}"))]
+    for x_label, x_unit, values in (
+        (f"training and evaluation, {unit}", unit, hours),
+        ("tokens generated in training, millions", "million tokens", tokens),
+    ):
+        known = [(row, mean(of_row)) for row in shown if (of_row := values[row.label]) and mean(of_row) > 0]
+        series = [made for row, x in known if (made := point(row, x, f"{short(x)} {x_unit}"))]
         if series:
             panels.append(Panel(x_label, ACCURACY, series, x_log=True, levels=base_level(rows)))
     if not panels:
         return None
-    where = "Hours are of training alone, evaluation left out" + (", of one CPU process each: no GPU was used." if not on_gpus else ".")
-    return Plot("Accuracy against cost", panels, f"{BARS} {where}{counted(shown, trained(rows))}", share_y=True)
+    caption = f"{BARS} Time is of one run, all of its attempts, from start to end."
+    return Plot("Accuracy against cost", panels, caption + counted(shown, trained(rows)), share_y=True)
 
 
-def forest(rows: Sequence[Row]) -> Plot | None:
-    """Paired differences to LoRA with 95 % intervals, the largest first; None without LoRA and another row evaluated like it."""
-    baseline = next((row for row in rows if row.cell.cfg["peft"]["name"] == BASELINE), None)
-    if baseline is None:
-        return None
-    request = request_of(baseline.cell.runs[0])
-    others = [row for row in rows if row is not baseline and all(request_of(run) == request for run in row.cell.runs)]
-    own = list(read_scores(baseline.cell.runs).values())
-    found = [(row, difference(list(read_scores(row.cell.runs).values()), own)) for row in others]
-    if not found:
-        return None
-    adjusted = dict(zip((row.label for row, _ in found), holm([gap.p for _, gap in found]), strict=True))
-    found.sort(key=lambda entry: -entry[1].value)
-    series = []
-    for place, (row, gap) in enumerate(found):
-        value, low, high = (100 * number for number in (gap.value, gap.low, gap.high))
-        says = f"{row.label} − {baseline.label}: {value:+.1f} [{low:+.1f}, {high:+.1f}] points, Holm's p {adjusted[row.label]:.3g}"
-        series.append(Series(row.label, [value], [-float(place)], [says], "row", [low], [high]))
-    panel = Panel(
-        f"difference to {baseline.label}, points of Avg@k", "", series, names=[row.label for row, _ in found]
-    )  # fmt: skip
-    seeds = min(len(row.cell.runs) for row in [baseline, *(row for row, _ in found)])
-    caption = "Paired by problem; 95 % intervals over problems" + (
-        " and training seeds." if seeds > 1 else ". With one training seed they speak of these trained models, not of their methods."
-    )
-    return Plot(f"Differences to {baseline.label}", [panel], caption + counted([row for row, _ in found], others_than(rows, baseline)))
-
-
-def others_than(rows: Sequence[Row], baseline: Row) -> list[Row]:
-    return [row for row in rows if row is not baseline]
+def costs_of(cell: Cell) -> list[Cost]:
+    return [cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)]

@@ -7,9 +7,12 @@ from rlvr_sweeps.collect import reward_curves
 from rlvr_sweeps.panels import Panel, Plot, Row, Series, counted, trained
 
 WINDOW = 9  # steps of the moving average
-REWARD = f"accuracy reward, %, mean of {WINDOW} steps"
-BAND = f"Accuracy reward over everything sampled, moving average of {WINDOW} steps; a band spans the lowest to the highest seed."
-PANELS = {"algo": "objective", "lr": "learning rate", "rank": "rank", "batch_size": "batch size"}
+REWARD = "accuracy reward, %"
+BAND = (
+    f"Accuracy reward over everything sampled, moving average of {WINDOW} steps; a band spans the lowest to the highest seed."
+)
+# What the panel of a product's section is called; the sections of a report are its objectives, and called so.
+PANELS = {"algo": "objective", "lr": "learning rate", "methods": "during training", "spectra": "during training"}
 
 
 def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
@@ -41,8 +44,7 @@ def rewards(rows: Sequence[Row]) -> Plot | None:
     """A panel per section: objectives in a report, what is varied in Figure 4."""
     sections = list(dict.fromkeys(row.section for row in trained(rows)))
     by_section = {section: [row for row in rows if row.section == section] for section in sections}
-    titles = {section: PANELS.get(section, section) if len(sections) > 1 or section not in PANELS else "" for section in sections}
-    panels = [panel for section in sections if (panel := reward_panel(by_section[section], titles[section]))]
+    panels = [panel for section in sections if (panel := reward_panel(by_section[section], PANELS.get(section, section)))]
     shown = [row for row in trained(rows) if any(reward_curves(row.cell))]
     caption = BAND + counted(shown, trained(rows))
     return Plot("Reward during training", panels, caption, share_y=True) if panels else None
