@@ -114,7 +114,7 @@ def test_deviations_name_their_rows_and_silence_is_told(point):
     ]
     found = [finding for finding in deviations(rows, ["a", "b", "c"]) if finding.what == "learning rate"]
     assert [(finding.here, finding.rows, finding.paper) for finding in found] == [
-        ("0.0001", ("a",), "1e-05"), ("0.001", ("b",), "1e-05"),
+        ("0.0001", ("a",), "1e-5"), ("0.001", ("b",), "1e-5"),
     ]  # fmt: skip
     silent = {finding.what: finding for finding in choices(rows, ["a", "b", "c"])}
     assert silent["weight decay"].here == "0" and silent["weight decay"].rows == () and "LoRA+ ratio λ" not in silent
