@@ -24,7 +24,8 @@ RUNS = 45
 def make(composer, folder, seed, overrides=(), text=None):
     """A run with made-up samples: 7,248 rows, as many as the paper's evaluation has. `text(rng)` writes a completion."""
     cfg = composer.point(["model=r1_qwen_1_5b", "rollout=hf", f"seed={seed}", f"runs_dir={folder}", *overrides]).cfg
-    run, rng = Run.of(cfg), np.random.default_rng(seed)
+    run = Run.of(cfg)
+    rng = np.random.default_rng(int(run.id, 16))
     run.prepare(cfg)
     for name, source in cfg["benchmark"].items():
         level = rng.beta(1, 1, source["problems"])

@@ -46,6 +46,7 @@ def add_training(run):
     write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in steps))
     write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
     write_json(run.merged_path / "config.json", {})
+    write_json(run.analysis_path, {})
     questions = {
         name: {problem: [f"What is the number of {problem}? " * 8, "1"] for problem in entry["right"]}
         for name, entry in json.loads(run.right_path.read_text()).items()

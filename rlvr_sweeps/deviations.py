@@ -102,7 +102,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:g}".replace("e-0", "e-")
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)

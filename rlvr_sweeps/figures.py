@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from rlvr_sweeps.baseline import Family
 from rlvr_sweeps.collect import Cell, fill
 from rlvr_sweeps.compose import Composer
 from rlvr_sweeps.drawing import as_svg, svg_and_hot, write_pictures
@@ -64,12 +66,12 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def figures_for_report(cells: Sequence[Cell]) -> list[Drawn]:
-    """Every figure that these rows of a report have the numbers for, in reading order; none for no rows."""
+def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> list[Drawn]:
+    """Every figure that these rows of a report have the numbers for, in reading order; `compared`: their differences."""
     rows = rows_of(cells)
     makes: dict[str, Make] = {
-        "rewards": rewards, "parameters": parameters, "forest": forest, "lr": learning_rates, "reach": reaches,
-        "spectrum": spectrum, "cost": costs,
+        "rewards": rewards, "parameters": parameters, "forest": partial(forest, found=compared), "lr": learning_rates,
+        "reach": reaches, "spectrum": spectrum, "cost": costs,
     }  # fmt: skip
     plots = {name: plot for name, make in makes.items() if (plot := make(rows))}
     return [Drawn(plot.title, as_svg(plot, name), plot.caption) for name, plot in plots.items()]

@@ -6,9 +6,12 @@ from rlvr_sweeps.baseline import SEEDS_FOR_A_STAR, Family, families
 from rlvr_sweeps.panels import Panel, Plot, Row, Series, counted
 
 
-def forest(rows: Sequence[Row]) -> Plot | None:
-    """Paired differences to the baseline with 95 % intervals, the largest first, a panel per model; None without two rows."""
-    found, _ = families([row.cell for row in rows])
+def forest(rows: Sequence[Row], found: Sequence[Family] | None = None) -> Plot | None:
+    """Paired differences to the baseline with 95 % intervals, the largest first, a panel per model; None without two rows.
+
+    `found`: the differences, where they are computed already.
+    """
+    found = families([row.cell for row in rows])[0] if found is None else found
     if not found:
         return None
     shown = [rows[place] for family in found for place in (family.baseline, *family.others)]

@@ -64,8 +64,9 @@ def page(runs_dir: Path, found: Sequence[Found], rows: Sequence[Cell]) -> str:
         families=[against(family, labels) for family in compared],
         not_compared=left_out,
         one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
-        figures=figures_for_report(rows),
+        figures=figures_for_report(rows, compared),
         unfinished=[unfinished(item) for item in found if item.state != "done"],
+        without=sum(not item.evaluated for item in found),
         unit=unit,
         costs=spent,
         deviations=deviations(rows, labels),
@@ -93,11 +94,6 @@ def asset(name: str) -> str:
 def sha256(script: str) -> str:
     """As a page's security policy names the one script that may run."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def row_labels(rows: Sequence[Cell]) -> list[str]:
-    """The rows' names, as in the figures."""
-    return [row.label for row in rows_of(rows)]
 
 
 def run_labels(cell: Cell, text: str) -> list[tuple[Run, str]]:
@@ -135,6 +131,7 @@ def unfinished(item: Found) -> dict[str, str]:
     """A run that has no result: how far it came, or why it stopped, and the end of what it printed."""
     steps = item.cfg["steps"] if item.cfg and is_trained(item.cfg) else None
     at = f"step {latest_step(item.run)} of {steps}" if steps and item.state in ("running", "lost", "failed") else ""
+    at = "its scores are above, its analysis is missing" if item.evaluated else at
     last = ""
     if item.state in ("failed", "lost"):
         with suppress(Refused):
@@ -145,8 +142,8 @@ def unfinished(item: Found) -> dict[str, str]:
 
 
 def as_csv(found: Sequence[Found]) -> str:
-    """One line per finished run, every column of its summary."""
-    summaries = [item.summary for item in found if item.state == "done"]
+    """One line per evaluated run, every column of its summary."""
+    summaries = [item.summary for item in found if item.evaluated]
     columns = list(dict.fromkeys(column for summary in summaries for column in summary))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -93,8 +93,6 @@ class Run:
     def stage_path(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"
 
-    # Configuration
-
     def prepare(self, cfg: Resolved) -> None:
         """Make the directory and write its config.yaml; what is not science may change from launch to launch."""
         if self.config_path.exists():
@@ -120,8 +118,6 @@ class Run:
                 "get a directory of their own), or delete the directory."
             )
         return cfg
-
-    # Stages
 
     def stages(self, cfg: Resolved) -> list[str]:
         """Those this run has, in order: Base is not trained and has no update, and a run from before asks for no analysis."""
@@ -149,8 +145,6 @@ class Run:
         write_json(self.stage_path(stage), marker)
         if stage == "train":
             shutil.rmtree(self.checkpoints_path, ignore_errors=True)
-
-    # State
 
     def state(self, cfg: Resolved | None = None, live: Live | None = None) -> State:
         """Where the run stands, asked for `cfg` (by default its own); `live`: the jobs that Slurm has, where there is one.

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from rlvr_sweeps.baseline import families
 from rlvr_sweeps.collect import cells, find
 from rlvr_sweeps.drawing import METHODS, as_svg, styles
 from rlvr_sweeps.errors import Refused
@@ -184,11 +185,12 @@ def test_a_reports_figures_can_stand_in_one_page(trained, tmp_path):
     for peft in ("lora", "dora"):
         for lr in ("1e-3", "1e-4"):
             trained(f"peft={peft}", f"lr={lr}")
-    drawn = figures_for_report(cells(find(tmp_path / "runs")))
+    found = cells(find(tmp_path / "runs"))
+    drawn = figures_for_report(found, families(found)[0])
     assert len(drawn) == 7 and all(figure.svg.startswith("<svg") and figure.caption for figure in drawn)
     ids = [part.split('"')[0] for figure in drawn for part in figure.svg.split(' id="')[1:]]
     assert len(ids) == len(set(ids))
-    assert figures_for_report([]) == []
+    assert figures_for_report([], []) == []
 
 
 def test_the_same_numbers_are_the_same_bytes(trained, tmp_path):

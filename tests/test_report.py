@@ -12,11 +12,16 @@ from rlvr_sweeps.costs import cost_rows, spent
 from rlvr_sweeps.deviations import ABSENT, choices, deviations, settings, value_of
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.manifest import launches, manifest
-from rlvr_sweeps.report import row_labels, write_report
+from rlvr_sweeps.panels import rows_of
+from rlvr_sweeps.report import write_report
 
 
 def rows_in(tmp_path):
     return cells(find(tmp_path / "runs"))
+
+
+def labels_of(rows):
+    return [row.label for row in rows_of(rows)]
 
 
 def page_of(tmp_path):
@@ -62,7 +67,7 @@ def test_differences_are_those_of_compare_and_p_needs_seeds(evaluated, tmp_path)
     evaluated("peft=rslora")
     evaluated("peft=none")
     (family,), left_out = families(rows_in(tmp_path))
-    rows = dict(zip(row_labels(rows_in(tmp_path)), range(4), strict=True))
+    rows = dict(zip(labels_of(rows_in(tmp_path)), range(4), strict=True))
     assert family.baseline == rows["LoRA"] and left_out == []
     found = {label: family.differences[place]["overall"] for label, place in rows.items() if place != family.baseline}
     arms = [",".join(sorted(run.name for run in arm)) for arm in (lora, dora)]
@@ -109,7 +114,7 @@ def test_deviations_name_their_rows_and_silence_is_told(point):
     ]
     found = [finding for finding in deviations(rows, ["a", "b", "c"]) if finding.what == "learning rate"]
     assert [(finding.here, finding.rows, finding.paper) for finding in found] == [
-        ("0.0001", ("a",), "1e-05"), ("0.001", ("b",), "1e-05"),
+        ("0.0001", ("a",), "1e-5"), ("0.001", ("b",), "1e-5"),
     ]  # fmt: skip
     silent = {finding.what: finding for finding in choices(rows, ["a", "b", "c"])}
     assert silent["weight decay"].here == "0" and silent["weight decay"].rows == () and "LoRA+ ratio λ" not in silent
@@ -165,7 +170,7 @@ def test_cost_sums_over_seeds_and_dashes_where_nothing_is_known(evaluated, tmp_p
         write_json(run.record_path, read_json(run.record_path) | record)
     evaluated("peft=none").metrics_path.unlink(missing_ok=True)
     rows = rows_in(tmp_path)
-    unit, lines = cost_rows(rows, row_labels(rows))
+    unit, lines = cost_rows(rows, labels_of(rows))
     by_label = {line.label: line for line in lines}
     assert unit == "GPU-hours" and by_label["LoRA"].hours == "8"
     assert by_label["LoRA"].trained_tokens == str(2 * 10 * 2 * rows[1].cfg["rollout"]["group_size"])
