@@ -48,7 +48,7 @@ def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
 
 def page(runs_dir: Path, found: Sequence[Found], rows: Sequence[Cell]) -> str:
     """The whole page; the completions get the room that everything else leaves."""
-    names, labels = benchmarks(rows), row_labels(rows)
+    names, labels = benchmarks(rows), [row.label for row in rows_of(rows)]
     compared, left_out = families(rows)
     unit, spent = cost_rows(rows, labels)
     script = asset("browser.js")
