@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from rlvr_sweeps.panels import Panel, Plot, Series
+from rlvr_sweeps.products import plain
 
 # Okabe and Ito's palette, told apart by the colour-blind too, and a brown; then the same again, dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -120,6 +121,9 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
             parts += [(axis, series) for series in panel.series]
             if not shared and not forest:
                 name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
+        for axis, panel in zip(axes, plot.panels, strict=False):  # once all are drawn: panels may share their y axis
+            if panel.from_zero:
+                axis.set_ylim(bottom=0)
         for axis in axes[len(plot.panels) :]:
             axis.set_visible(False)
         if shared:
@@ -166,8 +170,6 @@ def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot
     if panel.y_log:
         axis.set_yscale("log")
         log_ticks(axis.yaxis, [y for series in panel.series for y in series.y if y > 0])
-    if panel.from_zero:
-        axis.set_ylim(bottom=0)
 
 
 def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
@@ -207,7 +209,7 @@ def log_ticks(axis: Any, values: Sequence[float]) -> None:
         axis.set_major_locator(LogLocator())
         axis.axes.set_xlim(left=10 ** math.floor(math.log10(least))) if axis.axis_name == "x" else None
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(f"{value:g}")))
 
 
 def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
