@@ -12,18 +12,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-from comparing import make
+from comparing import SEEDS, make
 
 from rlvr_sweeps.baseline import families
 from rlvr_sweeps.collect import cells, find
 from rlvr_sweeps.compose import offline_composer
-from rlvr_sweeps.files import write_json, write_text
+from rlvr_sweeps.files import read_json, write_json, write_text
+from rlvr_sweeps.products import expand
 
 ROWS = (
     "full", "lora", "lora rank=1", "lora rank=8", "dora", "adalora", "miss", "lora_fa", "vera", "lora_plus", "rslora", "milora",
     "pissa", "ia3", "ln_tuning",
 )  # fmt: skip
-SEEDS = 3
 JOINS = ("so", "then", "hence", "wait", "check", "let", "because", "we get", "but")
 WORDS = [f"${{a}}{sign}{{b}}=$ {join} " for join in JOINS for sign in "+-*/"]
 LONG = 200  # words of a completion in the mean: 2,000 characters
@@ -36,7 +36,7 @@ def completion(rng):
 
 
 def add_training(run):
-    """What a trained run has beside its samples: 1,024 steps of metrics, finished stages."""
+    """What a trained run has beside its samples: 1,024 steps of metrics, its questions, an analysis."""
     cfg, rng = run.config(), np.random.default_rng(1)
     columns = ("reward_mean", "completion_tokens_mean", "rollout_s", "reward_s", "update_s", "entropy", "truncated_share")
     steps = [
@@ -44,26 +44,22 @@ def add_training(run):
         for step in range(1, 1025)
     ]
     write_text(run.metrics_path, "".join(json.dumps(row) + "\n" for row in steps))
-    write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
-    write_json(run.merged_path / "config.json", {})
-    write_json(run.analysis_path, {})
     questions = {
         name: {problem: [f"What is the number of {problem}? " * 8, "1"] for problem in entry["right"]}
-        for name, entry in json.loads(run.right_path.read_text()).items()
+        for name, entry in read_json(run.right_path).items()
     }
     write_json(run.questions_path, questions)
-    for stage in run.stages(cfg):
-        run.finish(stage, cfg, 1.0)
+    write_json(run.analysis_path, {})
+    run.finish("analyse", cfg, 1.0)
 
 
 def main():
     composer = offline_composer()
     with tempfile.TemporaryDirectory() as folder:
         runs_dir = Path(folder) / "runs"
-        for row in ROWS:
-            peft, *dials = row.split()
-            for seed in range(SEEDS):
-                add_training(make(composer, runs_dir, seed, [f"peft={peft}", *dials], completion)[0])
+        points = [point for row in ROWS for point in expand([f"peft={row} {SEEDS}"])]
+        for place, point in enumerate(points):
+            add_training(make(composer, runs_dir, point, place, completion)[0])
         size = sum(path.stat().st_size for path in runs_dir.rglob("*.jsonl"))
         start = time.perf_counter()
         compared, _ = families(cells(find(runs_dir)))
@@ -74,7 +70,7 @@ def main():
         subprocess.run(command, capture_output=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         whole = time.perf_counter() - start
         page = (runs_dir / "report.html").stat().st_size
-        print(f"{len(ROWS) * SEEDS} runs of 7,248 samples, {size / 1e6:,.0f} MB of them")
+        print(f"{len(points)} runs of 7,248 samples, {size / 1e6:,.0f} MB of them")
         print(f"{count} differences, 10,000 draws: {tables:.1f} s")
         print(f"rlvr report: {whole:.1f} s, a page of {page / 1e6:.2f} MB")
         if keep := os.environ.get("KEEP_PAGE"):

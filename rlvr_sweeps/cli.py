@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
         folder.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     report.add_argument("--out", type=Path, help="the page; RUNS_DIR/report.html by default")
     table = commands.add_parser("table", help="a table of the paper")
-    table.add_argument("number", type=int, choices=[4], help="4: trained parameters by method, counted without weights")
+    table.add_argument("name", metavar="TABLE", help="3 4 5 6, or any sweep: released, lr_fair, seeds, …")
+    table.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for launch.py: model=tiny seed=42,43,44 runs_dir=…")
+    table.add_argument("--out", type=Path, help="where .md .tex .csv .json go; results/<model> by default")
     figure = commands.add_parser("figure", help="a figure of the paper, and those it lacks: PDF, PNG, SVG, a page")
     figure.add_argument("name", help="1 3 4 5 as in the paper; lr reach forest cost spectra")
     figure.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
@@ -77,10 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show_table(_: argparse.Namespace, console: Console) -> None:
+def show_table(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import tables
 
-    tables.show_table4(console)
+    name = f"table{asked.name}" if asked.name.isdigit() else asked.name
+    tables.render(name, asked.overrides, asked.out, console)
 
 
 def draw_figure(asked: argparse.Namespace, console: Console) -> None:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from rlvr_sweeps.collect import Cell
 from rlvr_sweeps.compose import conf_dir
-from rlvr_sweeps.identity import Resolved, is_trained, leaves
+from rlvr_sweeps.identity import Resolved, exams, is_trained, leaves
 from rlvr_sweeps.samples import axes
 
 MAIN_MODEL = "r1_qwen_1_5b"  # whose values a model is compared with that the paper does not have
@@ -79,7 +79,7 @@ def value_of(cfg: Resolved, key: str) -> Any:
         return ABSENT
     dials = axes(cfg)
     if key == "benchmarks":
-        return list(cfg["benchmark"])
+        return exams(cfg["benchmark"])
     if key == "alpha/rank":
         return dials["alpha"] / dials["rank"] if dials["alpha"] and dials["rank"] else ABSENT
     if key in dials:

@@ -1,9 +1,7 @@
 """`rlvr report`: the finished runs of a folder as a table in the terminal, a CSV, and one HTML page that needs nothing else."""
 
 import base64
-import csv
 import hashlib
-import io
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +24,7 @@ from rlvr_sweeps.deviations import choices, deviations
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.figures import figures_for_report
 from rlvr_sweeps.files import write_text
+from rlvr_sweeps.formats import rows_as_csv
 from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.manifest import launches, manifest
 from rlvr_sweeps.panels import rows_of
@@ -143,10 +142,4 @@ def unfinished(item: Found) -> dict[str, str]:
 
 def as_csv(found: Sequence[Found]) -> str:
     """One line per evaluated run, every column of its summary."""
-    summaries = [item.summary for item in found if item.evaluated]
-    columns = list(dict.fromkeys(column for summary in summaries for column in summary))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(summaries)
-    return text.getvalue()
+    return rows_as_csv([item.summary for item in found if item.evaluated])
