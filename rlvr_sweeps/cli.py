@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     figure.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     figure.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what the runs were launched with beside the sweep")
     figure.add_argument("--model", default="tiny", help="whose runs; tiny")
-    figure.add_argument("--seeds", type=int, default=1, help="how many training seeds from the first on; 1")
+    figure.add_argument("--seeds", type=int, help="how many training seeds from the first on; as the sweep has them")
     figure.add_argument("--out", type=Path, help="the folder; results/MODEL by default")
     compare = commands.add_parser("compare", help="paired differences to the first run, with intervals")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run, or its seeds as RUN1,RUN2,RUN3; two or more of these")
@@ -88,10 +88,9 @@ def show_table(asked: argparse.Namespace, console: Console) -> None:
 
 def draw_figure(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import figures
-    from rlvr_sweeps.compose import offline_composer
 
     folder = existing(asked.runs_dir, f"figure {asked.name}")
-    plot = figures.make_figure(asked.name, asked.model, folder, asked.overrides, asked.seeds, offline_composer())
+    plot = figures.make_figure(asked.name, asked.model, folder, asked.overrides, asked.seeds)
     for path in figures.write_figure(plot, asked.name, asked.out or Path("results") / asked.model):
         console.print(str(path), soft_wrap=True, highlight=False)
     console.print(plot.caption, style="dim")

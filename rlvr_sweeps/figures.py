@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlvr_sweeps.baseline import Family
-from rlvr_sweeps.collect import Cell, fill
-from rlvr_sweeps.compose import Composer
+from rlvr_sweeps.collect import Cell
 from rlvr_sweeps.drawing import as_svg, svg_and_hot, write_pictures
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.forest import forest
+from rlvr_sweeps.identity import exams
 from rlvr_sweeps.interactive import as_page
 from rlvr_sweeps.panels import Panel, Plot, Row, rows_of
-from rlvr_sweeps.products import Product, load_product, seeds
+from rlvr_sweeps.products import seeds
 from rlvr_sweeps.spectrum_curves import by_kind, spectrum
+from rlvr_sweeps.tables import gather
 from rlvr_sweeps.tradeoffs import costs, learning_rates, parameters, reaches
 from rlvr_sweeps.training_curves import batch_sizes, rewards
 
@@ -85,37 +86,33 @@ def reward_figure(cells: Sequence[Cell]) -> str | None:
 
 def hardest(rows: Sequence[Row]) -> str:
     """The benchmark of Figure 5: AIME24, or else the last one of the rows' own, the embedded model's hardest tier."""
-    names = list(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
+    names = exams(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
     return "aime24" if "aime24" in names else names[-1]
 
 
-def product_rows(
-    product: Product, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer
-) -> list[Row]:
-    """The rows of a product that have results; `overrides` as they were launched with, `count` seeds of each."""
-    filled = fill(product, composer, [*overrides, f"model={model}", f"runs_dir={runs_dir}"], seeds(count))
-    return [
-        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if model in PAPERS_MODELS else {})
-        for one in filled
-        if one.cell
-    ]
+def make_figure(name: str, model: str, runs_dir: Path, overrides: Sequence[str] = (), count: int | None = None) -> Plot:
+    """A figure of a product's runs. `overrides`: what they were launched with beside; `count`: seeds, else the product's.
 
-
-def make_figure(name: str, model: str, runs_dir: Path, overrides: Sequence[str], count: int, composer: Composer) -> Plot:
-    """A figure of a product's runs; Refused where none has what it shows."""
+    Refused where no run has what it shows.
+    """
     if name not in FIGURES:
         raise Refused(f"There is no figure {name}. There are: {', '.join(FIGURES)}.")
-    product = load_product(FIGURES[name].product, model, composer)
-    rows = product_rows(product, model, runs_dir, overrides, count, composer)
+    of_seeds = [f"seed={','.join(map(str, seeds(count)))}"] if count else []
+    asked = gather(FIGURES[name].product, [*overrides, *of_seeds, f"model={model}", f"runs_dir={runs_dir}"])
+    rows = [
+        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if model in PAPERS_MODELS else {})
+        for one in asked.rows
+        if one.cell
+    ]
     plot = FIGURES[name].make(rows)
     if plot is None:
-        launch = " ".join([f"sweep={product.name} model={model} runs_dir={runs_dir}", *overrides])
+        command = f"python launch.py sweep={asked.product.name} {' '.join(asked.typed)}"
         raise Refused(
-            f"{len(rows)} of the {len(product.rows)} rows of {product.name} have finished in {runs_dir}, and none of them has "
-            f"what figure {name} shows. Run what is missing: python launch.py {launch}"
+            f"{len(rows)} of the {len(asked.rows)} rows of {asked.product.name} have finished in {runs_dir}, and none of them "
+            f"has what figure {name} shows. Run what is missing: {command}"
         )
-    finished = f"{len(rows)} of {len(product.rows)} rows have finished." if len(rows) < len(product.rows) else ""
-    return replace(plot, caption=" ".join(part for part in (plot.caption, finished, *product.notes) if part))
+    finished = f"{len(rows)} of {len(asked.rows)} rows have finished." if len(rows) < len(asked.rows) else ""
+    return replace(plot, caption=" ".join(part for part in (plot.caption, finished, *asked.product.notes) if part))
 
 
 def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:

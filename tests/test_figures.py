@@ -199,13 +199,13 @@ def test_the_same_numbers_are_the_same_bytes(trained, tmp_path):
     assert as_svg(plot, "x") == as_svg(plot, "x")
 
 
-def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, composer, tmp_path):
+def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path):
     few = ["~benchmark.tier3", "~benchmark.tier4", "~benchmark.tier5", "steps=5", "analysis=none"]
     few += [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in ("problems=3", "k=4")]
     few += [f"benchmark.{tier}.path={tmp_path}/problems.jsonl" for tier in ("tier1", "tier2")]
     trained("peft=pissa")
     trained("peft=pissa", "lr=5e-3")  # no row of the product
-    plot = make_figure("3", "tiny", tmp_path / "runs", few, 1, composer)
+    plot = make_figure("3", "tiny", tmp_path / "runs", few)
     assert {series.label for panel in plot.panels for series in panel.series if series.look != "frontier"} == {"PiSSA"}
     assert "1 of 4 rows have finished" in plot.caption
     paths = write_figure(plot, "3", tmp_path / "out")
@@ -214,11 +214,11 @@ def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, composer,
     assert begins == [b"%PDF", b"\x89PNG", b"<svg", b"<!do"]
 
 
-def test_what_is_refused_says_what_would_help(composer, tmp_path):
+def test_what_is_refused_says_what_would_help(tmp_path):
     with pytest.raises(Refused, match=f"There are: {', '.join(FIGURES)}"):
-        make_figure("2", "tiny", tmp_path, [], 1, composer)
-    with pytest.raises(Refused, match=r"0 of the 4 rows .* python launch.py sweep=fig3 model=tiny"):
-        make_figure("3", "tiny", tmp_path, [], 1, composer)
+        make_figure("2", "tiny", tmp_path)
+    with pytest.raises(Refused, match=r"0 of the 4 rows .* python launch.py sweep=fig3 .*model=tiny"):
+        make_figure("3", "tiny", tmp_path)
 
 
 def test_a_page_answers_the_mouse_and_loads_nothing(driver, tmp_path):
