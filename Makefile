@@ -13,7 +13,7 @@ RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper
-.PHONY: help venv venv-vllm quickstart test test-fast test-vllm test-slurm lint types bench clean
+.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm lint types bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,11 +51,14 @@ paper:
 	for number in $(TABLES:table%=%); do $(BIN)/rlvr table $$number $(asked) || status=$$?; done; \
 	for number in $(FIGURES:fig%=%); do $(BIN)/rlvr figure $$number $(shown) || status=$$?; done; exit $$status
 
-test: venv test-vllm test-slurm ## every test, with real training
+test: venv chromium test-vllm test-slurm ## every test, with real training
 	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py --ignore tests/slurm
 
 test-fast: venv ## the tests without training, under three minutes
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/test_vllm.py --ignore tests/slurm
+
+chromium: # the browser that reports are opened in, where it is missing and this is root on Debian
+	tests/chromium.sh
 
 venv-vllm: $(READY_VLLM) ## make or refresh .venv-vllm: real vLLM on the CPU, 3.8 GB
 

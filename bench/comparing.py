@@ -24,8 +24,8 @@ SEEDS = "seed=42,43,44"
 MORE = "peft=lora seed=45,46,47,48,49"  # to make it 45
 
 
-def make(composer, folder, overrides, place):
-    """A finished run with made-up samples: 7,248 rows, as many as the paper's evaluation has."""
+def make(composer, folder, overrides, place, text=None):
+    """A finished run with 7,248 made-up samples, as many as the paper's evaluation has; `text(rng)` writes a completion."""
     cfg = composer.point([*MODEL, *overrides, f"runs_dir={folder}"]).cfg
     run, rng = Run.of(cfg), np.random.default_rng(place)
     run.prepare(cfg)
@@ -33,7 +33,7 @@ def make(composer, folder, overrides, place):
         levels = np.random.default_rng(number).beta(0.7, 1, source["problems"]) ** (1.2 - 0.02 * (place // 3))
         rows = [
             {"problem": f"p{problem}", "sample": index, "correct": bool(rng.random() < levels[problem]), "tokens": 9000,
-             "truncated": False, "answer": str(index), "reason": "correct", "text": "", "gold": "1"}
+             "truncated": False, "answer": str(index), "reason": "correct", "text": text(rng) if text else "", "gold": "1"}
             for problem in range(source["problems"])
             for index in range(source["k"])
         ]  # fmt: skip

@@ -13,8 +13,12 @@ from transformers import TrainerCallback
 
 from rlvr_sweeps.errors import Superseded
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
+from rlvr_sweeps.identity import analysis_of
 from rlvr_sweeps.reach import PublishedWeights, changed, frozen_digests, reach
 from rlvr_sweeps.run import Run, checkpoints, mark_complete
+from rlvr_sweeps.spectra import spectra
+from rlvr_sweeps.svd import cached_smaller_side
+from rlvr_sweeps.sync import policy_weights
 from rlvr_sweeps.trainer import RlvrTrainer
 
 ROW_OF_LOG = {
@@ -100,24 +104,35 @@ def finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
+def add_row(path: Path, step: int, facts: dict[str, Any]) -> None:
+    """Add the row of a checkpoint; on resume rows of this step and later are replaced."""
+    known = [row for row in read_rows(path) if row["step"] < step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in [*known, {"step": step, **facts}]))
+
+
 class CheckpointKeeper(TrainerCallback):
     """Completes a checkpoint with our own state, marks it complete, and only then deletes the one before.
 
-    Measures the reach at each, and stops the run if a frozen tensor moved: what was trained is then not the method.
+    Measures the reach at each, and stops the run if a frozen tensor moved: what was trained is then not the method. Where the
+    analysis is asked for at checkpoints, takes the spectra too.
     """
 
-    def __init__(self, run: Run, trainer: RlvrTrainer, published: PublishedWeights) -> None:
-        self.run, self.trainer, self.published = run, trainer, published
+    def __init__(self, run: Run, trainer: RlvrTrainer, published: PublishedWeights, model_key: str) -> None:
+        self.run, self.trainer, self.published, self.model_key = run, trainer, published, model_key
         self.frozen = frozen_digests(trainer.model)
 
     def measure(self, step: int) -> None:
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
         drifted = changed(self.frozen, policy)
-        known = [row for row in read_rows(self.run.reach_path) if row["step"] < step]
-        row = {"step": step, "reach": reach(policy, self.published), "frozen_tensors_changed": len(drifted)}
-        write_text(self.run.reach_path, "".join(json.dumps(each) + "\n" for each in [*known, row]))
+        add_row(self.run.reach_path, step, {"reach": reach(policy, self.published), "frozen_tensors_changed": len(drifted)})
         if drifted:
             raise RuntimeError(f"frozen tensors changed during training: {', '.join(drifted[:5])}")
+
+    def take_spectra(self, step: int) -> None:
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        kinds = self.trainer.cfg["model"]["linear_modules"]
+        found = spectra(policy_weights(policy), self.published, kinds, cached_smaller_side(self.model_key))
+        add_row(self.run.spectra_path, step, {"spectra": found})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -128,6 +143,8 @@ class CheckpointKeeper(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.measure(state.global_step)
+        if analysis_of(self.trainer.cfg) == "checkpoints":
+            self.take_spectra(state.global_step)
         here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.save_state_beside(here)
         mark_complete(here)

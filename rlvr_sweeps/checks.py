@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import POLICIES
-from rlvr_sweeps.identity import HELD_OUT, Resolved, is_trained
+from rlvr_sweeps.identity import HELD_OUT, Resolved, analysis_of, is_trained
 from rlvr_sweeps.shapes import architecture, linear_shapes
 
 ENGINES = ("auto", "vllm", "transformers")
+ANALYSES = ("none", "final", "checkpoints")
 METHOD_DIALS = ("rank", "alpha", "dropout")
 
 
@@ -56,6 +57,8 @@ def refuse(cfg: Resolved) -> None:
         raise Refused(f"evaluation.engine={cfg['evaluation']['engine']} is not possible. Allowed: {', '.join(ENGINES)}.")
     if cfg["grading"] not in POLICIES:
         raise Refused(f"grading={cfg['grading']} is not possible. Allowed: {', '.join(POLICIES)}.")
+    if analysis_of(cfg) not in ANALYSES:
+        raise Refused(f"analysis={analysis_of(cfg)} is not possible. Allowed: {', '.join(ANALYSES)}.")
     refuse_trained_on(cfg)
     refuse_uneven_resources(cfg)
     if not is_trained(cfg):

@@ -26,6 +26,13 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("name", metavar="TABLE", help="3 4 5 6, or any sweep: released, lr_fair, seeds, …")
     table.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for launch.py: model=tiny seed=42,43,44 runs_dir=…")
     table.add_argument("--out", type=Path, help="where .md .tex .csv .json go; results/<model> by default")
+    figure = commands.add_parser("figure", help="a figure of the paper, and those it lacks: PDF, PNG, SVG, a page")
+    figure.add_argument("name", help="1 3 4 5 as in the paper; lr reach forest cost spectra")
+    figure.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
+    figure.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what the runs were launched with beside the sweep")
+    figure.add_argument("--model", default="tiny", help="whose runs; tiny")
+    figure.add_argument("--seeds", type=int, help="how many training seeds from the first on; as the sweep has them")
+    figure.add_argument("--out", type=Path, help="the folder; results/MODEL by default")
     compare = commands.add_parser("compare", help="paired differences to the first run, with intervals")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run, or its seeds as RUN1,RUN2,RUN3; two or more of these")
     regrade = commands.add_parser("regrade", help="new verdicts from stored samples, and what they change")
@@ -79,6 +86,16 @@ def show_table(asked: argparse.Namespace, console: Console) -> None:
     tables.render(name, asked.overrides, asked.out, console)
 
 
+def draw_figure(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import figures
+
+    folder = existing(asked.runs_dir, f"figure {asked.name}")
+    plot = figures.make_figure(asked.name, asked.model, folder, asked.overrides, asked.seeds)
+    for path in figures.write_figure(plot, asked.name, asked.out or Path("results") / asked.model):
+        console.print(str(path), soft_wrap=True, highlight=False)
+    console.print(plot.caption, style="dim")
+
+
 def show_status(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import status
 
@@ -92,11 +109,11 @@ def show_status(asked: argparse.Namespace, console: Console) -> None:
 
 
 def show_report(asked: argparse.Namespace, console: Console) -> None:
-    from rlvr_sweeps import report
+    from rlvr_sweeps import accuracy, report
 
     folder = existing(asked.runs_dir, "report")
     page, table, rows = report.write_report(folder, asked.out or folder / "report.html")
-    report.show(rows, console)
+    accuracy.show(rows, console)
     console.print(f"report: {page.absolute()}\ntable:  {table.absolute()}", soft_wrap=True, highlight=False)
 
 
@@ -180,7 +197,7 @@ def existing(folder: Path, command: str) -> Path:
 
 
 ANSWER: dict[str, Callable[[argparse.Namespace, Console], None]] = {
-    "status": show_status, "report": show_report, "table": show_table, "compare": show_comparison,
+    "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
     "cancel": cancel_runs, "retry": retry_runs, "doctor": examine,
 }  # fmt: skip

@@ -39,6 +39,29 @@ class Found:
     def summary(self) -> Row:
         return read_json(self.run.summary_path) or {}
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether its scores are what its configuration asks for; its analysis may still be under way, or have failed."""
+        return self.cfg is not None and (self.state == "done" or self.run.is_done("evaluate", self.cfg))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run says, wherever it is kept."""
+
+    summary: Row  # summary.json
+    right: Right
+
+
+Source = Callable[[Run, Resolved], Result | None]  # None where the run is not evaluated as its configuration asks
+
+
+def from_files(run: Run, cfg: Resolved) -> Result | None:
+    """A run's result from its directory."""
+    if run.state(cfg) == "new" or not run.is_done("evaluate", cfg):
+        return None
+    return Result(read_json(run.summary_path), read_json(run.right_path) or {})
+
 
 @dataclass(frozen=True)
 class Result:
@@ -147,10 +170,10 @@ def named_run(name: str, runs_dir: Path) -> Run:
 
 
 def cells(found: Sequence[Found]) -> list[Cell]:
-    """The finished runs that were evaluated alike, seeds together."""
+    """The evaluated runs that were evaluated alike, seeds together."""
     by_key: dict[str, Cell] = {}
     for item in found:
-        if item.cfg is None or item.state != "done":
+        if item.cfg is None or not item.evaluated:
             continue
         key = digest(row_of(item.cfg) | {"evaluation": evaluation_spec(item.cfg), "grader": item.summary.get("grader")})
         cell = by_key.setdefault(key, Cell(item.cfg))

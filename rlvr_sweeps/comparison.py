@@ -99,11 +99,16 @@ def refuse_unlike(requests: Mapping[str, tuple[Any, ...]]) -> None:
 
 def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
     """One row per later side and benchmark (and `overall`): both averages, the difference, its interval, p, Holm's p."""
-    sides = read_sides(arguments, runs_dir)
-    base, rows = sides[0], []
+    base, *others = read_sides(arguments, runs_dir)
+    return against(base, others)
+
+
+def against(base: Side, others: Sequence[Side]) -> list[dict[str, Any]]:
+    """The rows of `compare`; Holm's correction is over `others`, for each benchmark and overall."""
+    rows = []
     for name in [*base.scores, "overall"]:
         found: list[tuple[Side, Difference]] = []
-        for side in sides[1:]:
+        for side in others:
             found.append((side, difference(tables(side, name), tables(base, name))))
         adjusted = holm([result.p for _, result in found])
         for (side, result), p in zip(found, adjusted, strict=True):

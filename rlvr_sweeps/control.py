@@ -19,7 +19,7 @@ FOLLOW_S = 0.5
 
 def logs(run: Run, stage: str | None) -> list[Path]:
     """A run's log files, oldest first; of one stage where it is named. Refused where there is none."""
-    found = sorted((run.path / "logs").glob(f"{stage or '*'}*.txt"), key=lambda path: path.stat().st_mtime)
+    found = sorted((run.path / "logs").glob(f"{stage or ''}*.txt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise Refused(f"{run.name} has no log{f' of {stage}' if stage else ''} yet.")
     return found

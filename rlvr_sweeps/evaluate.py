@@ -32,6 +32,8 @@ def evaluate(run: Run, cfg: Resolved) -> None:
     problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
     if process == 0:
         make_room(run, cfg)
+        asked = {name: {row.id: [row.question, row.answer] for row in rows} for name, rows in problems.items()}
+        write_json(run.questions_path, asked)
         collect(run, cfg, problems)
         regrade_samples(run, cfg)
     everyone("ready")

@@ -1,78 +1,126 @@
-"""Plots of finished runs as SVG text; matplotlib, without a display."""
+"""The figures by name: which runs each is drawn from, what it shows, and its files. `rlvr figure`, and the report's."""
 
-import io
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from rlvr_sweeps.baseline import Family
+from rlvr_sweeps.collect import Cell
+from rlvr_sweeps.drawing import as_svg, svg_and_hot, write_pictures
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import write_text
+from rlvr_sweeps.forest import forest
+from rlvr_sweeps.identity import exams
+from rlvr_sweeps.interactive import as_page
+from rlvr_sweeps.panels import Panel, Plot, Row, rows_of
+from rlvr_sweeps.products import seeds
+from rlvr_sweeps.spectrum_curves import by_kind, spectrum
+from rlvr_sweeps.tables import gather
+from rlvr_sweeps.tradeoffs import costs, learning_rates, parameters, reaches
+from rlvr_sweeps.training_curves import batch_sizes, rewards
 
-from rlvr_sweeps.collect import Cell, reward_curves
-from rlvr_sweeps.identity import is_trained
-
-# Okabe and Ito's palette: told apart by the colour-blind too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-WINDOW = 9  # steps of the moving average
+PAPERS_MODELS = ("r1_qwen_1_5b", "r1_qwen_7b")  # at whose scale the printed values are shown
+Make = Callable[[Sequence[Row]], Plot | None]
 
 
-def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
-    """Centred moving average; shorter windows at the ends."""
-    half = window // 2
-    return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+@dataclass(frozen=True)
+class Definition:
+    """A figure: the product (conf/sweep/) whose rows it shows, and the function from rows to what is drawn."""
+
+    product: str
+    make: Make
+
+
+def side_by_side(title: str, *makes: Make) -> Make:
+    """Several plots as the panels of one; a plot without numbers is left out."""
+
+    def make(rows: Sequence[Row]) -> Plot | None:
+        plots = [plot for each in makes if (plot := each(rows))]
+        if not plots:
+            return None
+        panels: list[Panel] = [panel for plot in plots for panel in plot.panels]
+        return Plot(title, panels, " ".join(f"{plot.title}: {plot.caption}" for plot in plots))
+
+    return make
+
+
+FIGURES = {
+    "1": Definition("fig1", side_by_side("Figure 1: all methods", parameters, rewards)),
+    "3": Definition("fig3", side_by_side("Figure 3: where ΔW lies in W0's spectrum", spectrum, rewards)),
+    "4": Definition("fig4", rewards),
+    "5": Definition("fig5", lambda rows: batch_sizes(rows, hardest(rows))),
+    "lr": Definition("lr_fair", learning_rates),
+    "reach": Definition("lr_fair", reaches),
+    "forest": Definition("methods", forest),
+    "cost": Definition("methods", costs),
+    "spectra": Definition("fig3", by_kind),
+}
+
+
+class Drawn(NamedTuple):
+    """A figure to be put into a page: `svg` starts with `<svg`, its ids are unique in the page; `caption` is plain text."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> list[Drawn]:
+    """Every figure that these rows of a report have the numbers for, in reading order; `compared`: their differences."""
+    rows = rows_of(cells)
+    makes: dict[str, Make] = {
+        "rewards": rewards, "parameters": parameters, "forest": partial(forest, found=compared), "lr": learning_rates,
+        "reach": reaches, "spectrum": spectrum, "cost": costs,
+    }  # fmt: skip
+    plots = {name: plot for name, make in makes.items() if (plot := make(rows))}
+    return [Drawn(plot.title, as_svg(plot, name), plot.caption) for name, plot in plots.items()]
 
 
 def reward_figure(cells: Sequence[Cell]) -> str | None:
-    """Reward against step, a panel per objective, a line per row, a band from the lowest to the highest seed."""
-    trained = [cell for cell in cells if is_trained(cell.cfg)]
-    objectives = list(dict.fromkeys(cell.cfg["algo"]["title"] for cell in trained))
-    if not trained:
-        return None
-    labels = list(dict.fromkeys(label(cell, trained) for cell in trained))
-    settings = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "rlvr"}
-    with rc_context(settings):
-        figure = Figure(figsize=(5.2 * len(objectives), 3.6), layout="constrained")
-        axes = figure.subplots(1, len(objectives), sharey=True, squeeze=False)[0]
-        for axis, objective in zip(axes, objectives, strict=True):
-            for cell in (cell for cell in trained if cell.cfg["algo"]["title"] == objective):
-                name = label(cell, trained)
-                colour = COLOURS[labels.index(name) % len(COLOURS)]
-                curves = [smooth(curve) for curve in reward_curves(cell) if curve]
-                if not curves:
-                    continue
-                steps = range(1, min(map(len, curves)) + 1)
-                columns = [[curve[step - 1] for curve in curves] for step in steps]
-                axis.plot(steps, [statistics.fmean(column) for column in columns], color=colour, label=name, linewidth=1.8)
-                if len(curves) > 1:
-                    axis.fill_between(steps, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.15, lw=0)
-            axis.set_title(objective, fontsize=11, loc="left", fontweight="bold")
-            axis.set_xlabel("optimizer step")
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-            axis.set_ylim(bottom=0)
-        axes[0].set_ylabel(f"accuracy reward, mean of {WINDOW} steps")
-        axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    """Reward against step, a panel per objective, as `<svg …>`; None without a trained row."""
+    plot = rewards(rows_of(cells))
+    return as_svg(plot, "rewards") if plot else None
 
 
-def label(cell: Cell, among: Sequence[Cell]) -> str:
-    """The method's title, and whatever else tells rows of this method and objective apart."""
-    cfg = cell.cfg
-    rivals = [
-        other.cfg for other in among
-        if (other.cfg["peft"]["name"], other.cfg["algo"]["name"]) == (cfg["peft"]["name"], cfg["algo"]["name"])
-    ]  # fmt: skip
-    parts = [cfg["peft"]["title"]]
-    for dial, name in (
-        ("rank", "r"),
-        ("lr", "lr"),
-        ("batch_size", "batch"),
-        ("dropout", "dropout"),
-        ("steps", "steps"),
-    ):
-        if len({other[dial] for other in rivals}) > 1:
-            parts.append(f"{name} {cfg[dial]:g}")
-    if len({other["model"]["name"] for other in (c.cfg for c in among)}) > 1:
-        parts.append(cfg["model"]["name"])
-    return " ".join(parts)
+def hardest(rows: Sequence[Row]) -> str:
+    """The benchmark of Figure 5: AIME24, or else the last one of the rows' own, the embedded model's hardest tier."""
+    names = exams(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
+    return "aime24" if "aime24" in names else names[-1]
+
+
+def make_figure(name: str, model: str, runs_dir: Path, overrides: Sequence[str] = (), count: int | None = None) -> Plot:
+    """A figure of a product's runs. `overrides`: what they were launched with beside; `count`: seeds, else the product's.
+
+    Refused where no run has what it shows.
+    """
+    if name not in FIGURES:
+        raise Refused(f"There is no figure {name}. There are: {', '.join(FIGURES)}.")
+    of_seeds = [f"seed={','.join(map(str, seeds(count)))}"] if count else []
+    asked = gather(FIGURES[name].product, [*overrides, *of_seeds, f"model={model}", f"runs_dir={runs_dir}"])
+    rows = [
+        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if model in PAPERS_MODELS else {})
+        for one in asked.rows
+        if one.cell
+    ]
+    plot = FIGURES[name].make(rows)
+    if plot is None:
+        command = f"python launch.py sweep={asked.product.name} {' '.join(asked.typed)}"
+        raise Refused(
+            f"{len(rows)} of the {len(asked.rows)} rows of {asked.product.name} have finished in {runs_dir}, and none of them "
+            f"has what figure {name} shows. Run what is missing: {command}"
+        )
+    finished = f"{len(rows)} of {len(asked.rows)} rows have finished." if len(rows) < len(asked.rows) else ""
+    return replace(plot, caption=" ".join(part for part in (plot.caption, finished, *asked.product.notes) if part))
+
+
+def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:
+    """Write the figure as PDF, PNG, SVG and a page into `out`; returns their paths."""
+    stem = f"figure{name}" if name.isdigit() else name
+    out.mkdir(parents=True, exist_ok=True)
+    page, svg = out / f"{stem}.html", out / f"{stem}.svg"
+    text, hot = svg_and_hot(plot, stem)
+    write_text(page, as_page(plot, text, hot))
+    write_text(svg, text)
+    return [*write_pictures(plot, out / stem), svg, page]

@@ -22,7 +22,7 @@ Resolved = dict[str, Any]  # a run's configuration as plain data, every interpol
 NOT_SCIENCE = (
     "rank", "alpha", "dropout",  # read through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
-    "sweep", "runs_dir", "plan", "retry", "wait", "canary",
+    "sweep", "runs_dir", "plan", "retry", "wait", "canary", "analysis",
     "*.title", "peft.not_the_base_in_training", "*.unavailable", "model.architecture.*", "data.problems",
     "rollout.vllm.*", "rollout.sync", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
@@ -94,6 +94,11 @@ def grading_of(cfg: Resolved) -> Policy:
     """The grading policy; a run from before there was a choice has the default."""
     policy: Policy = cfg.get("grading", schema_defaults()["grading"])
     return policy
+
+
+def analysis_of(cfg: Resolved) -> str:
+    """When the update's spectra are taken; a run from before there was a choice asks for none."""
+    return str(cfg.get("analysis", schema_defaults()["analysis"]))
 
 
 def evaluation_spec(cfg: Resolved) -> str:

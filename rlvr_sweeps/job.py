@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ class StageTask:
     def __call__(self) -> str:
         import submitit
 
-        return Supervisor(self, submitit.JobEnvironment()).work()
+        said = Supervisor(self, submitit.JobEnvironment()).work()
+        wanted = self.stage == "evaluate" and "analyse" in Run(Path(self.run)).stages(Run(Path(self.run)).config())
+        if wanted and submitit.JobEnvironment().global_rank == 0:  # minutes, on the node that the evaluation had
+            said = Supervisor(replace(self, stage="analyse"), submitit.JobEnvironment()).work()
+        return said
 
 
 class Supervisor:
@@ -155,7 +159,7 @@ class Supervisor:
     def run_child(self) -> int:
         """The stage in a child of its own session; returns its exit code, negative for a signal."""
         nodes = int(self.environment.num_nodes)
-        if nodes * self.task.processes > 1:
+        if nodes * self.task.processes > 1 and self.task.stage != "analyse":
             port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 30_000
             lead = self.environment.hostnames[0]
             meet = [f"--nnodes={nodes}", f"--node-rank={self.environment.node}", f"--master-addr={lead}"]

@@ -54,9 +54,9 @@ def supervise(run: Run, start: Start) -> int:
         return 0
 
 
-def processes(cfg: Resolved) -> int:
-    """How many processes do a stage together: one per GPU, for training and for evaluation."""
-    return int(cfg["distributed"]["processes"])
+def processes(cfg: Resolved, stage: str) -> int:
+    """How many processes do a stage together: one per GPU, for training and for evaluation; one for the analysis."""
+    return int(cfg["distributed"]["processes"]) if stage != "analyse" else 1
 
 
 def command(stage: str, run: Run, count: int, meet: Sequence[str] = ALONE) -> list[str]:
@@ -102,9 +102,13 @@ def work(stage: str) -> Callable[..., None]:
         from rlvr_sweeps.train import train
 
         return train
-    from rlvr_sweeps.evaluate import evaluate
+    if stage == "evaluate":
+        from rlvr_sweeps.evaluate import evaluate
 
-    return evaluate
+        return evaluate
+    from rlvr_sweeps.analyse import analyse
+
+    return analyse
 
 
 def fail(run: Run, stage: str, error: str, trace: str = "") -> None:

@@ -51,7 +51,7 @@ def action(planned: Planned) -> str:
     return {
         "new": "train and evaluate" if is_trained(planned.cfg) else "evaluate",
         "lost": "go on from its checkpoint",
-        "stale": "evaluate as now asked",
+        "stale": "evaluate or analyse as now asked",
         "running": "left alone, it is at work",
         "queued": "left alone, it waits in the queue",
         "done": "left alone",

@@ -6,6 +6,8 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from rlvr_sweeps import snapshot
 from rlvr_sweeps.adapters import expected_scaling, is_trained
 from rlvr_sweeps.checks import accumulation
@@ -136,5 +138,6 @@ def surroundings() -> Record:
         "host": platform.node(),
         "machine": platform.machine(),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **{package: version(package) for package in PACKAGES},
     }

@@ -1,160 +1,145 @@
 """`rlvr report`: the finished runs of a folder as a table in the terminal, a CSV, and one HTML page that needs nothing else."""
 
+import base64
+import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Console
-from rich.table import Table
+from markupsafe import Markup
 
 from rlvr_sweeps import __version__
+from rlvr_sweeps.accuracy import DIALS, constant, notes, one_k, shown, varying
+from rlvr_sweeps.baseline import Family, families
+from rlvr_sweeps.browser import Packed, pack
 from rlvr_sweeps.collect import Cell, Found, benchmarks, cells, find
-from rlvr_sweeps.figures import reward_figure
-from rlvr_sweeps.files import read_json, write_text
+from rlvr_sweeps.control import logs, tail
+from rlvr_sweeps.costs import cost_rows
+from rlvr_sweeps.deviations import choices, deviations
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.figures import figures_for_report
+from rlvr_sweeps.files import write_text
 from rlvr_sweeps.formats import rows_as_csv
-from rlvr_sweeps.identity import evaluation_spec, is_trained
-from rlvr_sweeps.watch import percent
+from rlvr_sweeps.identity import is_trained
+from rlvr_sweeps.manifest import launches, manifest
+from rlvr_sweeps.panels import rows_of
+from rlvr_sweeps.run import Run
+from rlvr_sweeps.watch import latest_step
 
-DIALS = {"rank": "rank", "alpha": "α", "dropout": "dropout", "lr": "lr", "batch_size": "batch", "steps": "steps"}
+PAGE_BYTES = 4_900_000  # what the page may come to; mails and issue trackers take five million
+LAST_LINES = 15  # of a failed run's log
 
 
 def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
     """Write `out` (HTML) and a .csv beside it; returns both paths and the rows in them."""
     found = find(runs_dir)
     rows = cells(found)
-    names = benchmarks(rows)
-    environment = Environment(loader=PackageLoader("rlvr_sweeps"), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("report.html.j2").render(
-        rows=[shown(cell, names, varying(rows)) for cell in rows],
-        dials=[DIALS[dial] for dial in varying(rows)],
-        constant=constant(rows),
-        benchmarks=names,
-        k=one_k(rows),
-        figure=reward_figure(rows),
-        notes=notes(rows),
-        unfinished=[item for item in found if item.state != "done"],
-        folder=runs_dir,
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
-        commits=sorted({str(commit) for cell in rows for commit in commits(cell)}),
-    )
-    write_text(out, page)
+    write_text(out, page(runs_dir, found, rows))
     table = out.with_suffix(".csv")
     write_text(table, as_csv(found))
     return out, table, rows
 
 
-def one_k(rows: Sequence[Cell]) -> str:
-    """`8` where every benchmark has k = 8, else `k`."""
-    ks = {source["k"] for cell in rows for source in cell.cfg["benchmark"].values()}
-    return str(ks.pop()) if len(ks) == 1 else "k"
+def page(runs_dir: Path, found: Sequence[Found], rows: Sequence[Cell]) -> str:
+    """The whole page; the completions get the room that everything else leaves."""
+    names, labels = benchmarks(rows), [row.label for row in rows_of(rows)]
+    compared, left_out = families(rows)
+    unit, spent = cost_rows(rows, labels)
+    script = asset("browser.js")
+    environment = Environment(loader=PackageLoader("rlvr_sweeps"), autoescape=True, undefined=StrictUndefined)
+    render = partial(
+        environment.get_template("report.html.j2").render,
+        rows=[shown(cell, names, varying(rows)) for cell in rows],
+        dials=[DIALS[dial] for dial in varying(rows)],
+        constant=constant(rows),
+        benchmarks=names,
+        k=one_k(rows),
+        notes=notes(rows),
+        families=[against(family, labels) for family in compared],
+        not_compared=left_out,
+        one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
+        figures=figures_for_report(rows, compared),
+        unfinished=[unfinished(item) for item in found if item.state != "done"],
+        without=sum(not item.evaluated for item in found),
+        unit=unit,
+        costs=spent,
+        deviations=deviations(rows, labels),
+        choices=choices(rows, labels),
+        manifest=manifest(rows),
+        launches=launches(runs_dir, [item.run for item in found]),
+        folder=runs_dir,
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        style=Markup(asset("report.css")),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{sha256(script)}'; img-src data:",
+    )
+    columns = [pair for cell, label in zip(rows, labels, strict=True) for pair in run_labels(cell, label)]
+    if not columns:
+        return render(samples=None)
+    room = PAGE_BYTES - len(render(samples=Packed("", "")).encode())
+    return render(samples=pack(columns, room))
 
 
-def dial(cell: Cell, name: str) -> str:
-    value = cell.summaries[0].get(name)
-    return "-" if value is None else f"{value:g}"
+def asset(name: str) -> str:
+    return (files("rlvr_sweeps") / "templates" / name).read_text()
 
 
-def varying(rows: Sequence[Cell]) -> list[str]:
-    """The dials on which rows differ, where they have them: these become columns."""
-    return [name for name in DIALS if len({dial(cell, name) for cell in rows} - {"-"}) > 1]
+def sha256(script: str) -> str:
+    """As a page's security policy names the one script that may run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def constant(rows: Sequence[Cell]) -> str:
-    """`rank 8, lr 0.001, …`: the dials that all rows share."""
-    values = {name: {dial(cell, name) for cell in rows} - {"-"} for name in DIALS}
-    return ", ".join(f"{DIALS[name]} {only.pop()}" for name, only in values.items() if len(only) == 1)
+def run_labels(cell: Cell, text: str) -> list[tuple[Run, str]]:
+    """The runs of a row that say which problems they solved, each with its name."""
+    by_seed = sorted(zip(cell.runs, cell.summaries, strict=True), key=lambda pair: pair[1].get("seed") or 0)
+    several = len(by_seed) > 1
+    return [(run, f"{text} seed {row['seed']}" if several else text) for run, row in by_seed if run.right_path.exists()]
 
 
-def shown(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, Any]:
-    """A row's cells as text; a dash where there is no number."""
-    cfg, first = cell.cfg, cell.summaries[0]
-    share = first["trainable"] / first["parameters"] if first["parameters"] else None
-    seconds = cell.value("train_seconds")
-    return {
-        "model": cfg["model"]["name"],
-        "method": cfg["peft"]["title"],
-        "algo": cfg["algo"]["title"] if is_trained(cfg) else "-",
-        "dials": [dial(cell, name) for name in dials],
-        "seeds": len(cell.runs),
-        "share": percent(share) if is_trained(cfg) else "-",
-        "benchmarks": [percent(cell.value(f"{name}/avg"), cell.error(f"{name}/avg")) for name in names],
-        "avg": percent(cell.value("avg"), cell.error("avg")),
-        "pass": percent(cell.value("pass")),
-        "reach": percent(cell.value("reach")) if is_trained(cfg) else "-",
-        "truncated": percent(cell.value("truncated_share")),
-        "reward": f"{percent(cell.value('reward_first'))} → {percent(cell.value('reward_last'))}" if is_trained(cfg) else "-",
-        "seconds": "-" if seconds is None else f"{seconds:.0f}",
-        "runs": [run.name for run in cell.runs],
-    }
+def against(family: Family, labels: Sequence[str]) -> dict[str, Any]:
+    """A family's differences as text."""
+    lines = []
+    for place in family.others:
+        row = family.differences[place]
+        overall = row["overall"]
+        lines.append({
+            "label": labels[place],
+            "seeds": overall["seeds"],
+            "star": overall["star"],
+            "overall": points(overall),
+            "p": "-" if overall["p_holm"] is None else f"{overall['p_holm']:.3f}",
+            "benchmarks": [points(part) for name, part in row.items() if name != "overall"],
+        })  # fmt: skip
+    names = [name for name in family.differences[family.others[0]] if name != "overall"]
+    return {"baseline": labels[family.baseline], "benchmarks": names, "rows": lines}
 
 
-def notes(rows: Sequence[Cell]) -> list[str]:
-    """What a reader must know to read the numbers right."""
-    said = [
-        "Avg@k is the mean over the benchmarks. Reward is the mean of the first and of the last 10 training steps. Reach is "
-        "how far training moved the weights, ‖ΔW‖/‖W0‖ of the whole model."
-    ]
-    if any(len(cell.runs) == 1 for cell in rows):
-        said.append(
-            "± is the standard error from sampling each problem k times. A row with one training seed says nothing about how "
-            "much another seed would change it."
-        )
-    if any(len(cell.runs) > 1 for cell in rows):
-        said.append("Where there are several seeds, ± is the standard error of their mean.")
-    if len({evaluation_spec(cell.cfg) for cell in rows}) > 1:
-        said.append("These rows were not all evaluated in the same way, so they do not compare.")
-    for name, ids in overlaps(rows).items():
-        said.append(
-            f"{len(ids)} problems of {name} share 13 words in a row with a training prompt (train.json names them): read its "
-            "scores as partly memory."
-        )
-    trained = [cell for cell in rows if is_trained(cell.cfg)]
-    if len({cell.cfg["peft"]["name"] for cell in trained}) > 1 and len({cell.cfg["lr"] for cell in trained}) == 1:
-        said.append(
-            "All methods share one learning rate, which moves their weights by different amounts (reach): a ranking at one "
-            "rate is confounded with step size. Give each method several rates before you prefer one."
-        )
-    return said
+def points(row: dict[str, Any]) -> tuple[str, str]:
+    """(`+1.2`, `−0.3 to +2.7`): a difference and its interval in points."""
+    value, low, high = (f"{100 * row[key]:+.1f}".replace("-", "−") for key in ("difference", "low", "high"))
+    return value, f"{low} to {high}"
 
 
-def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
-    """By benchmark, problems that a run of the table found among its training prompts."""
-    found: dict[str, set[str]] = {}
-    for run in (run for cell in rows for run in cell.runs):
-        for name, ids in ((read_json(run.record_path) or {}).get("data", {}).get("overlap") or {}).items():
-            found.setdefault(name, set()).update(ids)
-    return found
-
-
-def commits(cell: Cell) -> list[str]:
-    records = (read_json(run.record_path) or {} for run in cell.runs)
-    return [record["surroundings"]["commit"] for record in records if record.get("surroundings", {}).get("commit")]
+def unfinished(item: Found) -> dict[str, str]:
+    """A run that has no result: how far it came, or why it stopped, and the end of what it printed."""
+    steps = item.cfg["steps"] if item.cfg and is_trained(item.cfg) else None
+    at = f"step {latest_step(item.run)} of {steps}" if steps and item.state in ("running", "lost", "failed") else ""
+    at = "its scores are above, its analysis is missing" if item.evaluated else at
+    last = ""
+    if item.state in ("failed", "lost"):
+        with suppress(Refused):
+            path = logs(item.run, None)[-1]
+            last = f"{path.name}:\n{tail(path, LAST_LINES)}"
+    error = item.error.splitlines()[0] if item.error else ""
+    return {"run": item.run.name, "state": item.state, "at": at, "error": error, "last": last}
 
 
 def as_csv(found: Sequence[Found]) -> str:
-    """One line per finished run, every column of its summary."""
-    return rows_as_csv([item.summary for item in found if item.state == "done"])
-
-
-def show(rows: Sequence[Cell], console: Console) -> None:
-    """The table in the terminal."""
-    k = one_k(rows)
-    table = Table(title="Accuracy in percent", title_justify="left", header_style="dim", box=None, pad_edge=False)
-    for column in ("method", "objective"):
-        table.add_column(column)
-    dials = varying(rows)
-    numbers = ("seeds", "trained %", f"Avg@{k}", f"Pass@{k}", "cut off %", "reach %", "reward %")
-    for column in (*(DIALS[name] for name in dials), *numbers):
-        table.add_column(column, justify="right")
-    for cell in rows:
-        row = shown(cell, [], dials)
-        values = (str(row[key]) for key in ("seeds", "share", "avg", "pass", "truncated", "reach", "reward"))
-        table.add_row(row["method"], row["algo"], *row["dials"], *values)
-    console.print(table)
-    if constant(rows):
-        console.print(f"In all trained rows: {constant(rows)}.", style="dim")
-    for note in notes(rows):
-        console.print(note, style="dim")
+    """One line per evaluated run, every column of its summary."""
+    return rows_as_csv([item.summary for item in found if item.evaluated])

@@ -8,7 +8,7 @@ start.safetensors    A and B at step 0, where they are not what a seed gives (Pi
 checkpoints/         the latest complete training state
 merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
 eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
-summary.json         one flat row
+summary.json         one flat row;  analysis.json  spectra of ΔW against W0 (spectra.jsonl: at checkpoints), drift, sampler
 stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
 submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
 stop, saved.json     what a trainer is asked by, and how it answers: the attempt that saved
@@ -30,11 +30,11 @@ from omegaconf import OmegaConf
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, text_digest, try_lock, write_json, write_text
-from rlvr_sweeps.identity import Resolved, evaluation_spec, is_trained, run_id, run_name
+from rlvr_sweeps.identity import Resolved, analysis_of, evaluation_spec, is_trained, run_id, run_name
 from rlvr_sweeps.slurm import Live
 
 State = Literal["new", "queued", "running", "done", "stale", "failed", "lost"]
-STAGES = ("train", "evaluate")
+STAGES = ("train", "evaluate", "analyse")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Run:
     adapter_path = property(lambda self: self.path / "adapter")
     merged_path = property(lambda self: self.path / "merged")
     summary_path = property(lambda self: self.path / "summary.json")
+    right_path = property(lambda self: self.path / "eval" / "right.json")  # right samples of each problem, by benchmark
+    questions_path = property(lambda self: self.path / "eval" / "questions.json")  # question and gold of each, likewise
+    analysis_path = property(lambda self: self.path / "analysis.json")
+    spectra_path = property(lambda self: self.path / "spectra.jsonl")
     attempts_path = property(lambda self: self.path / "attempts.jsonl")
     failure_path = property(lambda self: self.path / "failure.json")
     submission_path = property(lambda self: self.path / "submission.json")
@@ -83,18 +87,11 @@ class Run:
     def shard_paths(self, benchmark: str) -> list[Path]:
         return sorted((self.path / "eval" / "shards").glob(f"{benchmark}.*.jsonl"))
 
-    @property
-    def right_path(self) -> Path:
-        """Right samples of each problem, by benchmark: what comparisons read instead of gigabytes of samples."""
-        return self.path / "eval" / "right.json"
-
     def log_path(self, stage: str) -> Path:
         return self.path / "logs" / f"{stage}.txt"
 
     def stage_path(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"
-
-    # Configuration
 
     def prepare(self, cfg: Resolved) -> None:
         """Make the directory and write its config.yaml; what is not science may change from launch to launch."""
@@ -122,17 +119,17 @@ class Run:
             )
         return cfg
 
-    # Stages
-
     def stages(self, cfg: Resolved) -> list[str]:
-        return [stage for stage in STAGES if stage != "train" or is_trained(cfg)]
+        """Those this run has, in order: Base is not trained and has no update, and a run from before asks for no analysis."""
+        wanted = {"train": is_trained(cfg), "evaluate": True, "analyse": is_trained(cfg) and analysis_of(cfg) != "none"}
+        return [stage for stage in STAGES if wanted[stage]]
 
     def spec(self, stage: str, cfg: Resolved) -> dict[str, Any]:
         """What a finished stage must have been asked for to count as done: its own request and its input's finish."""
         if stage == "train":
             return {"run": self.id}
-        trained = read_json(self.stage_path("train")) or {}
-        return {"run": self.id, "evaluation": evaluation_spec(cfg), "trained": trained.get("finished")}
+        asked = {"run": self.id, "trained": (read_json(self.stage_path("train")) or {}).get("finished")}
+        return asked | {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else asked
 
     def is_done(self, stage: str, cfg: Resolved) -> bool:
         marker = read_json(self.stage_path(stage))
@@ -140,7 +137,7 @@ class Run:
             return False
         if stage == "train":
             return read_json(self.record_path) is not None and (self.merged_path / "config.json").exists()
-        return read_json(self.summary_path) is not None
+        return read_json(self.summary_path if stage == "evaluate" else self.analysis_path) is not None
 
     def finish(self, stage: str, cfg: Resolved, seconds: float) -> None:
         """Mark a stage done; the last thing a stage does."""
@@ -149,12 +146,10 @@ class Run:
         if stage == "train":
             shutil.rmtree(self.checkpoints_path, ignore_errors=True)
 
-    # State
-
     def state(self, cfg: Resolved | None = None, live: Live | None = None) -> State:
         """Where the run stands, asked for `cfg` (by default its own); `live`: the jobs that Slurm has, where there is one.
 
-        stale: trained, but evaluated for another request. lost: it started, and whoever ran it is gone.
+        stale: trained, but evaluated for another request, or not yet analysed. lost: it started, and whoever ran it is gone.
         """
         if not self.config_path.exists():
             return "new"
@@ -227,8 +222,7 @@ def all_runs(runs_dir: Path) -> list[Run]:
 
 def mark_complete(checkpoint: Path) -> None:
     """State the size of every file of a checkpoint in complete.json, the last file it gets."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     write_json(checkpoint / "complete.json", sizes)
 
 

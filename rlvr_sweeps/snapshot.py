@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("rlvr_sweeps", "hydra_plugins")
-KINDS = (".py", ".j2")
+PARTS = ("rlvr_sweeps", "hydra_plugins", "paper")  # the last job of a launch writes the report
+KINDS = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
 
 
 def take(folder: Path) -> Path:

@@ -70,9 +70,11 @@ def submit(
 
 
 def shape(planned: Planned) -> list[tuple[str, Resources]]:
-    """The stages a run still needs, each with its resources: what runs of one array share."""
+    """The jobs a run still needs, each with its resources: what runs of one array share. An evaluation's job analyses too."""
     cfg = planned.cfg
-    return [(stage, resources(cfg, stage)) for stage in planned.run.stages(cfg) if not planned.run.is_done(stage, cfg)]
+    missing = [stage for stage in planned.run.stages(cfg) if not planned.run.is_done(stage, cfg)]
+    jobs = dict.fromkeys("evaluate" if stage == "analyse" else stage for stage in missing)
+    return [(stage, resources(cfg, stage)) for stage in jobs]
 
 
 def resources(cfg: Resolved, stage: str) -> Resources:

@@ -84,7 +84,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
     trainer.add_callback(StopWhenAsked(run, trainer))
-    trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(model_folder(cfg))))
+    trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(model_folder(cfg)), key))
     trainer.create_optimizer()
     facts = {
         "asked": wanted,

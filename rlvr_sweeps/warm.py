@@ -50,7 +50,7 @@ def start_stage(stage: str, run: Run) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        count = processes(run.config())
+        count = processes(run.config(), stage)
         if count > 1:  # a process group starts afresh: its members meet by torchrun
             os.execv(sys.executable, command(stage, run, count))
         run_stage(stage, run)
@@ -64,6 +64,7 @@ def import_everything() -> None:
     import torch
 
     torch.set_num_threads(1)
+    import rlvr_sweeps.analyse
     import rlvr_sweeps.evaluate
     import rlvr_sweeps.train  # noqa: F401
 

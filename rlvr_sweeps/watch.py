@@ -88,7 +88,7 @@ class Watch:
         rows = last_rows(line.run)
         steps = line.cfg["steps"]
         if not is_trained(line.cfg) or line.run.is_done("train", line.cfg):
-            return "evaluating"
+            return "analysing" if line.run.is_done("evaluate", line.cfg) else "evaluating"
         if not rows:
             return "starting"
         step = rows[-1]["step"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,10 +145,10 @@ def evaluated(point, tmp_path):
     def make(*overrides, right=2):
         two = [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in (f"path={path}", "problems=3", "k=4")]
         rest = [f"~benchmark.tier{n}" for n in (3, 4, 5)]
-        cfg = point(*two, *rest, *overrides)
+        cfg = point(*two, *rest, "analysis=none", *overrides)
         run = Run.of(cfg)
         run.prepare(cfg)
-        for tier, count in (("tier1", 4), ("tier2", right)):
+        for tier, count in (("tier1", 4), ("tier2", right))[: len(cfg["benchmark"])]:
             write_right(run, tier, load_problems(cfg["benchmark"][tier]), 4, count)
         write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
         write_json(run.merged_path / "config.json", {})
@@ -157,3 +158,33 @@ def evaluated(point, tmp_path):
         return run
 
     return make
+
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run", "--window-size=1400,1000",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    """A headless Chromium that writes down its console and every request."""
+    binaries = shutil.which("chromium"), shutil.which("chromedriver")
+    if not all(binaries):
+        pytest.skip("SKIPPED: pages were not opened in a browser. As root on Debian: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binaries[0]
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(binaries[1]))
+    yield browser
+    browser.quit()
+
+
+def requested(driver):
+    """The addresses asked for since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]

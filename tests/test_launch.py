@@ -10,7 +10,7 @@ import time
 import pytest
 
 from rlvr_sweeps.cli import main as rlvr
-from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.identity import run_name
 from rlvr_sweeps.run import Run, all_runs
 
@@ -48,6 +48,7 @@ def test_a_grid_with_every_available_method_then_the_same_again(launch, capsys):
         assert row["tier1/n"] == 40 and row["tier1/k"] == 2 and 0 <= row["avg"] <= 1 and row["avg_se"] > 0
         samples = read_rows(run.path / SAMPLES)
         assert len(samples) == 80 and len({sample["seed"] for sample in samples}) == 80
+        assert read_json(run.questions_path)["tier1"][samples[0]["problem"]][1] == samples[0]["gold"]
         if row["peft"] != "none":
             assert [step["step"] for step in read_rows(run.metrics_path)] == [1, 2, 3, 4]
             record = json.loads(run.record_path.read_text())

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 
 MODULES = sorted(path for path in (ROOT / "rlvr_sweeps").glob("*.py"))
 COMPUTE = {
+    "analyse",
     "adalora",
     "adapters",
     "callbacks",
@@ -21,6 +22,7 @@ COMPUTE = {
     "record",
     "rollouts",
     "sampling",
+    "spectra",
     "svd",
     "sync",
     "train",

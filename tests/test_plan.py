@@ -11,7 +11,7 @@ from rlvr_sweeps.plan import make_plan, show
 
 def test_plan(composer, tmp_path):
     points = [
-        composer.point([f"peft={peft}", f"algo={algo}", f"runs_dir={tmp_path}"])
+        composer.point([f"peft={peft}", f"algo={algo}", f"runs_dir={tmp_path}", "analysis=none"])
         for peft in ("none", "lora", "dora")
         for algo in ("dapo", "grpo")
     ]

@@ -32,7 +32,7 @@ for value in range(200):
 
 @pytest.fixture
 def run(point):
-    cfg = point()
+    cfg = point("analysis=none")
     made = Run.of(cfg)
     made.prepare(cfg)
     return made
@@ -55,7 +55,8 @@ def test_states(run, point):
     assert run.state() == "lost"
     finish(run, "evaluate")
     assert run.state() == "done"
-    assert run.state(point("evaluation.seed=1")) == "stale"
+    assert run.state(point("evaluation.seed=1", "analysis=none")) == "stale"
+    assert run.state(point()) == "stale"
     write_json(run.failure_path, {"error": "x"})
     assert run.state() == "done"
     run.summary_path.unlink()

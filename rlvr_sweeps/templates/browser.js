@@ -1,0 +1,220 @@
+// The sample browser of a report. Completions are hostile text: they enter the page through textContent alone.
+"use strict";
+
+const ROWS = 100; // shown at first
+const COLOURS = [[247, 240, 235], [158, 196, 221], [0, 91, 150]]; // no sample right, half of them, all
+const [INDEX, CORRECT, ANSWER, REASON, TOKENS, TRUNCATED, TEXT, GOLD] = [0, 1, 2, 3, 4, 5, 6, 7];
+
+const byId = (id) => document.getElementById(id);
+
+async function unpack(base64) {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+function shares(benchmark, problem) {
+  return benchmark.right[problem].map((count, run) => (count === null ? null : count / benchmark.k[run]));
+}
+
+function describe(benchmark, problem) {
+  const known = shares(benchmark, problem).filter((share) => share !== null);
+  const [least, most] = [Math.min(...known), Math.max(...known)];
+  return { least, most, spread: most - least, mean: known.reduce((sum, share) => sum + share, 0) / known.length };
+}
+
+const KEEP = {
+  all: () => true,
+  apart: (facts) => facts.spread >= 0.5,
+  none: (facts) => facts.most === 0,
+  every: (facts) => facts.least === 1,
+};
+const ORDER = {
+  file: () => 0,
+  spread: (one, other) => other.facts.spread - one.facts.spread,
+  hard: (one, other) => one.facts.mean - other.facts.mean,
+};
+
+function background(share) {
+  const place = share * (COLOURS.length - 1);
+  const below = Math.min(Math.floor(place), COLOURS.length - 2);
+  const mixed = COLOURS[below].map((value, i) => Math.round(value + (COLOURS[below + 1][i] - value) * (place - below)));
+  return `rgb(${mixed.join(", ")})`;
+}
+
+class Browser {
+  constructor(data) {
+    this.data = data;
+    this.limit = ROWS;
+    this.chosen = null; // [benchmark, problem, run]
+    for (const [place, benchmark] of data.benchmarks.entries()) {
+      byId("benchmark").append(element("option", `${benchmark.name} (${benchmark.problems.length})`, { value: place }));
+    }
+    const again = () => { this.limit = ROWS; this.draw(); };
+    for (const id of ["benchmark", "which", "order"]) byId(id).addEventListener("change", again);
+    byId("search").addEventListener("input", again);
+    byId("controls").addEventListener("submit", (event) => event.preventDefault());
+    byId("more").addEventListener("click", () => { this.limit = Infinity; this.draw(); });
+    byId("grid").addEventListener("click", (event) => this.choose(event.target.closest("td[data-run]")));
+    byId("grid").addEventListener("keydown", (event) => this.onKey(event));
+    byId("reading").addEventListener("keydown", (event) => { if (event.key === "Escape") this.current()?.focus(); });
+    byId("controls").hidden = byId("browse").hidden = false;
+    this.draw();
+  }
+
+  get benchmark() { return this.data.benchmarks[Number(byId("benchmark").value)]; }
+
+  samples(problem, run) { return this.data.samples[`${this.data.benchmarks.indexOf(this.benchmark)}.${problem}.${run}`]; }
+
+  matches(problem, words) {
+    if (!words) return true;
+    const [id, question, gold] = this.benchmark.problems[problem];
+    const answers = this.data.runs.flatMap((_, run) => (this.samples(problem, run) ?? []).map((sample) => sample[ANSWER]));
+    return [id, question, gold, ...answers].some((text) => text && text.toLowerCase().includes(words));
+  }
+
+  wanted() {
+    const words = byId("search").value.trim().toLowerCase();
+    return this.benchmark.problems
+      .map((_, problem) => ({ problem, facts: describe(this.benchmark, problem) }))
+      .filter(({ problem, facts }) => KEEP[byId("which").value](facts) && this.matches(problem, words))
+      .sort(ORDER[byId("order").value]);
+  }
+
+  draw() {
+    const found = this.wanted();
+    const table = element("table", undefined, { role: "grid", "aria-label": `Right samples by problem and run, ${this.benchmark.name}` });
+    const head = table.createTHead().insertRow();
+    head.append(element("th", "Problem", { class: "problem", scope: "col" }));
+    for (const run of this.data.runs) {
+      const cell = element("th", undefined, { scope: "col", title: run.name });
+      cell.append(element("span", run.label));
+      head.append(cell);
+    }
+    const body = table.createTBody();
+    for (const { problem } of found.slice(0, this.limit)) this.drawRow(body.insertRow(), problem);
+    byId("grid").replaceChildren(table);
+    byId("count").textContent = `${found.length} of ${this.benchmark.problems.length} problems of ${this.benchmark.name}`;
+    byId("more").hidden = found.length <= this.limit;
+    byId("more").textContent = `Show all ${found.length} problems`;
+    (this.current() ?? table.querySelector("td[data-run]"))?.setAttribute("tabindex", "0");
+    this.mark();
+  }
+
+  drawRow(row, problem) {
+    const [id, question] = this.benchmark.problems[problem];
+    row.append(element("th", `${problem + 1}  ${(question ?? id).slice(0, 80)}`, { class: "problem", scope: "row", title: (question ?? id).slice(0, 400) }));
+    for (const [run, share] of shares(this.benchmark, problem).entries()) {
+      const cell = row.insertCell();
+      if (share === null) {
+        cell.textContent = "-";
+        cell.className = "none";
+        continue;
+      }
+      const count = this.benchmark.right[problem][run];
+      cell.textContent = count;
+      cell.style.backgroundColor = background(share);
+      cell.style.color = share > 0.8 ? "#fff" : "#1c1e21";
+      Object.assign(cell.dataset, { problem, run });
+      cell.setAttribute("tabindex", "-1");
+      cell.setAttribute("aria-label", `problem ${problem + 1}, ${this.data.runs[run].label}: ${count} of ${this.benchmark.k[run]} right`);
+    }
+  }
+
+  current() {
+    if (!this.chosen || this.data.benchmarks[this.chosen[0]] !== this.benchmark) return null;
+    return byId("grid").querySelector(`td[data-problem="${this.chosen[1]}"][data-run="${this.chosen[2]}"]`);
+  }
+
+  mark() {
+    for (const cell of byId("grid").querySelectorAll("[aria-selected]")) cell.removeAttribute("aria-selected");
+    this.current()?.setAttribute("aria-selected", "true");
+  }
+
+  focus(cell) {
+    if (!cell?.dataset.run) return;
+    for (const other of byId("grid").querySelectorAll('td[tabindex="0"]')) other.setAttribute("tabindex", "-1");
+    cell.setAttribute("tabindex", "0");
+    cell.focus();
+  }
+
+  onKey(event) {
+    const cell = event.target.closest("td[data-run]");
+    if (!cell) return;
+    const rows = [...cell.closest("tbody").rows];
+    const [down, right] = [rows.indexOf(cell.parentElement), cell.cellIndex];
+    const next = {
+      ArrowUp: () => rows[down - 1]?.cells[right],
+      ArrowDown: () => rows[down + 1]?.cells[right],
+      ArrowLeft: () => rows[down].cells[right - 1],
+      ArrowRight: () => rows[down].cells[right + 1],
+      Home: () => rows[down].cells[1],
+      End: () => rows[down].cells[rows[down].cells.length - 1],
+    }[event.key];
+    if (next) this.focus(next());
+    else if (event.key === "Enter" || event.key === " ") { this.choose(cell); byId("reading").focus(); }
+    else return;
+    event.preventDefault();
+  }
+
+  choose(cell) {
+    if (!cell) return;
+    this.chosen = [Number(byId("benchmark").value), Number(cell.dataset.problem), Number(cell.dataset.run)];
+    this.mark();
+    this.focus(cell);
+    this.read(this.chosen[1], this.chosen[2]);
+  }
+
+  read(problem, run) {
+    const { name, label } = this.data.runs[run];
+    const [id, question, gold] = this.benchmark.problems[problem];
+    const samples = this.samples(problem, run);
+    const facts = element("dl");
+    const fact = (term, text) => facts.append(element("dt", term), element("dd", text));
+    fact("Question", question ?? "not stored with these runs");
+    fact("Gold", gold ?? samples?.[0]?.[GOLD] ?? "not stored with these runs");
+    fact("Run", name);
+    fact("Right", `${this.benchmark.right[problem][run]} of ${this.benchmark.k[run]}`);
+    const parts = [element("h3", `${this.benchmark.name}, problem ${problem + 1} (${id}): ${label}`), facts];
+    if (samples) parts.push(...samples.map(completion));
+    else parts.push(element("p", `The completions of this cell are not in this page. They are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
+    if (samples && samples.length < this.benchmark.k[run]) {
+      parts.push(element("p", `${this.benchmark.k[run] - samples.length} more samples are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
+    }
+    byId("reading").replaceChildren(...parts);
+    byId("reading").scrollTop = 0;
+  }
+}
+
+function completion(sample) {
+  const place = element("article", undefined, { class: "sample" });
+  const line = element("div");
+  line.append(element("span", sample[CORRECT] ? "right" : "wrong", { class: `verdict ${sample[CORRECT] ? "right" : "wrong"}` }));
+  const answer = sample[ANSWER] === null ? "no answer found" : `answer ${sample[ANSWER]}`;
+  const cut = sample[TRUNCATED] ? ", cut off at the limit" : "";
+  const why = sample[CORRECT] || sample[REASON] === "wrong" ? "" : ` (${sample[REASON]})`;
+  line.append(`${why} · ${answer} · ${sample[TOKENS].toLocaleString("en")} tokens${cut} · sample ${sample[INDEX]}`);
+  const text = element("pre");
+  if (Array.isArray(sample[TEXT])) {
+    const [head, missing, tail] = sample[TEXT];
+    text.append(head, element("span", `… ${missing.toLocaleString("en")} characters are left out here …`, { class: "cut" }), tail);
+  } else {
+    text.textContent = sample[TEXT];
+  }
+  place.append(line, text);
+  return place;
+}
+
+(async () => {
+  if (typeof DecompressionStream === "undefined") {
+    byId("count").textContent = "This browser cannot unpack the samples (it has no DecompressionStream).";
+    return;
+  }
+  window.browser = new Browser(await unpack(byId("samples").textContent.trim()));
+})();
