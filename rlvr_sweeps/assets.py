@@ -37,6 +37,13 @@ def locate(path: str, revision: str | None) -> str:
     return str(world_dir(name, revision) / (member or "model"))
 
 
+def place_of(cfg: Resolved) -> tuple[str, dict[str, str]]:
+    """Where the run's model is, and the revision to ask the hub for; none for a local folder."""
+    source = cfg["model"]
+    place = locate(source["path"], source["revision"])
+    return place, {} if Path(place).exists() else {"revision": source["revision"]}
+
+
 def sources(cfg: Resolved) -> list[Mapping[str, Any]]:
     """Everything a run loads: its model, its training problems, its benchmarks."""
     return [cfg["model"], cfg["data"], *cfg["benchmark"].values()]

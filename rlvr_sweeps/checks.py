@@ -43,11 +43,11 @@ def refuse(cfg: Resolved) -> None:
             f"distributed={cfg['distributed']['name']} with peft={cfg['peft']['name']}: ZeRO flattens the gradients that the "
             "rank allocator reads, and PEFT's AdaLoRA crashes on it. Use distributed=ddp or single."
         )
-    if cfg["distributed"]["deepspeed"] and cfg["model"]["autocast_bf16"]:
+    deepspeed, autocast = cfg["distributed"]["deepspeed"], cfg["model"]["autocast_bf16"]
+    if deepspeed and deepspeed.get("torch_autocast", {}).get("enabled", False) != autocast:
         raise Refused(
-            f"distributed={cfg['distributed']['name']} with model.autocast_bf16=true: under DeepSpeed accelerate switches "
-            "autocast off, and DeepSpeed's own bfloat16 would round the master weights. Use distributed=ddp, or "
-            "model.autocast_bf16=false."
+            f"distributed={cfg['distributed']['name']} with model.autocast_bf16={autocast}: under DeepSpeed accelerate switches "
+            "autocast off, and DeepSpeed has its own. Set distributed.deepspeed.torch_autocast.enabled to the same."
         )
     for group in ("peft", "rollout", "distributed", "tracking"):
         if cfg[group].get("unavailable"):
@@ -78,9 +78,39 @@ def refuse(cfg: Resolved) -> None:
         if not allowed(cfg[dial]):
             raise Refused(f"{dial}={cfg[dial]} is not possible. Allowed: {words}.")
     refuse_uneven_batch(cfg)
+    if cfg["rollout"]["engine"] == "vllm":
+        refuse_unfit_sampler(cfg)
     if cfg["peft"]["trains"] == "adapter":
         refuse_unfit_adapter(cfg)
         refuse_wrong_reference(cfg)
+
+
+# vllm.LLM's arguments that follow from the run, or that would change what is sampled while the run's id stays.
+NOT_FOR_VLLM = (
+    "model", "tokenizer", "revision", "tokenizer_revision", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "seed",
+    "generation_config", "logprobs_mode", "distributed_executor_backend", "enable_lora", "max_lora_rank", "max_loras",
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_sleep_mode",
+)  # fmt: skip
+
+
+def refuse_unfit_sampler(cfg: Resolved) -> None:
+    """Raise Refused for a sampler that would not be the policy, or not as it was asked for."""
+    rollout, method = cfg["rollout"], cfg["peft"]
+    if taken := sorted(set(NOT_FOR_VLLM) & rollout["vllm"].keys()):
+        raise Refused(
+            f"rollout.vllm.{taken[0]}={rollout['vllm'][taken[0]]} is not yours to set: it follows from the run, or would change "
+            "what is sampled without changing the run's id. Leave it out."
+        )
+    if rollout["sync"] not in ("merged", "adapter"):
+        raise Refused(f"rollout.sync={rollout['sync']} is not possible. Allowed: merged, adapter.")
+    config = method["config"]
+    starts_at_zero = not method["initialisation"] and config.get("init_lora_weights", True) is True
+    plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero
+    if rollout["sync"] == "adapter" and not plain_lora:
+        raise Refused(
+            f"rollout.sync=adapter with peft={method['name']}: vLLM adds B·A to the published weights, and that is this method's "
+            "policy only for LoRA and its kin that start at zero (lora, rslora, lora_plus, lora_fa). Use rollout.sync=merged."
+        )
 
 
 def refuse_trained_on(cfg: Resolved) -> None:

@@ -93,7 +93,9 @@ def messages(problem: Problem, system_prompt: str | None) -> list[dict[str, str]
 
 def prompt_ids(tokenizer: Any, problem: Problem, system_prompt: str | None) -> list[int]:
     """Token ids of the prompt, up to and including the template's opening of the answer."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages(problem, system_prompt), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    return token_ids(tokenizer, messages(problem, system_prompt))
+
+
+def token_ids(tokenizer: Any, conversation: list[dict[str, str]]) -> list[int]:
+    ids: list[int] = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=False)
     return ids

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from rlvr_sweeps.panels import Panel, Plot, Series
+from rlvr_sweeps.products import plain
 
 # Okabe and Ito's palette, told apart by the colour-blind too, and a brown; then the same again, dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -34,6 +35,8 @@ SETTINGS = {
 }  # fmt: skip
 MARKS: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
 WIDTH, NARROW, HEIGHT = 3.3, 1.75, 2.9  # inches of a panel; narrow where there are more than four in a line
+LETTER, LINE = 0.075, 0.19  # inches of a legend's letter and line
+FEW = 6  # labels that a legend under its panel holds; with more, all panels share one at the side
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def as_svg(plot: Plot, name: str) -> str:
 def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
     with drawn(plot) as (figure, hot, parts):
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})  # lays the figure out, too
+        figure.savefig(
+            text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )  # lays the figure out, too
         height_pt = figure.get_size_inches()[1] * 72
         for axis, series in parts:
             places = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
@@ -95,13 +100,16 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
     """The plot on a matplotlib figure, and where each series is; its settings hold while inside."""
     columns = min(plot.columns, len(plot.panels))
     lines = -(-len(plot.panels) // columns)
-    names = {label for panel in plot.panels for label in own_labels(panel)}
-    shared = len(names) <= max(len(own_labels(panel)) for panel in plot.panels)
     labels = list(dict.fromkeys(label for panel in plot.panels for label in own_labels(panel)))
+    most = max(len(own_labels(panel)) for panel in plot.panels)
+    forest = any(panel.names for panel in plot.panels)  # names its rows at the axis
+    shared = not forest and (len(labels) == most or most > FEW)
     with rc_context(SETTINGS):
-        width = (WIDTH if columns <= 4 else NARROW) * columns + (1.2 if shared and not plot.panels[0].names else 0)
+        width = (WIDTH if columns <= 4 else NARROW) * columns + (LETTER * longest(labels) + 0.6 if shared else 0)
+        width += sum(LETTER * longest(panel.names) for panel in plot.panels)
         height = HEIGHT if columns <= 4 else 0.65 * HEIGHT
-        height += 0 if shared else 0.19 * max(len(own_labels(panel)) for panel in plot.panels)
+        height += 0 if shared or forest else LINE * most
+        height = max(height, LINE * len(labels) / lines + 0.3 if shared else 0)
         height = max(height, *(0.9 + 0.24 * len(panel.names) for panel in plot.panels))
         figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # 72: an inch is SVG's 72 units
         axes = figure.subplots(lines, columns, squeeze=False, sharey=plot.share_y).ravel()
@@ -111,14 +119,21 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
             style = styles(labels if shared else own_labels(panel))
             draw_panel(axis, panel, style, f"panel{place}", hot, not plot.share_y or place % columns == 0)
             parts += [(axis, series) for series in panel.series]
-            if not shared:
+            if not shared and not forest:
                 name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
+        for axis, panel in zip(axes, plot.panels, strict=False):  # once all are drawn: panels may share their y axis
+            if panel.from_zero:
+                axis.set_ylim(bottom=0)
         for axis in axes[len(plot.panels) :]:
             axis.set_visible(False)
-        if shared and not plot.panels[0].names:
+        if shared:
             keys = [legend_key(label, styles(labels)[label], plot.panels) for label in labels]
             name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", hot)
         yield figure, hot, parts
+
+
+def longest(words: Sequence[str]) -> int:
+    return max(map(len, words), default=0)
 
 
 def own_labels(panel: Panel) -> list[str]:
@@ -155,8 +170,6 @@ def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot
     if panel.y_log:
         axis.set_yscale("log")
         log_ticks(axis.yaxis, [y for series in panel.series for y in series.y if y > 0])
-    if panel.from_zero:
-        axis.set_ylim(bottom=0)
 
 
 def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
@@ -196,7 +209,7 @@ def log_ticks(axis: Any, values: Sequence[float]) -> None:
         axis.set_major_locator(LogLocator())
         axis.axes.set_xlim(left=10 ** math.floor(math.log10(least))) if axis.axis_name == "x" else None
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(f"{value:g}")))
 
 
 def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:

@@ -8,13 +8,12 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlvr_sweeps.assets import locate
+from rlvr_sweeps.assets import place_of
 from rlvr_sweeps.data import Problem
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.identity import Resolved, is_trained
@@ -107,9 +106,9 @@ class VllmEngine:
         from vllm import LLM
 
         source, settings = cfg["model"], cfg["evaluation"]
-        place = str(run.merged_path) if is_trained(cfg) else locate(source["path"], source["revision"])
-        revision = {} if Path(place).is_dir() else {"revision": source["revision"], "tokenizer_revision": source["revision"]}
+        place, revision = (str(run.merged_path), {}) if is_trained(cfg) else place_of(cfg)
         stated = {
+            "tokenizer_revision": revision.get("revision"),
             "dtype": "bfloat16" if source["autocast_bf16"] else "float32",
             "max_model_len": longest_prompt + settings["max_tokens"],
             "generation_config": "vllm",  # a hub model's own decoding would act on top of the one that is configured

@@ -35,4 +35,4 @@ def panel(family: Family, rows: Sequence[Row]) -> Panel:
         says = f"{value:+.1f} points, {low:+.1f} to {high:+.1f}" + (f", Holm's p {p:.3g}" if p is not None else "")
         series.append(Series(rows[place].label, [value], [-float(at)], [says], "row", [low], [high]))
     names = [f"{'* ' if overall[place]['star'] else ''}{rows[place].label}" for place in order]
-    return Panel(f"difference to {base}, points of Avg@k", "", series, names=names)
+    return Panel("difference, points of Avg@k", "", series, f"against {base}", names=names)

@@ -8,8 +8,7 @@ start.safetensors    A and B at step 0, where they are not what a seed gives (Pi
 checkpoints/         the latest complete training state
 merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
 eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
-analysis.json        spectra of ΔW against W0, drift, sampler mismatch;  spectra.jsonl  the spectra at each checkpoint, if asked
-summary.json         one flat row
+summary.json         one flat row;  analysis.json  spectra of ΔW against W0 (spectra.jsonl: at checkpoints), drift, sampler
 stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
 submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
 stop, saved.json     what a trainer is asked by, and how it answers: the attempt that saved
@@ -121,18 +120,16 @@ class Run:
         return cfg
 
     def stages(self, cfg: Resolved) -> list[str]:
-        """The stages this run has, in order: Base is not trained and has no update, and not every run asks for its analysis."""
-        if not is_trained(cfg):
-            return ["evaluate"]
-        return [stage for stage in STAGES if stage != "analyse" or analysis_of(cfg) != "none"]
+        """Those this run has, in order: Base is not trained and has no update, and a run from before asks for no analysis."""
+        wanted = {"train": is_trained(cfg), "evaluate": True, "analyse": is_trained(cfg) and analysis_of(cfg) != "none"}
+        return [stage for stage in STAGES if wanted[stage]]
 
     def spec(self, stage: str, cfg: Resolved) -> dict[str, Any]:
         """What a finished stage must have been asked for to count as done: its own request and its input's finish."""
         if stage == "train":
             return {"run": self.id}
-        trained = read_json(self.stage_path("train")) or {}
-        asked = {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else {}
-        return {"run": self.id, **asked, "trained": trained.get("finished")}
+        asked = {"run": self.id, "trained": (read_json(self.stage_path("train")) or {}).get("finished")}
+        return asked | {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else asked
 
     def is_done(self, stage: str, cfg: Resolved) -> bool:
         marker = read_json(self.stage_path(stage))
@@ -225,8 +222,7 @@ def all_runs(runs_dir: Path) -> list[Run]:
 
 def mark_complete(checkpoint: Path) -> None:
     """State the size of every file of a checkpoint in complete.json, the last file it gets."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     write_json(checkpoint / "complete.json", sizes)
 
 

@@ -6,6 +6,7 @@ from rlvr_sweeps.collect import Cell
 from rlvr_sweeps.costs import Cost, cost
 from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.panels import DIALS, Panel, Plot, Row, Series, counted, named, plus_minus, short, trained
+from rlvr_sweeps.products import plain
 from rlvr_sweeps.samples import mean
 
 ACCURACY = "accuracy, Avg@k, %"
@@ -100,7 +101,7 @@ def lines(rows: Sequence[Row], measure: Measure, x_says: Callable[[float, Row], 
 
 def learning_rates(rows: Sequence[Row]) -> Plot | None:
     """Accuracy against learning rate, a line per method; None where no method has two rates."""
-    series, shown = lines(rows, lambda row: float(row.cell.cfg["lr"]), lambda x, _: f"lr {x:g}")
+    series, shown = lines(rows, lambda row: float(row.cell.cfg["lr"]), lambda x, _: f"lr {plain(str(x))}")
     if all(len(one.x) < 2 for one in series):
         return None
     panel = Panel("learning rate", ACCURACY, series, x_log=True, levels=base_level(rows))
@@ -113,7 +114,7 @@ def learning_rates(rows: Sequence[Row]) -> Plot | None:
 
 def reaches(rows: Sequence[Row]) -> Plot | None:
     """Accuracy against how far the weights moved."""
-    series, shown = lines(rows, percent_moved, lambda x, row: f"lr {row.cell.cfg['lr']:g}, moved {short(x)} %")
+    series, shown = lines(rows, percent_moved, lambda x, row: f"lr {plain(str(row.cell.cfg['lr']))}, moved {short(x)} %")
     if not series:
         return None
     panel = Panel("reach ‖ΔW‖/‖W0‖, %", ACCURACY, series, x_log=True, levels=base_level(rows))

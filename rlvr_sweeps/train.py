@@ -18,7 +18,7 @@ from trl import GRPOConfig
 
 from rlvr_sweeps import record
 from rlvr_sweeps.adapters import attach
-from rlvr_sweeps.assets import locate
+from rlvr_sweeps.assets import locate, place_of
 from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.data import load_problems, messages, prompt_ids, split
@@ -102,13 +102,6 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     return trainer, facts
 
 
-def place_of(cfg: Resolved) -> tuple[str, dict[str, str]]:
-    """Where the model is, and the revision to ask the hub for."""
-    source = cfg["model"]
-    place = locate(source["path"], source["revision"])
-    return place, {} if Path(place).exists() else {"revision": source["revision"]}
-
-
 def load_tokenizer(cfg: Resolved) -> Any:
     """The model's tokenizer; Refused where it has no chat template."""
     place, revision = place_of(cfg)
@@ -177,7 +170,7 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
-        "bf16": cfg["model"]["autocast_bf16"],
+        "bf16": cfg["model"]["autocast_bf16"] and not cfg["distributed"]["deepspeed"],  # DeepSpeed: torch_autocast
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
         "deepspeed": copy.deepcopy(cfg["distributed"]["deepspeed"]) or None,

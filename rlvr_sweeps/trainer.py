@@ -5,22 +5,40 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
 
 from rlvr_sweeps.adalora import AdaLoraSchedule
 from rlvr_sweeps.adapters import loraplus_optimizer
+from rlvr_sweeps.agreement import mismatch, refuse_disagreement
+from rlvr_sweeps.data import token_ids
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.rollouts import Group, PromptStream, fill
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.sync import merged
 
-# metrics.jsonl's names, and TRL's for the same numbers.
+
+@contextmanager
+def engine_of_ours(cfg: Resolved) -> Iterator[None]:
+    """TRL's constructor makes its engine by this name: inside, it makes ours."""
+    if cfg["rollout"]["engine"] != "vllm":
+        yield
+        return
+    from rlvr_sweeps.vllm_rollouts import VllmRollouts
+
+    theirs = grpo_trainer.VLLMGeneration
+    grpo_trainer.VLLMGeneration = partial(VllmRollouts, cfg)
+    try:
+        yield
+    finally:
+        grpo_trainer.VLLMGeneration = theirs
 
 
 class RlvrTrainer(GRPOTrainer):
@@ -35,7 +53,8 @@ class RlvrTrainer(GRPOTrainer):
         self.columns: dict[str, float] = {}  # what this step adds to its row of metrics.jsonl
         self.prompts = PromptStream(train_dataset, cfg["seed"])
         self.adalora = AdaLoraSchedule(model) if cfg["peft"]["config"].get("peft_type") == "ADALORA" else None
-        super().__init__(model=model, train_dataset=train_dataset, **kwargs)
+        with engine_of_ours(cfg):
+            super().__init__(model=model, train_dataset=train_dataset, **kwargs)
         if self.adalora:
             self.add_callback(self.adalora)
 
@@ -58,9 +77,12 @@ class RlvrTrainer(GRPOTrainer):
         self._generate: Any = lambda _: generated
         self._calculate_rewards: Any = lambda *_: rewards
         try:
-            return super()._generate_and_score_completions([row for group in mine for row in group.rows])
+            scored = super()._generate_and_score_completions([row for group in mine for row in group.rows])
         finally:
             del self._generate, self._calculate_rewards
+        if self.use_vllm:
+            self.columns |= self.sampler_mismatch(scored)
+        return scored
 
     def roll(self, groups: int) -> list[Group]:
         """One round: `groups` prompts, the same on all processes, G completions each, shared out and gathered again."""
@@ -84,16 +106,50 @@ class RlvrTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
     ) -> Any:
-        if self.use_vllm:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, has_tool_images)
         rollout = self.cfg["rollout"]
         policy = self.accelerator.unwrap_model(self.model_wrapped)
-        with merged(policy), self.accelerator.autocast():
+        if self.use_vllm:
+            self.sync(policy)
+            return self.vllm_generation.sample(prompt_ids, self.seeds, self.eos_token_ids)
+        with merged(policy), self.autocast():
             completions = sample(
                 policy, prompt_ids, self.seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
                 top_p=rollout["top_p"], pad_id=self.processing_class.pad_token_id, end_ids=self.eos_token_ids,
             )  # fmt: skip
         return completions, None
+
+    def sync(self, policy: Any) -> None:
+        """Bring vLLM to the policy of this step, and ask now and then whether it is there."""
+        step, rollout = self.state.global_step, self.cfg["rollout"]
+        if step == self._last_loaded_step:
+            return
+        first = self._last_loaded_step < 0
+        with self.timed("sync"):
+            self.vllm_generation.sync_weights()
+        self._last_loaded_step = step
+        self.columns["sync_s"] = self.seconds["sync"]
+        if first or (rollout["check_every"] and step % rollout["check_every"] == 0):
+            text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
+            with self.autocast():
+                tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
+                found = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
+            self.columns["sync_gap_nats"] = found
+
+    def sampler_mismatch(self, scored: dict[str, Any]) -> dict[str, float]:
+        """How far trainer and sampler are apart on what was sampled, over all processes."""
+        there = scored["completion_mask"].bool()
+        both = torch.stack([scored["old_per_token_logps"][there], scored["sampling_per_token_logps"][there]], dim=1)
+        both = self.accelerator.gather(self.accelerator.pad_across_processes(both, pad_index=torch.nan))
+        trainers, samplers = both[~both.isnan().any(1)].T
+        return mismatch(trainers, samplers)
+
+    def autocast(self) -> Any:
+        """bfloat16 matrix products where the model asks for them; accelerate has none of its own under DeepSpeed."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        with self.autocast():
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -1,7 +1,6 @@
 """The report in a real browser: what is shown, chosen, filtered, and that nothing is loaded or run that should not be."""
 
 import json
-import shutil
 
 import pytest
 
@@ -9,38 +8,9 @@ from rlvr_sweeps.browser import SHAPES, TEXT, Column, chosen, in_words, matrices
 from rlvr_sweeps.files import read_json, read_rows, write_json
 from rlvr_sweeps.regrade import write_samples
 from rlvr_sweeps.report import PAGE_BYTES, write_report
+from tests.conftest import requested
 
 HOSTILE = "</script><img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script>\u2028\ud800"
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run", "--window-size=1400,1000",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    """A headless Chromium that writes down its console and every request."""
-    binaries = shutil.which("chromium"), shutil.which("chromedriver")
-    if not all(binaries):
-        pytest.skip(
-            "SKIPPED: the report was not opened in a browser. As root on Debian: apt-get install chromium chromium-driver"
-        )
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binaries[0]
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(binaries[1]))
-    yield browser
-    browser.quit()
-
-
-def requested(driver):
-    """The addresses asked for since the last call."""
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
 
 @pytest.fixture

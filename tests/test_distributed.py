@@ -17,6 +17,7 @@ from tests.two_processes import overrides
 pytestmark = pytest.mark.slow
 METHODS = [name for name in choices("peft") if name != "none"]
 UNDER_ZERO = [name for name in METHODS if name != "adalora"]  # refused at launch: tests/test_checks.py
+ROUNDED = "lora,model.autocast_bf16=true"  # the recipes' setting: under DeepSpeed by its own autocast, else by accelerate's
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,17 @@ def together(kind, methods, problems, folder):
     return json.loads((folder / f"{kind}.json").read_text())
 
 
-@pytest.mark.parametrize(("kind", "methods"), [("ddp", METHODS), ("zero2_offload", UNDER_ZERO)], ids=["ddp", "zero2_offload"])
+@pytest.mark.parametrize(
+    ("kind", "methods"), [("ddp", [*METHODS, ROUNDED]), ("zero2_offload", [*UNDER_ZERO, ROUNDED])], ids=["ddp", "zero2_offload"]
+)
 def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, alone, tmp_path):
     results = together(kind, methods, twelve, tmp_path)
     assert sorted(results) == sorted(methods)
+    rounded, plain = results.pop(ROUNDED), results["lora"]
+    assert rounded["dtypes"] == ["torch.float32"] and rounded["weights"][0] == rounded["weights"][1]
+    assert rounded["rows"][0]["grad_norm"] != plain["rows"][0]["grad_norm"], "products are rounded"
+    assert rounded["rows"][0]["loss"] == pytest.approx(alone(ROUNDED)[0]["loss"], abs=1e-3)
+    assert rounded["rows"][0]["grad_norm"] == pytest.approx(alone(ROUNDED)[0]["grad_norm"], rel=0.02)
     for method, result in results.items():
         first, second = result["weights"]
         assert first == second, method

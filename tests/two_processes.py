@@ -1,6 +1,6 @@
 """Run by test_distributed.py under torchrun: methods trained for two steps by two processes; what each ended with, as JSON.
 
-torchrun --nproc-per-node=2 tests/two_processes.py OUT PROBLEMS KIND METHOD...
+torchrun --nproc-per-node=2 tests/two_processes.py OUT PROBLEMS KIND METHOD[,OVERRIDE...]...
 """
 
 import hashlib
@@ -21,11 +21,12 @@ from rlvr_sweeps.run import Run
 
 def overrides(composer, method, problems, kind, processes):
     """Two steps of sixteen completions, without dropout where the method has it, so that one process and two agree."""
+    method, *more = method.split(",")
     dropout = ["dropout=0"] if "dropout" in dials_read(composer.compose([f"peft={method}"])) else []
     return [
         f"peft={method}", "algo=dapo", "steps=2", "batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "lr=1e-4",
         f"training.per_device_batch_size={16 // processes}", "training.gradient_checkpointing=true", "training.save_every=2",
-        f"data.path={problems}", "data.problems=null", f"distributed={kind}", f"distributed.processes={processes}", *dropout,
+        f"data.path={problems}", "data.problems=null", f"distributed={kind}", f"distributed.processes={processes}", *dropout, *more,
     ]  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def main():
             "weights": both,
             "rows": read_rows(run.metrics_path),
             "lrs": sorted({group["lr"] for group in optimizer.param_groups if group["params"]}),
-            "optimizer": type(optimizer).__name__,
+            "dtypes": sorted({str(value.dtype) for value in trainer.accelerator.unwrap_model(trainer.model).parameters()}),
         }
     if world.get_rank() == 0:
         (Path(out) / f"{kind}.json").write_text(json.dumps(results))

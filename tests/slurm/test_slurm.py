@@ -138,3 +138,16 @@ def test_slurms_own_words(slurm, setting, said):
 def test_without_a_slurm(launch, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert "There is no squeue here" in launch("cluster=slurm", expect=1).stderr
+
+
+def test_an_evaluations_job_analyses_too_and_what_lacks_only_its_analysis_gets_a_job(slurm):
+    slurm("-m", "peft=lora", "steps=2", "analysis=none")
+    until(all_ended)
+    run = only(slurm.runs)
+    assert run.state() == "done" and not run.analysis_path.exists()
+    jobs = run.jobs()
+    assert "submitted 1 run" in slurm("-m", "peft=lora", "steps=2").stdout
+    until(all_ended)
+    assert run.state() == "done" and run.analysis_path.exists()
+    assert list(run.jobs()) == ["evaluate"] and run.jobs()["evaluate"] != jobs["evaluate"]
+    assert [row["stage"] for row in events(run, "done")] == ["train", "evaluate", "analyse"]
