@@ -1,15 +1,22 @@
-"""From run directories to rows: what tables, figures and the status show. Reads files alone."""
+"""From finished runs to rows: what tables, figures and the status show.
+
+The seam between tables and where results are kept is `Result`: a run's summary row and its right samples by problem, both plain
+data. `from_files` reads them from a run's directory; another source (W&B) supplies the same two for the same run names, and
+every table comes out the same. Curves and samples are in the run's directory alone.
+"""
 
 import difflib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlvr_sweeps.compose import Composer
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.identity import Resolved, digest, evaluation_spec, is_trained, science
+from rlvr_sweeps.products import Product, RowSpec, key_of
 from rlvr_sweeps.run import Run, all_runs
 from rlvr_sweeps.slurm import Live
 
@@ -31,6 +38,27 @@ class Found:
         return read_json(self.run.summary_path) or {}
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a finished run says, wherever it is kept."""
+
+    summary: Row  # summary.json
+    right: dict[
+        str, Row
+    ]  # eval/right.json: benchmark -> k, golds (a hash), right (problem -> right samples, in the run's order)
+
+
+Source = Callable[[Run, Resolved], Result | None]  # None where the run is not done as its configuration asks
+
+
+def from_files(run: Run, cfg: Resolved) -> Result | None:
+    """A run's result from its directory."""
+    if run.state(cfg) != "done":
+        return None
+    summary, right = read_json(run.summary_path), read_json(run.right_path)
+    return None if summary is None else Result(summary, right or {})
+
+
 @dataclass
 class Cell:
     """Runs that differ in their seed alone: one row of a table."""
@@ -38,6 +66,7 @@ class Cell:
     cfg: Resolved
     summaries: list[Row] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    right: list[dict[str, Row]] = field(default_factory=list)  # by run, as in Result
 
     def value(self, column: str) -> float | None:
         """Mean over seeds; None where a seed has no such number."""
@@ -53,6 +82,39 @@ class Cell:
         values = [summary.get(column) for summary in self.summaries]
         known = [float(value) for value in values if value is not None]
         return statistics.stdev(known) / len(known) ** 0.5 if len(known) == len(values) else None
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A row of a product with what there is of its runs: `cell` is None where none is done."""
+
+    row: RowSpec
+    cfg: Resolved  # of its first seed
+    cell: Cell | None
+    asked: tuple[Run, ...]  # one per seed; a row that trains nothing has one
+
+
+def fill(
+    product: Product, composer: Composer, base: Sequence[str], seeds: Sequence[int], source: Source = from_files
+) -> list[Filled]:
+    """Every row of a product and its results; `base`: overrides that all rows share, `model=` and `runs_dir=` among them."""
+    filled = []
+    for row in product.rows:
+        own = {key_of(override) for override in row.overrides}
+        rest = [override for override in base if key_of(override) not in own]
+        by_name: dict[str, tuple[Run, Resolved]] = {}
+        for seed in seeds:
+            cfg = composer.point([*row.overrides, *rest, *(() if "seed" in own else (f"seed={seed}",))]).cfg
+            by_name.setdefault(Run.of(cfg).name, (Run.of(cfg), cfg))
+        first = next(iter(by_name.values()))[1]
+        cell = Cell(first)
+        for run, cfg in by_name.values():
+            if result := source(run, cfg):
+                cell.runs.append(run)
+                cell.summaries.append(result.summary)
+                cell.right.append(result.right)
+        filled.append(Filled(row, first, cell if cell.runs else None, tuple(run for run, _ in by_name.values())))
+    return filled
 
 
 def find(runs_dir: Path, live: Live | None = None) -> list[Found]:

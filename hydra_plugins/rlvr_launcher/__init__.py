@@ -27,6 +27,8 @@ class SweeperConf:
     _target_: str = "hydra_plugins.rlvr_launcher.GridSweeper"
     max_batch_size: int | None = None
     params: dict[str, Any] | None = None
+    title: str | None = None  # of a table or figure
+    sections: dict[str, Any] | None = None  # its rows: rlvr_sweeps/products.py
 
 
 class LocalLauncher(Launcher):
@@ -88,13 +90,30 @@ def finished(overrides: Sequence[str]) -> JobReturn:
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own grid, without composing every point twice and without a folder for what is only looked at."""
+    """Hydra's own grid, or a product's rows; without composing every point twice, or a folder for what is only looked at."""
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, Any] | None = None,
+        title: str | None = None,
+        sections: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.sections = sections
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        batches = self.split_arguments(overrides, self.max_batch_size)
+        if self.sections:
+            from rlvr_sweeps import products
+
+            sections = products.read_sections(OmegaConf.to_container(OmegaConf.create(self.sections)))
+            rows = products.points(sections, self.config.model.name, arguments)
+            batches = list(self.split_overrides_to_chunks(rows, self.max_batch_size))
+        else:
+            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+            overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+            batches = self.split_arguments(overrides, self.max_batch_size)
         returns = []
         for index, batch in enumerate(batches):
             returns.append(self.launcher.launch(batch, initial_job_idx=index * len(batches[0])))
