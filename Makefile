@@ -4,10 +4,19 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_VLLM := .venv-vllm/ready
 .DEFAULT_GOAL := help
+MODEL ?= r1_qwen_1_5b
+CLUSTER ?= slurm
+SEEDS ?= 1
+WAIT ?= 1
+ARGS ?=
+RUNS ?= runs
+TABLES := table3 table4 table5 table6
+FIGURES := fig1 fig3 fig4 fig5
+.PHONY: $(TABLES) $(FIGURES) paper
 .PHONY: help venv venv-vllm quickstart test test-fast test-vllm test-slurm lint types bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(READY) ## make or refresh .venv from the pins in constraints.txt
 
@@ -21,6 +30,26 @@ $(READY): pyproject.toml constraints.txt
 quickstart: venv ## six real training runs on this machine, a table and a report: about six minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
 	$(BIN)/rlvr report runs
+
+# SEEDS=3 means the seeds 42, 43, 44. The same words say to launch.py what to run and to rlvr what to show.
+asked = model=$(MODEL) cluster=$(CLUSTER) seed=$(shell seq -s, 42 $$((41 + $(SEEDS)))) runs_dir=$(RUNS) $(ARGS)
+shown = $(RUNS) $(ARGS) --model $(MODEL) --seeds $(SEEDS)
+launch = PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py sweep=$@ $(asked) wait=$(if $(filter 0,$(WAIT)),false,true)
+
+table3: venv ## Table 3, what is missing of it run; also table4 table5 table6 (MODEL=tiny CLUSTER=local: here. SEEDS= WAIT=0 ARGS=)
+fig1: venv ## Figure 1, likewise; also fig3 fig4 fig5
+paper: venv ## all tables and figures, launched as one
+
+$(TABLES): venv
+	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $(@:table%=%) $(asked); exit $$status
+
+$(FIGURES): venv
+	@status=0; $(launch) || status=$$?; $(BIN)/rlvr figure $(@:fig%=%) $(shown); exit $$status
+
+paper:
+	@status=0; $(launch) || status=$$?; \
+	for number in $(TABLES:table%=%); do $(BIN)/rlvr table $$number $(asked) || status=$$?; done; \
+	for number in $(FIGURES:fig%=%); do $(BIN)/rlvr figure $$number $(shown) || status=$$?; done; exit $$status
 
 test: venv test-vllm test-slurm ## every test, with real training
 	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py --ignore tests/slurm

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import POLICIES
-from rlvr_sweeps.identity import Resolved, is_trained
+from rlvr_sweeps.identity import HELD_OUT, Resolved, is_trained
 from rlvr_sweeps.shapes import architecture, linear_shapes
 
 ENGINES = ("auto", "vllm", "transformers")
@@ -56,6 +56,7 @@ def refuse(cfg: Resolved) -> None:
         raise Refused(f"evaluation.engine={cfg['evaluation']['engine']} is not possible. Allowed: {', '.join(ENGINES)}.")
     if cfg["grading"] not in POLICIES:
         raise Refused(f"grading={cfg['grading']} is not possible. Allowed: {', '.join(POLICIES)}.")
+    refuse_trained_on(cfg)
     refuse_uneven_resources(cfg)
     if not is_trained(cfg):
         return
@@ -107,6 +108,17 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
             f"rollout.sync=adapter with peft={method['name']}: vLLM adds B·A to the published weights, and that is this method's "
             "policy only for LoRA and its kin that start at zero (lora, rslora, lora_plus, lora_fa). Use rollout.sync=merged."
         )
+
+
+def refuse_trained_on(cfg: Resolved) -> None:
+    """Raise Refused for held-out prompts that are not those the training leaves out."""
+    for name, source in cfg["benchmark"].items():
+        held_out, holdout = source.get("held_out", 0), cfg["data"].get("holdout", 0)
+        if (name == HELD_OUT) != bool(held_out) or held_out not in (0, holdout):
+            raise Refused(
+                f"benchmark {name} has held_out={held_out}, and training leaves out data.holdout={holdout}: only {HELD_OUT} "
+                "may ask for training prompts, and for exactly those that are held out. Give the number once: data.holdout=100."
+            )
 
 
 def refuse_uneven_resources(cfg: Resolved) -> None:

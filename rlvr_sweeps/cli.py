@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
         folder.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     report.add_argument("--out", type=Path, help="the page; RUNS_DIR/report.html by default")
     table = commands.add_parser("table", help="a table of the paper")
-    table.add_argument("number", type=int, choices=[4], help="4: trained parameters by method, counted without weights")
+    table.add_argument("name", metavar="TABLE", help="3 4 5 6, or any sweep: released, lr_fair, seeds, …")
+    table.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for launch.py: model=tiny seed=42,43,44 runs_dir=…")
+    table.add_argument("--out", type=Path, help="where .md .tex .csv .json go; results/<model> by default")
     compare = commands.add_parser("compare", help="paired differences to the first run, with intervals")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run, or its seeds as RUN1,RUN2,RUN3; two or more of these")
     regrade = commands.add_parser("regrade", help="new verdicts from stored samples, and what they change")
@@ -70,10 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show_table(_: argparse.Namespace, console: Console) -> None:
+def show_table(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import tables
 
-    tables.show_table4(console)
+    name = f"table{asked.name}" if asked.name.isdigit() else asked.name
+    tables.render(name, asked.overrides, asked.out, console)
 
 
 def show_status(asked: argparse.Namespace, console: Console) -> None:

@@ -17,10 +17,12 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.identity import Resolved, digest, evaluation_spec, is_trained, science
 from rlvr_sweeps.products import Product, RowSpec, key_of
+from rlvr_sweeps.products import seeds as first_seeds
 from rlvr_sweeps.run import Run, all_runs
 from rlvr_sweeps.slurm import Live
 
 Row = dict[str, Any]
+Right = dict[str, Row]  # eval/right.json: benchmark -> k, golds (a hash), right (problem -> right samples, in order)
 SEEDS = ("seed", "random_seed")  # the run's, and a method's own that is set to it
 
 
@@ -43,9 +45,7 @@ class Result:
     """What a finished run says, wherever it is kept."""
 
     summary: Row  # summary.json
-    right: dict[
-        str, Row
-    ]  # eval/right.json: benchmark -> k, golds (a hash), right (problem -> right samples, in the run's order)
+    right: Right
 
 
 Source = Callable[[Run, Resolved], Result | None]  # None where the run is not done as its configuration asks
@@ -55,8 +55,7 @@ def from_files(run: Run, cfg: Resolved) -> Result | None:
     """A run's result from its directory."""
     if run.state(cfg) != "done":
         return None
-    summary, right = read_json(run.summary_path), read_json(run.right_path)
-    return None if summary is None else Result(summary, right or {})
+    return Result(read_json(run.summary_path), read_json(run.right_path) or {})
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Cell:
     cfg: Resolved
     summaries: list[Row] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
-    right: list[dict[str, Row]] = field(default_factory=list)  # by run, as in Result
+    right: list[Right] = field(default_factory=list)  # by run, where the source gave it
 
     def value(self, column: str) -> float | None:
         """Mean over seeds; None where a seed has no such number."""
@@ -95,16 +94,19 @@ class Filled:
 
 
 def fill(
-    product: Product, composer: Composer, base: Sequence[str], seeds: Sequence[int], source: Source = from_files
+    product: Product, composer: Composer, base: Sequence[str], seeds: Sequence[int] | None = None, source: Source = from_files
 ) -> list[Filled]:
-    """Every row of a product and its results; `base`: overrides that all rows share, `model=` and `runs_dir=` among them."""
+    """Every row of a product and its results.
+
+    `base`: overrides that all rows share, `model=` and `runs_dir=` among them; `seeds`: by default as many as the product asks.
+    """
     filled = []
     for row in product.rows:
         own = {key_of(override) for override in row.overrides}
-        rest = [override for override in base if key_of(override) not in own]
+        rest = [f"sweep={product.name}", *(override for override in base if key_of(override) not in own)]
         by_name: dict[str, tuple[Run, Resolved]] = {}
-        for seed in seeds:
-            cfg = composer.point([*row.overrides, *rest, *(() if "seed" in own else (f"seed={seed}",))]).cfg
+        for seed in seeds or first_seeds(product.sections[row.section].seeds):
+            cfg = composer.point([*row.overrides, *rest, f"seed={seed}"]).cfg
             by_name.setdefault(Run.of(cfg).name, (Run.of(cfg), cfg))
         first = next(iter(by_name.values()))[1]
         cell = Cell(first)

@@ -1,7 +1,7 @@
 """`rlvr compare A B…`: paired differences to the first, by benchmark and overall, from the runs' samples."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_sweeps.collect import named_run, row_of
+from rlvr_sweeps.collect import Right, Row, named_run, row_of
 from rlvr_sweeps.differences import Array, Difference, difference, holm
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
+from rlvr_sweeps.identity import exams
 from rlvr_sweeps.run import Run
 
 MUST_BE_EQUAL = (
@@ -37,7 +38,7 @@ def read_sides(arguments: Sequence[str], runs_dir: Path) -> list[Side]:
     groups = [[named_run(name, runs_dir) for name in argument.split(",")] for argument in arguments]
     for runs in groups:
         refuse_no_seeds(runs)
-    refuse_unlike([run for runs in groups for run in runs])
+    refuse_unlike({run.name: request_of(run) for runs in groups for run in runs})
     return [
         Side(runs[0].name + (f" (+{len(runs) - 1} seeds)" if len(runs) > 1 else ""), runs, read_scores(runs)) for runs in groups
     ]
@@ -54,36 +55,46 @@ def refuse_no_seeds(runs: Sequence[Run]) -> None:
 
 
 def read_scores(runs: Sequence[Run]) -> dict[str, Array]:
-    counts = [right_of(run) for run in runs]
+    return scores_of([right_of(run) for run in runs])
+
+
+def scores_of(counts: Sequence[Right]) -> dict[str, Array]:
+    """p̂ by benchmark, shape (seeds, problems), from the right samples of runs that differ in their seed."""
     return {
         name: np.array([list(count[name]["right"].values()) for count in counts]) / entry["k"]
         for name, entry in counts[0].items()
     }
 
 
-def right_of(run: Run) -> dict[str, dict[str, Any]]:
+def right_of(run: Run) -> Right:
     """By benchmark: k, a hash of the golds, and how many samples of each problem are right."""
-    counts: dict[str, dict[str, Any]] | None = read_json(run.right_path)
+    counts: Right | None = read_json(run.right_path)
     if counts is None:
         raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. Make it: rlvr regrade {run.name}.")
     return counts
 
 
 def request_of(run: Run) -> tuple[Any, ...]:
-    """What must be equal for two runs to compare: the request, the grader, and the problems with their golds."""
+    """A run's request, from its directory."""
     summary = read_json(run.summary_path)
     if summary is None:
         raise Refused(f"{run.name} is not evaluated yet.")
-    problems = {name: (entry["golds"], list(entry["right"])) for name, entry in right_of(run).items()}
+    return request(summary, right_of(run))
+
+
+def request(summary: Row, right: Right) -> tuple[Any, ...]:
+    """What must be equal for two runs to compare: the request, the grader, and the problems with their golds."""
+    problems = {name: (entry["golds"], list(entry["right"])) for name, entry in right.items()}
     return summary["evaluation"], summary.get("grader"), problems
 
 
-def refuse_unlike(runs: Sequence[Run]) -> None:
-    first = request_of(runs[0])
-    for run in runs[1:]:
-        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, request_of(run), strict=True):
+def refuse_unlike(requests: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise Refused where two runs, by name, were not asked the same."""
+    (name, first), *rest = requests.items()
+    for other, asked in rest:
+        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, asked, strict=True):
             if one != another:
-                raise Refused(f"{runs[0].name} and {run.name} were evaluated with different {what}. {cure}.")
+                raise Refused(f"{name} and {other} were evaluated with different {what}. {cure}.")
 
 
 def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
@@ -105,7 +116,7 @@ def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
 
 
 def tables(side: Side, name: str) -> list[Array]:
-    return list(side.scores.values()) if name == "overall" else [side.scores[name]]
+    return [side.scores[one] for one in exams(side.scores)] if name == "overall" else [side.scores[name]]
 
 
 def average(side: Side, name: str) -> float:

@@ -67,11 +67,13 @@ class SourceConf:
 class DataConf(SourceConf):
     name: str = MISSING
     max_prompt_tokens: int = 512  # longer prompts are left out, and counted in train.json
+    holdout: int = 0  # problems that are not trained on, chosen by the hash of their id
 
 
 @dataclass
 class BenchmarkConf(SourceConf):
     k: int = MISSING  # samples per problem
+    held_out: int = 0  # the problems of a training set that data.holdout keeps out, and no others; 0: all
 
 
 @dataclass

@@ -1,24 +1,19 @@
 """Table 4: how many parameters each method trains, counted on the true shapes without a weight (torch's meta device)."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlvr_sweeps.adapters import attach
-from rlvr_sweeps.compose import Composer, conf_dir
+from rlvr_sweeps.compose import Composer
 from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.products import reference
 from rlvr_sweeps.record import parameter_counts
 
-MODELS = ("r1_qwen_1_5b", "r1_qwen_7b")
-ROWS = (
-    "full", "lora", "lora rank=16", "lora rank=8", "lora rank=1", "dora", "adalora", "miss", "lora_fa", "vera", "lora_plus",
-    "rslora", "milora", "pissa", "ia3", "ln_tuning",
-)  # fmt: skip
+MODELS = {"r1_qwen_1_5b": "1.5B", "r1_qwen_7b": "7B"}
 EXPLAINED = {
     "lora": "1.55 % is six modules, without gate_proj; the text says all linear modules",
     "lora rank=1": "0.0015 % is not rank 1 of any set of modules: all seven give 0.065 %, six 0.048 %",
@@ -41,7 +36,8 @@ class CountRow:
     note: str
 
 
-def count_rows(composer: Composer, rows: Sequence[str] = ROWS) -> list[CountRow]:
+def count_rows(composer: Composer, rows: Sequence[str]) -> list[CountRow]:
+    """`rows`: methods and their dials, as in "lora rank=1"."""
     printed = printed_shares()
     counted = []
     for row in rows:
@@ -68,10 +64,6 @@ def skeleton(cfg: Resolved) -> Any:
 
 
 def printed_shares() -> dict[str, float]:
-    """The trainable shares of the paper's Table 4, in percent, by row."""
-    with (Path(conf_dir()).parent / "paper" / "reference.csv").open() as file:
-        return {
-            line["method"]: float(line["percent"])
-            for line in csv.DictReader(file)
-            if (line["table"], line["metric"]) == ("table4", "trainable")
-        }
+    """The trainable shares of the paper's Table 4, in percent, by method and dials."""
+    wanted = ("table4", "trainable")
+    return {one["method"]: float(one["percent"]) for one in reference() if (one["table"], one["metric"]) == wanted}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ class Problem:
 
 
 def load_problems(source: Mapping[str, Any]) -> list[Problem]:
-    """All problems of a source, in its order. Refused where a field is missing or the count is not the stated one."""
+    """A source's problems in its order: all, or those that are held out from training where it asks for these.
+
+    Refused where a field is missing or the count is not the stated one.
+    """
     rows = raw_rows(source)
     question, answer = source["question"], source["answer"]
     for row in rows[:1]:
@@ -35,9 +38,19 @@ def load_problems(source: Mapping[str, Any]) -> list[Problem]:
         seen[name] += 1
         name += f"-{seen[name]}" if seen[name] > 1 else ""  # a question that is asked twice
         problems.append(Problem(name, str(row[question]), str(row[answer])))
+    if source.get("held_out"):
+        problems = split(problems, source["held_out"])[1]
     if source["problems"] is not None and len(problems) != source["problems"]:
         raise Refused(f"{source['path']} holds {len(problems)} problems, but its configuration says {source['problems']}.")
     return problems
+
+
+def split(problems: Sequence[Problem], holdout: int) -> tuple[list[Problem], list[Problem]]:
+    """What is trained on and what is held out, each in its order: held out are the `holdout` smallest hashes of their ids."""
+    if holdout >= len(problems) > 0:
+        raise Refused(f"data.holdout={holdout} leaves nothing to train on: there are {len(problems)} problems.")
+    held_out = {problem.id for problem in sorted(problems, key=lambda problem: text_id(f"held out {problem.id}"))[:holdout]}
+    return [one for one in problems if one.id not in held_out], [one for one in problems if one.id in held_out]
 
 
 def imported_path(source: Mapping[str, Any]) -> Path:

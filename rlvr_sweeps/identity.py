@@ -8,7 +8,7 @@ read (full fine-tuning has no rank): rank, α and dropout count only through the
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -28,6 +28,7 @@ NOT_SCIENCE = (
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say
+HELD_OUT = "heldout"  # the benchmark of training prompts that were held out: no exam, no part of the overall average
 NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size", "evaluation.engine", "evaluation.vllm.*")
 
 
@@ -84,6 +85,11 @@ def is_trained(cfg: Resolved) -> bool:
     return bool(cfg["peft"]["trains"] != "nothing")
 
 
+def exams(benchmarks: Iterable[str]) -> list[str]:
+    """The benchmarks that the overall average is over."""
+    return [name for name in benchmarks if name != HELD_OUT]
+
+
 def grading_of(cfg: Resolved) -> Policy:
     """The grading policy; a run from before there was a choice has the default."""
     policy: Policy = cfg.get("grading", schema_defaults()["grading"])
@@ -94,4 +100,5 @@ def evaluation_spec(cfg: Resolved) -> str:
     """Hash of what is evaluated and how; results are comparable exactly where it is equal."""
     asked = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
     stated = {} if grading_of(cfg) == schema_defaults()["grading"] else {"grading": grading_of(cfg)}
-    return digest({key: value for key, value in leaves(asked | stated) if not matches(key, NOT_IN_EVALUATION)})
+    said = {key: value for key, value in leaves(asked | stated) if not matches(key, NOT_IN_EVALUATION)}
+    return digest({key: value for key, value in said.items() if value or not key.endswith(".held_out")})

@@ -33,6 +33,8 @@ class Section:
     instead: dict[str, list[str]] = field(default_factory=dict)  # by model: other values, place by place
     notes: dict[str, str] = field(default_factory=dict)  # by model: what a reader of its rows must know
     table: str | None = None  # whose printed values in paper/reference.csv are its rows'
+    printed: list[str] = field(default_factory=list)  # those rows, place by place, where their names are not its own
+    seeds: int = 1  # where none are given
     launched: bool = True  # False: shown where its runs are there, launched by other sweeps
 
 
@@ -92,8 +94,8 @@ def points(sections: Mapping[str, Section], model: str, arguments: Sequence[str]
     own model (Table 6) keeps it, whoever asks.
     """
     launched = [section for section in sections.values() if section.launched]
-    rows = [row for section in launched for row in expand(section.instead.get(model, section.grids))]
-    fixed = {key_of(override) for row in rows for override in row} - {"model"}
+    rows = [(section, row) for section in launched for row in expand(section.instead.get(model, section.grids))]
+    fixed = {key_of(override) for _, row in rows for override in row} - {"model"}
     for argument in OverridesParser.create().parse_overrides(list(arguments)):
         key = argument.get_key_element()
         if key in fixed or (key == "model" and argument.is_sweep_override()):
@@ -103,9 +105,12 @@ def points(sections: Mapping[str, Section], model: str, arguments: Sequence[str]
                 "own: python launch.py -m …"
             )
     crossed = []
-    for row in rows:
+    given = {key_of(argument) for argument in arguments}
+    for section, row in rows:
         has_model = any(key_of(override) == "model" for override in row)
         rest = [argument for argument in arguments if not (has_model and key_of(argument) == "model")]
+        if section.seeds > 1 and "seed" not in given:
+            rest.append(f"seed={','.join(map(str, seeds(section.seeds)))}")
         crossed += [list(point) for point in expand([" ".join(row)], rest)]
     return crossed
 
@@ -128,11 +133,11 @@ def rows_of(key: str, section: Section, model: str) -> list[RowSpec]:
     """A section's rows for a model; Refused where they are not as many as the paper's, which they stand for."""
     paper = expand(section.grids)
     own = expand(section.instead.get(model, section.grids))
-    if len(own) != len(paper):
-        raise Refused(f"Section {key} has {len(own)} rows for model={model}, but {len(paper)} of the paper's to stand for.")
+    names = section.printed or [label(row, paper) for row in paper]
+    if len(own) != len(names):
+        raise Refused(f"Section {key} has {len(own)} rows for model={model}, but {len(names)} of the paper's to stand for.")
     rows = []
-    for mine, theirs in zip(own, paper, strict=True):
-        stands_for = label(theirs, paper)
+    for mine, stands_for in zip(own, names, strict=True):
         rows.append(RowSpec(key, label(mine, own), mine, stands_for, printed(section.table, stands_for)))
     return rows
 
@@ -144,7 +149,7 @@ def label(row: Sequence[str], among: Sequence[Sequence[str]]) -> str:
         key, _, value = override.partition("=")
         if len({next((other for other in rival if key_of(other) == key), "") for rival in among}) > 1:
             parts.append(title(key, value) if key in ("peft", "algo") else f"{WORDS.get(key, key)} {plain(value)}")
-    return " ".join(parts)
+    return " ".join(parts) or " ".join(f"{key_of(override)} {override.partition('=')[2]}" for override in row)
 
 
 def plain(value: str) -> str:

@@ -1,7 +1,5 @@
 """`rlvr report`: the finished runs of a folder as a table in the terminal, a CSV, and one HTML page that needs nothing else."""
 
-import csv
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from rlvr_sweeps import __version__
 from rlvr_sweeps.collect import Cell, Found, benchmarks, cells, find
 from rlvr_sweeps.figures import reward_figure
 from rlvr_sweeps.files import read_json, write_text
+from rlvr_sweeps.formats import rows_as_csv
 from rlvr_sweeps.identity import evaluation_spec, is_trained
 from rlvr_sweeps.watch import percent
 
@@ -137,13 +136,7 @@ def commits(cell: Cell) -> list[str]:
 
 def as_csv(found: Sequence[Found]) -> str:
     """One line per finished run, every column of its summary."""
-    summaries = [item.summary for item in found if item.state == "done"]
-    columns = list(dict.fromkeys(column for summary in summaries for column in summary))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(summaries)
-    return text.getvalue()
+    return rows_as_csv([item.summary for item in found if item.state == "done"])
 
 
 def show(rows: Sequence[Cell], console: Console) -> None:

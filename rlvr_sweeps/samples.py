@@ -9,7 +9,7 @@ from typing import Any
 from rlvr_sweeps.answers import canonical_form
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading import VERSION
-from rlvr_sweeps.identity import Resolved, digest, evaluation_spec, is_trained
+from rlvr_sweeps.identity import Resolved, digest, evaluation_spec, exams, is_trained
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.scores import (
     avg_at_k,
@@ -86,7 +86,7 @@ def rivals(counts: Counter[str]) -> list[int]:
 
 
 def summarise(run: Run, cfg: Resolved) -> Row:
-    """One flat row: the run's axes, what it trained, each benchmark's scores, the overall averages.
+    """One flat row: the run's axes, what it trained, each benchmark's scores, the overall averages (without held-out prompts).
 
     Writes, beside the samples, how many of each problem's are right. Raises RuntimeError where a benchmark's samples are not
     exactly what its configuration asks for.
@@ -104,25 +104,24 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         "reach": reached[-1]["reach"]["all"] if reached else None,
         "evaluation": evaluation_spec(cfg), "grader": VERSION,
     }  # fmt: skip
-    scored, right, samples = {}, {}, 0
+    scored, right = {}, {}
     for name, source in cfg["benchmark"].items():
         rows = read_rows(run.samples_path(name))
         scored[name] = score(rows, source["k"], str(run.samples_path(name)))
         if source["problems"] is not None and scored[name]["n"] != source["problems"]:
             raise RuntimeError(f"{run.samples_path(name)} has {scored[name]['n']} problems; there are {source['problems']}")
-        samples += len(rows)
         golds = digest({row["problem"]: row["gold"] for row in rows})
         right[name] = {"k": source["k"], "golds": golds, "right": right_by_problem(rows)}
         row |= {f"{name}/{column}": value for column, value in scored[name].items()}
     write_json(run.right_path, right)
-    if scored:
-        parts = list(scored.values())
+    parts = [scored[name] for name in exams(scored)]
+    if parts:
         avg, se = mean_of_benchmarks(
             [s["avg"] for s in parts], [math.nan if s["avg_se"] is None else s["avg_se"] for s in parts]
         )
         row |= {"avg": avg, "avg_se": none_if_nan(se)}
         row |= {column: mean([s[column] for s in parts]) for column in ("pass", "majority", "truncated_share")}
-        row["avg_over_samples"] = sum(s["avg"] * s["n"] * s["k"] for s in parts) / samples
+        row["avg_over_samples"] = sum(s["avg"] * s["n"] * s["k"] for s in parts) / sum(s["n"] * s["k"] for s in parts)
     return row
 
 

@@ -21,7 +21,7 @@ from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.assets import locate, place_of
 from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
 from rlvr_sweeps.checks import accumulation
-from rlvr_sweeps.data import load_problems, messages, prompt_ids
+from rlvr_sweeps.data import load_problems, messages, prompt_ids, split
 from rlvr_sweeps.errors import Refused, Stopped
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.grading import grade_all
@@ -128,7 +128,8 @@ def load_model(cfg: Resolved) -> tuple[Any, Any]:
 def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], list[list[int]], int]:
     """The trainer's rows, their prompts as token ids, and how many problems were left out because theirs is too long."""
     system, limit = cfg["model"]["system_prompt"], cfg["data"]["max_prompt_tokens"]
-    problems = [(problem, prompt_ids(tokenizer, problem, system)) for problem in load_problems(cfg["data"])]
+    trained, _ = split(load_problems(cfg["data"]), cfg["data"].get("holdout", 0))
+    problems = [(problem, prompt_ids(tokenizer, problem, system)) for problem in trained]
     kept = [(problem, ids) for problem, ids in problems if len(ids) <= limit]
     if not kept:
         raise Refused(f"No problem of {cfg['data']['path']} has a prompt of at most {limit} tokens (data.max_prompt_tokens).")

@@ -1,0 +1,197 @@
+"""A table in every format: terminal, Markdown, LaTeX (booktabs), CSV, JSON. Knows nothing of runs."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlvr_sweeps.files import write_text
+
+DASH = "-"
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\~{}",
+    "^": r"\^{}", "±": r"$\pm$", "Δ": r"$\Delta$", "α": r"$\alpha$", "λ": r"$\lambda$", "×": r"$\times$", "√": r"$\surd$",
+    "→": r"$\to$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$", "–": "--", "*": r"\textsuperscript{*}", "<": "$<$", ">": "$>$",
+}  # fmt: skip
+WIDE = 9  # columns that fit a page's width; more are scaled to it
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key in CSV and JSON, its title, and the title over it and its neighbours of the same group."""
+
+    key: str
+    title: str
+    group: str = ""
+    align: Literal["left", "right"] = "right"
+    form: str = ".1f"  # of its numbers
+    detail: bool = False  # left out in the terminal, where columns are dear
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell. None is a number that is not there: a dash, in CSV nothing, in JSON null."""
+
+    value: float | str | None
+    error: float | None = None  # standard error
+    best: bool = False  # bold
+    star: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: what is shown by column key, and facts that only CSV and JSON hold."""
+
+    entries: Mapping[str, Entry]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table before it is written: `blocks` are its panels, by title."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    blocks: Mapping[str, Sequence[Line]]
+    notes: Sequence[str]
+
+
+def text_of(entry: Entry, column: Column) -> str:
+    if entry.value is None:
+        return DASH
+    if isinstance(entry.value, str):
+        return entry.value
+    error = "" if entry.error is None else f" ± {entry.error:{column.form.lstrip('+')}}"
+    return f"{entry.value:{column.form}}{error}{'*' * entry.star}"
+
+
+def cells(line: Line, columns: Sequence[Column]) -> list[tuple[str, bool]]:
+    """(text, bold) of a row."""
+    found = [(line.entries.get(column.key, Entry(None)), column) for column in columns]
+    return [(text_of(entry, column), entry.best) for entry, column in found]
+
+
+def heading(column: Column) -> str:
+    return f"{column.group} {column.title}".strip()
+
+
+def show(sheet: Sheet, console: Console) -> None:
+    """In the terminal, each row under its panel's title where there are several."""
+    table = Table(title=sheet.title, title_justify="left", box=None, header_style="dim", pad_edge=False, padding=(0, 1))
+    columns = [column for column in sheet.columns if not column.detail]
+    for column in columns:
+        table.add_column(f"{column.group}\n{column.title}" if column.group else f"\n{column.title}", justify=column.align)
+    for title, lines in sheet.blocks.items():
+        if len(sheet.blocks) > 1:
+            table.add_row(Text(title, "italic dim"))
+        for line in lines:
+            table.add_row(*(Text(text, "bold" if bold else "") for text, bold in cells(line, columns)))
+    console.print(table)
+    for note in sheet.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+
+
+def as_markdown(sheet: Sheet) -> str:
+    """A table per panel, the notes below."""
+    lines = [f"# {sheet.title}", ""]
+    for title, rows in sheet.blocks.items():
+        lines += [f"## {title}", ""] if len(sheet.blocks) > 1 else []
+        lines.append("| " + " | ".join(heading(column) for column in sheet.columns) + " |")
+        lines.append("|" + "|".join(":--" if column.align == "left" else "--:" for column in sheet.columns) + "|")
+        for row in rows:
+            shown = [(text.replace("*", r"\*"), bold) for text, bold in cells(row, sheet.columns)]
+            lines.append("| " + " | ".join(f"**{text}**" if bold else text for text, bold in shown) + " |")
+        lines.append("")
+    return "\n".join([*lines, *(f"{note}\n" for note in sheet.notes)])
+
+
+def latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def as_latex(sheet: Sheet) -> str:
+    """A table environment; its document needs booktabs, and graphicx where it is wide."""
+    count = len(sheet.columns)
+    lines = [
+        r"% needs \usepackage{booktabs} and \usepackage{graphicx}", r"\begin{table}[t]", r"\centering", r"\small",
+        rf"\caption{{{latex(sheet.title)}}}", rf"\label{{tab:{sheet.name}}}",
+        *([r"\resizebox{\textwidth}{!}{%"] if count > WIDE else []),
+        rf"\begin{{tabular}}{{{''.join(column.align[0] for column in sheet.columns)}}}", r"\toprule",
+    ]  # fmt: skip
+    groups = spans(sheet.columns)
+    if any(title for title, _, _ in groups):
+        over = [rf"\multicolumn{{{last - first + 1}}}{{c}}{{{latex(title)}}}" for title, first, last in groups]
+        lines.append(" & ".join(over) + r" \\")
+        lines.append(" ".join(rf"\cmidrule(lr){{{first}-{last}}}" for title, first, last in groups if title))
+    lines += [" & ".join(latex(column.title) for column in sheet.columns) + r" \\", r"\midrule"]
+    for place, (title, rows) in enumerate(sheet.blocks.items()):
+        if len(sheet.blocks) > 1:
+            lines += [r"\addlinespace"] * (place > 0) + [rf"\multicolumn{{{count}}}{{l}}{{\textit{{{latex(title)}}}}} \\"]
+        for row in rows:
+            shown = [rf"\textbf{{{latex(text)}}}" if bold else latex(text) for text, bold in cells(row, sheet.columns)]
+            lines.append(" & ".join("--" if text == DASH else text for text in shown) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}" + "}" * (count > WIDE), "", r"\smallskip"]
+    notes = " ".join(latex(note) for note in sheet.notes)
+    return "\n".join([*lines, rf"\parbox{{\textwidth}}{{\footnotesize {notes}}}", r"\end{table}", ""])
+
+
+def spans(columns: Sequence[Column]) -> list[tuple[str, int, int]]:
+    """(group, first, last) of neighbouring columns under one title, counted from 1."""
+    found: list[tuple[str, int, int]] = []
+    for place, column in enumerate(columns, start=1):
+        if found and column.group and found[-1][0] == column.group:
+            found[-1] = (column.group, found[-1][1], place)
+        else:
+            found.append((column.group, place, place))
+    return found
+
+
+def records(sheet: Sheet) -> list[dict[str, Any]]:
+    """A flat row per line, numbers in full; `<key>_se` beside what has an error."""
+    rows = []
+    for title, lines in sheet.blocks.items():
+        for line in lines:
+            row: dict[str, Any] = {"section": title}
+            for column in sheet.columns:
+                entry = line.entries.get(column.key, Entry(None))
+                row[column.key] = entry.value
+                if entry.error is not None:
+                    row[f"{column.key}_se"] = entry.error
+            rows.append(row | dict(line.facts))
+    return rows
+
+
+def as_csv(sheet: Sheet) -> str:
+    return rows_as_csv(records(sheet))
+
+
+def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per row, with every column that any of them has, in the order of their appearance."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json(sheet: Sheet) -> str:
+    whole = {"name": sheet.name, "title": sheet.title, "unit": "percent, differences in points", "rows": records(sheet)}
+    return json.dumps(whole | {"notes": list(sheet.notes)}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write(sheet: Sheet, folder: Path) -> list[Path]:
+    """NAME.md, .tex, .csv and .json in a folder."""
+    made = {".md": as_markdown, ".tex": as_latex, ".csv": as_csv, ".json": as_json}
+    paths = []
+    for ending, make in made.items():
+        paths.append(folder / f"{sheet.name}{ending}")
+        write_text(paths[-1], make(sheet))
+    return paths
