@@ -159,7 +159,9 @@ def test_rewards_are_statistically_those_of_transformers(engines, taught):
         pad_id=tokenizer.pad_token_id, end_ids=[0],
     )  # fmt: skip
     right = [
-        torch.tensor([float(verdict.correct) for verdict in grade_all(tokenizer.batch_decode(ids), golds, "boxed_after_thinking")])
+        torch.tensor(
+            [float(verdict.correct) for verdict in grade_all(tokenizer.batch_decode(ids), golds, "boxed_after_thinking")]
+        )
         for ids in (theirs, ours)
     ]
     assert 0.1 < right[0].mean() < 0.9
