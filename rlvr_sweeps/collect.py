@@ -63,24 +63,6 @@ def from_files(run: Run, cfg: Resolved) -> Result | None:
     return Result(read_json(run.summary_path), read_json(run.right_path) or {})
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a finished run says, wherever it is kept."""
-
-    summary: Row  # summary.json
-    right: Right
-
-
-Source = Callable[[Run, Resolved], Result | None]  # None where the run is not done as its configuration asks
-
-
-def from_files(run: Run, cfg: Resolved) -> Result | None:
-    """A run's result from its directory."""
-    if run.state(cfg) != "done":
-        return None
-    return Result(read_json(run.summary_path), read_json(run.right_path) or {})
-
-
 @dataclass
 class Cell:
     """Runs that differ in their seed alone: one row of a table."""

@@ -1,4 +1,4 @@
-"""A toy of DeepSeek-R1-Distill-Qwen-1.5B: its ratios of widths in two layers, random weights, a template that does as its own."""
+"""A toy of DeepSeek-R1-Distill-Qwen-1.5B: its ratios of widths in two layers, random weights, a template like its own."""
 
 import json
 from pathlib import Path
