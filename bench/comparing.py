@@ -66,9 +66,8 @@ def main(folder):
     names = list(made[0][0].config()["benchmark"])
     samples = sum(len(made[0][0].samples_path(name).read_text().splitlines()) for name in names)
     seconds, text = seconds_of("compare", "--json", *(str(run.path) for run, _ in made))
-    print(
-        f"{len(made)} runs of {samples:,} samples, {len(json.loads(text))} differences, 10,000 draws, one thread: {seconds:.1f} s"
-    )
+    count = len(json.loads(text))
+    print(f"{len(made)} runs of {samples:,} samples, {count} differences, 10,000 draws, one thread: {seconds:.1f} s")
     seconds, text = seconds_of("table", "3", *MODEL, SEEDS, f"runs_dir={folder}/runs", "--out", f"{folder}/results")
     print(f"Table 3 of {len(points) - 5} of them, in every format: {seconds:.1f} s")
     print(f"a run's summary from its samples: {np.median([spent for _, spent in made]):.2f} s")

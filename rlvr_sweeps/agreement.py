@@ -1,7 +1,8 @@
 """That sampler and trainer are one policy: both score a fixed text, and what was sampled is scored again.
 
-A sampler that lags behind, or holds other weights than it should, gives no error: the loss falls, rewards look plausible, and the
-gradient is of another policy. So the run asks, at its start and every `rollout.check_every` steps, and stops where the answers differ.
+A sampler that lags behind, or holds other weights than it should, gives no error: the loss falls, rewards look plausible, and
+the gradient is of another policy. So the run asks, at its start and every `rollout.check_every` steps, and stops where the
+answers differ.
 """
 
 import math
@@ -41,15 +42,15 @@ def refuse_disagreement(policy: Any, sampler: Any, ids: Sequence[int], tolerance
     words = ", ".join(f"{name} (by {by:.2g})" for name, by in apart[:5])
     named = f"Tensors that differ most: {words}" if apart else "All weights are equal, so the two compute differently"
     raise Refused(
-        f"vLLM and the trainer are not one policy: their log-probabilities of a fixed text differ by {found:.3g} nats per token "
-        f"(rollout.tolerance_nats={tolerance:g}). {named}. Use rollout=hf, or report this with the run's train.json."
+        f"vLLM and the trainer are not one policy: their log-probabilities of a fixed text differ by {found:.3g} nats per "
+        f"token (rollout.tolerance_nats={tolerance:g}). {named}. Use rollout=hf, or report this with the run's train.json."
     )
 
 
 def differing(weights: Iterable[tuple[str, Tensor]], engine: Any) -> Iterator[tuple[str, float]]:
     """(name, largest difference relative to the tensor's largest value) of the weights that vLLM's module holds otherwise.
 
-    vLLM keeps q, k, v and gate, up in one tensor each, and pads the vocabulary. What it keeps under another name is passed over.
+    vLLM keeps q, k, v and gate, up in one tensor each, and pads the vocabulary. What it has under no name is passed over.
     """
     theirs = dict(engine.named_parameters())
     packed = {part: (whole, parts) for whole, parts in engine.packed_modules_mapping.items() for part in parts}

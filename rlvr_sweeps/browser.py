@@ -22,6 +22,7 @@ COMPRESSION = 4.0  # how much smaller gzip makes mathematics, about; what it com
 HEAD = 1 / 3  # share of a cut completion that is its beginning: the answer stands at the end
 ANSWER = 200  # characters of an answer
 MARGIN = 0.9
+FULL = 0.8  # of the limit: more is not tried for
 TRIES = 6  # of meeting the limit
 
 TEXT = 6
@@ -66,13 +67,20 @@ def pack(labelled: Sequence[tuple[Run, str]], limit_bytes: int) -> Packed:
     matrices = matrices_of(columns)
     table = described(columns, matrices)
     budget = int(limit_bytes * 3 / 4 * COMPRESSION)
+    best, last = Packed(zipped(table | {"samples": {}}), in_words(columns, matrices, {})), -1
     for _ in range(TRIES):
         samples = chosen(columns, matrices, budget)
-        packed = base64.b64encode(gzip.compress(json.dumps(table | {"samples": samples}).encode(), 6, mtime=0)).decode()
-        if len(packed) <= limit_bytes or not samples:
+        text = zipped(table | {"samples": samples})
+        if len(text) <= limit_bytes:
+            best = Packed(text, in_words(columns, matrices, samples))
+        if not samples or len(text) == last or FULL * limit_bytes <= len(text) <= limit_bytes:
             break
-        budget = int(budget * 0.95 * limit_bytes / len(packed))
-    return Packed(packed, in_words(columns, matrices, samples))
+        budget, last = int(budget * 0.95 * limit_bytes / len(text)), len(text)
+    return best
+
+
+def zipped(payload: dict[str, Any]) -> str:
+    return base64.b64encode(gzip.compress(json.dumps(payload).encode(), 6, mtime=0)).decode()
 
 
 def in_words(columns: Sequence[Column], matrices: Sequence[Matrix], samples: dict[str, list[Sample]]) -> str:

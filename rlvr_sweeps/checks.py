@@ -46,8 +46,8 @@ def refuse(cfg: Resolved) -> None:
     deepspeed, autocast = cfg["distributed"]["deepspeed"], cfg["model"]["autocast_bf16"]
     if deepspeed and deepspeed.get("torch_autocast", {}).get("enabled", False) != autocast:
         raise Refused(
-            f"distributed={cfg['distributed']['name']} with model.autocast_bf16={autocast}: under DeepSpeed accelerate switches "
-            "autocast off, and DeepSpeed has its own. Set distributed.deepspeed.torch_autocast.enabled to the same."
+            f"distributed={cfg['distributed']['name']} with model.autocast_bf16={autocast}: under DeepSpeed accelerate "
+            "switches autocast off, and DeepSpeed has its own. Set distributed.deepspeed.torch_autocast.enabled to the same."
         )
     for group in ("peft", "rollout", "distributed", "tracking"):
         if cfg[group].get("unavailable"):
@@ -98,8 +98,8 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     rollout, method = cfg["rollout"], cfg["peft"]
     if taken := sorted(set(NOT_FOR_VLLM) & rollout["vllm"].keys()):
         raise Refused(
-            f"rollout.vllm.{taken[0]}={rollout['vllm'][taken[0]]} is not yours to set: it follows from the run, or would change "
-            "what is sampled without changing the run's id. Leave it out."
+            f"rollout.vllm.{taken[0]}={rollout['vllm'][taken[0]]} is not yours to set: it follows from the run, or would "
+            "change what is sampled without changing the run's id. Leave it out."
         )
     if rollout["sync"] not in ("merged", "adapter"):
         raise Refused(f"rollout.sync={rollout['sync']} is not possible. Allowed: merged, adapter.")
@@ -108,8 +108,9 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero
     if rollout["sync"] == "adapter" and not plain_lora:
         raise Refused(
-            f"rollout.sync=adapter with peft={method['name']}: vLLM adds B·A to the published weights, and that is this method's "
-            "policy only for LoRA and its kin that start at zero (lora, rslora, lora_plus, lora_fa). Use rollout.sync=merged."
+            f"rollout.sync=adapter with peft={method['name']}: vLLM adds B·A to the published weights, and that is this "
+            "method's policy only for LoRA and its kin that start at zero (lora, rslora, lora_plus, lora_fa). Use "
+            "rollout.sync=merged."
         )
 
 

@@ -84,7 +84,7 @@ class RolloutConf:
     temperature: float = 1.0
     top_p: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
-    vllm: dict[str, Any] = field(default_factory=dict)  # -> vllm.LLM, the engine's own dials; what follows from the run is refused
+    vllm: dict[str, Any] = field(default_factory=dict)  # -> vllm.LLM; what follows from the run is refused
     sync: str = "merged"  # vllm: what the engine is given, merged weights or the adapter alone
     check_every: int = 0  # vllm: steps between two comparisons of its log-probabilities with the trainer's, beside the first
     tolerance_nats: dict[str, float] = field(default_factory=dict)  # vllm: by dtype, the mean difference that stops the run

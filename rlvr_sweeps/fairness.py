@@ -141,7 +141,7 @@ def explanation(choices: Sequence[Choice]) -> list[str]:
     lrs = ", ".join(plain(str(lr)) for lr in choices[0].lrs)
     return [
         f"Every method was trained at {lrs}, with equal steps. Its own lr is the best on held-out training prompts; the exams "
-        "had no say in it. (edge): the lowest or highest tried, a better one may lie beyond. A method with missing runs has none.",
+        "had no say in it. (edge): the lowest or highest tried, a better one may lie beyond. A dash: runs are missing.",
         "Sensitivity: powers of ten of lr around its own that are within a point of it on the held-out prompts, or within one "
         "standard error of the difference; ≥ where they reach the end of what was tried.",
     ]

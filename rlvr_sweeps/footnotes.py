@@ -35,6 +35,8 @@ def errors(rows: Sequence[Filled]) -> list[str]:
         said.append("± of a row with one seed is the standard error of sampling: what another seed changes is not in it.")
     if counts - {1}:
         said.append("± of a row with several seeds is the standard error of their mean, from their spread.")
+    if counts:
+        said.append("Bold: the highest of its panel, whether or not it can be told apart from the next.")
     return said
 
 
@@ -46,13 +48,14 @@ def differences(rows: Sequence[Filled], found: Mapping[str, Contrast]) -> list[s
     stars = f"{len(found)} comparisons; a star needs {SEEDS} seeds on both sides"
     smallest = smallest_difference(list(found.values()))
     assert smallest is not None
-    known = "and seeds." if min(counts) > 1 else "alone. The spread over seeds comes on top: one seed does not show it."
+    known = "problems and samples. The spread over seeds, which one seed does not show, comes on top."
+    if min(counts) > 1:
+        known = "problems, samples and seeds."
     return [
-        "Bold: the highest of its panel, whether or not it can be told apart from the next.",
         f"Δ LoRA: in points, paired by problem, with its 95 % interval (10,000 bootstrap draws of problems{seeds}). "
         f"* p < .05 after Holm's correction for {stars}.",
         f"Smallest difference to LoRA that can be told apart: about {100 * smallest:.1f} points (found four times in five at "
-        f"the 5 % level, before Holm), from problems and samples {known}",
+        f"the 5 % level, before Holm), from {known}",
     ]
 
 

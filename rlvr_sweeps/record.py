@@ -31,6 +31,8 @@ def asked(cfg: Resolved, model: Any) -> Record:
         "group_size": cfg["rollout"]["group_size"],
         "max_completion_tokens": cfg["rollout"]["max_tokens"],
         **{f"algo.{key}": value for key, value in sorted(cfg["algo"]["trl"].items())},
+        "rollout.engine": cfg["rollout"]["engine"],
+        **{f"rollout.{key}": value for key, value in sorted(cfg["rollout"]["trl"].items())},
     }
     if method["trains"] == "everything":
         return record | {"adapter": None, "trained": ["everything"]}
@@ -59,7 +61,9 @@ def built(trainer: Any, cfg: Resolved) -> Record:
         "lr": rates[0],
         "group_size": trainer.num_generations,
         "max_completion_tokens": trainer.max_completion_length,
-        **{f"algo.{key}": read_algo(trainer, key) for key in sorted(cfg["algo"]["trl"])},
+        **{f"algo.{key}": live_setting(trainer, key) for key in sorted(cfg["algo"]["trl"])},
+        "rollout.engine": "vllm" if trainer.use_vllm else "hf",
+        **{f"rollout.{key}": live_setting(trainer, key) for key in sorted(cfg["rollout"]["trl"])},
     }
     model = trainer.accelerator.unwrap_model(trainer.model)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -83,13 +87,13 @@ def built(trainer: Any, cfg: Resolved) -> Record:
     }
 
 
-def read_algo(trainer: Any, key: str) -> Any:
+def live_setting(trainer: Any, key: str) -> Any:
+    """A setting of GRPOConfig as the trainer holds it where it works with a copy of its own, else as its arguments say."""
     live = {
-        "loss_type": "loss_type",
-        "scale_rewards": "scale_rewards",
-        "epsilon": "epsilon_low",
-        "epsilon_high": "epsilon_high",
-    }
+        "loss_type": "loss_type", "scale_rewards": "scale_rewards", "epsilon": "epsilon_low", "epsilon_high": "epsilon_high",
+        "use_vllm": "use_vllm", "vllm_mode": "vllm_mode", "vllm_importance_sampling_mode": "vllm_importance_sampling_mode",
+        "vllm_importance_sampling_clip_max": "vllm_importance_sampling_clip_max",
+    }  # fmt: skip
     return getattr(trainer, live[key]) if key in live else getattr(trainer.args, key)
 
 

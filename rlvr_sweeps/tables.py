@@ -152,12 +152,20 @@ def row_facts(row: Filled) -> dict[str, Any]:
     cell = row.cell
     facts: dict[str, Any] = {"overrides": " ".join(row.row.overrides), "stands_for": row.row.stands_for}
     facts |= {"runs": " ".join(run.name for run in row.asked), "runs_done": len(cell.runs) if cell else 0}
-    return facts | {"runs_asked": len(row.asked), "error_from": error_from(cell) if cell else None}
+    facts |= {"runs_asked": len(row.asked)}
+    return facts | interval(cell) if cell else facts
 
 
-def error_from(cell: Cell) -> str:
-    """What the standard error of a row's mean holds."""
-    return "samples" if len(cell.runs) == 1 else "seeds and samples"
+def interval(cell: Cell) -> dict[str, Any]:
+    """95 % interval of a row's overall accuracy on these problems: Student's t over seeds; of one seed, samples alone."""
+    from scipy import stats  # half a second
+
+    value, error, seeds = cell.value("avg"), cell.error("avg"), len(cell.runs)
+    if value is None or error is None:
+        return {}
+    reach = float(stats.norm.ppf(0.975) if seeds == 1 else stats.t.ppf(0.975, seeds - 1)) * error
+    known = "samples" if seeds == 1 else "seeds and samples"
+    return {"overall/low": 100 * (value - reach), "overall/high": 100 * (value + reach), "interval_from": known}
 
 
 def mean_of(cell: Cell | None, column: str, with_error: bool = False) -> Entry:
@@ -168,11 +176,12 @@ def mean_of(cell: Cell | None, column: str, with_error: bool = False) -> Entry:
 
 
 def with_best(lines: Sequence[Line], keys: Sequence[str]) -> list[Line]:
-    """The same lines with the highest of each column in bold."""
-    best = {key: max((v for line in lines if isinstance(v := line.entries[key].value, float)), default=None) for key in keys}
+    """The same lines with the highest of each column in bold, where there are several to choose from."""
+    values = {key: [v for line in lines if isinstance(v := line.entries[key].value, float)] for key in keys}
+    best = {key: max(found) for key, found in values.items() if len(found) > 1}
     return [
         replace(line, entries={
-            key: replace(entry, best=key in best and entry.value is not None and entry.value == best[key])
+            key: replace(entry, best=key in best and entry.value == best[key])
             for key, entry in line.entries.items()
         })
         for line in lines

@@ -45,6 +45,7 @@ class RlvrTrainer(GRPOTrainer):
     """Its own prompt stream, dynamic sampling, rollouts from merged weights with a seed per completion, LoRA+, AdaLoRA."""
 
     optimizer: Any
+    _last_loaded_step: int  # TRL's: the step whose weights vLLM holds, -1 before the first
     STREAM = "prompts.json"
 
     def __init__(self, cfg: Resolved, model: Any, train_dataset: Any, **kwargs: Any) -> None:

@@ -87,8 +87,7 @@ class VllmRollouts(VLLMGeneration):
             )
             for seed in seeds
         ]  # fmt: skip
-        inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
-        outputs = [out.outputs[0] for out in self.llm.generate(inputs, drawing, use_tqdm=False, lora_request=self.adapter)]
+        outputs = [output.outputs[0] for output in self.answers(prompts, drawing)]
         ids = [list(output.token_ids) for output in outputs]
         scores = [
             [scored[token].logprob for token, scored in zip(tokens, output.logprobs, strict=True)]
@@ -98,11 +97,21 @@ class VllmRollouts(VLLMGeneration):
 
     def score(self, ids: Sequence[int]) -> Tensor:
         """Log-probabilities of a text's tokens from the second on, shape (len(ids) - 1,), at temperature 1."""
-        asked = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        prompt = TokensPrompt(prompt_token_ids=list(ids))
-        (output,) = self.llm.generate([prompt], asked, use_tqdm=False, lora_request=self.adapter)
+        (output,) = self.answers([ids], [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False)])
+        self.llm.reset_prefix_cache()  # rollouts must not depend on whether something was scored before them
         scored = output.prompt_logprobs[1:]
         return torch.tensor([place[token].logprob for place, token in zip(scored, ids[1:], strict=True)])
+
+    def answers(self, prompts: Sequence[Sequence[int]], asked: Sequence[SamplingParams]) -> Any:
+        """The engine's outputs, in the order of the prompts.
+
+        Random numbers of the process are put back: vLLM draws some when it is first used, and dropout would then differ
+        between a resumed run and one that was left alone.
+        """
+        inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return self.llm.generate(inputs, list(asked), use_tqdm=False, lora_request=self.adapter)
 
 
 def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
@@ -136,10 +145,10 @@ def memory_backed() -> str | None:
 
 
 def keep_weights_as_they_are() -> None:
-    """vLLM for CPUs packs weights for its kernels when it loads them, and then cannot be given new ones: use torch's instead."""
+    """vLLM for CPUs packs weights for its kernels when it loads them, and then takes no new ones: use torch's kernels."""
     import vllm.model_executor.layers.utils as layers
 
-    def plain(layer: Any, remove_weight: bool) -> None:
+    def plain(layer: Any, remove_weight: bool) -> None:  # noqa: ARG001 - named so by its caller
         layer.cpu_linear = torch.nn.functional.linear
 
     layers.dispatch_cpu_unquantized_gemm = plain

@@ -1,14 +1,15 @@
 """Table 4: counts on the true shapes, against numbers worked out by hand and by another program."""
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
+from rlvr_sweeps.compose import offline_composer
 from rlvr_sweeps.counts import count_rows, printed_shares
+from rlvr_sweeps.formats import Entry
+from rlvr_sweeps.products import load_product
 from rlvr_sweeps.shapes import architecture, linear_shapes
-from rlvr_sweeps.tables import show_table4
+from rlvr_sweeps.tables import make
 from tests.conftest import ROOT
 
 GOLDEN = json.loads((ROOT / "tests/golden_counts.json").read_text())
@@ -41,8 +42,10 @@ def test_the_stated_shapes_are_the_models(composer, model):
 
 
 def test_the_table_marks_what_the_paper_prints_otherwise():
-    text = io.StringIO()
-    show_table4(Console(file=text, width=200))
-    lines = text.getvalue().splitlines()
-    assert any("VeRA" in line and "0.0029 ✗" in line and "vera_qv" in line for line in lines)
-    assert any(line.startswith("Full") and "✗" not in line for line in lines)
+    _, sheet = make("table4", [])
+    rows = {line.entries["row"].value: line.entries for line in sheet.blocks["The paper's rows"]}
+    assert rows["VeRA"]["printed"].star and rows["VeRA"]["printed"].value == 0.0029
+    assert rows["Full"]["printed"] == Entry(100)
+    assert "vera_qv" in sheet.notes[0] and "Full" not in sheet.notes[0]
+    counted = {" ".join(row.overrides).removeprefix("peft=") for row in load_product("table4", "tiny", offline_composer()).rows}
+    assert counted == set(GOLDEN)

@@ -7,7 +7,7 @@ import torch
 
 from rlvr_sweeps import assets
 from tests.conftest import choices
-from tests.test_sync import adapted, method
+from tests.test_sync import adapted
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
@@ -29,7 +29,7 @@ ON_CPU = (
 
 @pytest.fixture(scope="module")
 def engines(composer):
-    """engines(sync) -> a VllmRollouts on the embedded model, one of each kind for all tests here; its `model` is set by them."""
+    """engines(sync) -> a VllmRollouts on the embedded model, one of each kind for all tests here, which set its `model`."""
     from accelerate import Accelerator
 
     from rlvr_sweeps.vllm_rollouts import VllmRollouts
@@ -158,10 +158,9 @@ def test_rewards_are_statistically_those_of_transformers(engines, taught):
         model, several, seeds, max_tokens=sampler.max_completion_length, temperature=1.0, top_p=1.0,
         pad_id=tokenizer.pad_token_id, end_ids=[0],
     )  # fmt: skip
-    right = [
-        torch.tensor([float(verdict.correct) for verdict in grade_all(tokenizer.batch_decode(ids), golds, "boxed_after_thinking")])
-        for ids in (theirs, ours)
-    ]
+    texts = [tokenizer.batch_decode(ids) for ids in (theirs, ours)]
+    verdicts = [grade_all(some, golds, "boxed_after_thinking") for some in texts]
+    right = [torch.tensor([float(verdict.correct) for verdict in some]) for some in verdicts]
     assert 0.1 < right[0].mean() < 0.9
     by_problem = (right[0] - right[1]).view(8, 64).mean(0)
     assert abs(by_problem.mean()) < 4 * by_problem.std() / 8

@@ -26,7 +26,8 @@ def overrides(composer, method, problems, kind, processes):
     return [
         f"peft={method}", "algo=dapo", "steps=2", "batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "lr=1e-4",
         f"training.per_device_batch_size={16 // processes}", "training.gradient_checkpointing=true", "training.save_every=2",
-        f"data.path={problems}", "data.problems=null", f"distributed={kind}", f"distributed.processes={processes}", *dropout, *more,
+        f"data.path={problems}", "data.problems=null", f"distributed={kind}", f"distributed.processes={processes}",
+        *dropout, *more,
     ]  # fmt: skip
 
 

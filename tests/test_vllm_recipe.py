@@ -1,0 +1,95 @@
+"""The paper's stack at a toy shape: the 1.5B's recipe through vLLM, ZeRO-2 with CPU offload, two ranks, evaluation by vLLM."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.run import all_runs
+from tests.conftest import ROOT
+from tests.test_vllm_rollouts import ON_CPU
+from tests.toy import make_r1, write_problems
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
+
+EVALUATED_ON_CPU = (
+    "evaluation.engine=vllm", "+evaluation.vllm.kv_cache_memory_bytes=67108864", "+evaluation.vllm.enforce_eager=true",
+    "+evaluation.vllm.max_num_batched_tokens=16384",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The recipe's overrides at the toy's size: rewards of random weights are 0, so lengths give the gradient."""
+    folder = tmp_path_factory.mktemp("toy")
+    make_r1(folder / "r1")
+    train, test = write_problems(folder / "train.jsonl", 40), write_problems(folder / "test.jsonl", 4, start=100)
+    return (
+        "model=r1_qwen_1_5b", f"model.path={folder}/r1", *ON_CPU, *EVALUATED_ON_CPU,
+        f"data.path={train}", "data.problems=null", "benchmark=local", f"benchmark.local.path={test}",
+        "benchmark.local.question=prompt", "benchmark.local.answer=solution", "benchmark.local.k=2", "evaluation.max_tokens=16",
+        "distributed=zero2_offload", "distributed.processes=2", "batch_size=32", "rollout.max_tokens=96", "steps=4", "lr=1e-3",
+        "training.save_every=2", "algo.overlong_buffer=90", "algo.sampling_rounds=2",
+    )  # fmt: skip
+
+
+def only(runs):
+    (run,) = all_runs(runs)
+    return run
+
+
+def weights(run):
+    return hashlib.sha256((run.merged_path / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_recipe_runs_is_killed_and_resumes(launch, recipe, tmp_path):
+    """kill -9 while vLLM decodes: the same command ends with the same bits as a run that was left alone."""
+    launch(*recipe, runs=tmp_path / "whole")
+    whole = only(tmp_path / "whole")
+    rows = read_rows(whole.metrics_path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["sync_gap_nats"] < 0.01 and all(abs(row["sampler_ratio_mean"] - 1) < 0.01 for row in rows)
+    built = read_json(whole.record_path)["built"]
+    assert (built["processes"], built["completions_per_step"], built["rollout.engine"]) == (2, 32, "vllm")
+    assert read_json(whole.summary_path)["engine"] == "vllm" and len(read_rows(whole.samples_path("local"))) == 8
+    assert read_rows(whole.reach_path)[-1]["reach"]["q_proj"] > 0
+
+    process = subprocess.Popen(launch.command(*recipe, runs=tmp_path / "killed"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until(lambda: any(len(read_rows(run.metrics_path)) >= 3 for run in all_runs(tmp_path / "killed")))
+    time.sleep(0.3)  # the fourth rollout has begun
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = only(tmp_path / "killed")
+    wait_until(lambda: killed.state() == "lost")
+    launch(*recipe, runs=tmp_path / "killed")
+    starts = [row["resumed_from"] for row in read_rows(killed.attempts_path) if row["event"] == "train"]
+    assert starts == [None, "checkpoint-2"]
+    assert weights(killed) == weights(whole)
+    assert read_rows(killed.samples_path("local")) == read_rows(whole.samples_path("local"))
+
+
+def test_runs_of_one_launch_leave_nothing_behind(launch, tmp_path):
+    """Two vLLM runs one after another from one warm process, and the second alone: the same bits."""
+    small = (
+        *ON_CPU, "steps=2", "batch_size=16", "rollout.max_tokens=24", "algo=grpo", "benchmark.tier1.k=1",
+        *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
+    )  # fmt: skip
+    launch("-m", "peft=dora,lora", *small, "hydra.launcher.workers=1", runs=tmp_path / "both")
+    launch("peft=lora", *small, runs=tmp_path / "alone")
+    alone = only(tmp_path / "alone")
+    (after,) = (run for run in all_runs(tmp_path / "both") if run.name == alone.name)
+    assert weights(after) == weights(alone)
+    assert "RANK" not in os.environ
+
+
+def wait_until(condition):
+    for _ in range(1500):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited too long")
