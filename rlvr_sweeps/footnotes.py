@@ -34,9 +34,7 @@ def errors(rows: Sequence[Filled]) -> list[str]:
     if 1 in counts:
         said.append("± of a row with one seed is the standard error of sampling: what another seed changes is not in it.")
     if counts - {1}:
-        said.append(
-            "± of a row with several seeds is the standard error of their mean: from their spread, not below shared sampling."
-        )
+        said.append("± of a row with several seeds is the standard error of their mean, with the sampling error they share.")
     if counts:
         said.append("Bold: the highest of its panel, whether or not it can be told apart from the next.")
     return said
