@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from rlvr_sweeps.baseline import SEEDS_FOR_A_STAR
 from rlvr_sweeps.collect import Filled
-from rlvr_sweeps.contrasts import SEEDS, Contrast, smallest_difference
+from rlvr_sweeps.contrasts import Contrast, smallest_difference
 from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.products import Product
 
@@ -45,7 +46,7 @@ def differences(rows: Sequence[Filled], found: Mapping[str, Contrast]) -> list[s
         return []
     counts = seed_counts(rows)
     seeds = " and training seeds" if counts - {1} else ""
-    stars = f"{len(found)} comparisons; a star needs {SEEDS} seeds on both sides"
+    stars = f"{len(found)} comparisons; a star needs {SEEDS_FOR_A_STAR} seeds on both sides"
     smallest = smallest_difference(list(found.values()))
     assert smallest is not None
     known = "problems and samples. The spread over seeds, which one seed does not show, comes on top."
