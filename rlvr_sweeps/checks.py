@@ -61,6 +61,7 @@ def refuse(cfg: Resolved) -> None:
         raise Refused(f"analysis={analysis_of(cfg)} is not possible. Allowed: {', '.join(ANALYSES)}.")
     refuse_trained_on(cfg)
     refuse_uneven_resources(cfg)
+    refuse_too_long(cfg)
     if not is_trained(cfg):
         return
     if cfg["algo"]["name"] == "none":
@@ -136,6 +137,19 @@ def refuse_uneven_resources(cfg: Resolved) -> None:
         )
     if evaluate["nodes"] != 1:
         raise Refused(f"cluster.evaluate.nodes={evaluate['nodes']}: an evaluation's shards share one node. Give it more GPUs.")
+
+
+def refuse_too_long(cfg: Resolved) -> None:
+    """Raise Refused where prompt and completion exceed the positions that the model was made for."""
+    limit = (architecture(cfg) or {}).get("max_position_embeddings")
+    for stage in ("rollout", "evaluation") if is_trained(cfg) else ("evaluation",):
+        prompt, most = cfg["data"]["max_prompt_tokens"], cfg[stage]["max_tokens"]
+        if limit is not None and prompt + most > limit:
+            raise Refused(
+                f"data.max_prompt_tokens={prompt} and {stage}.max_tokens={most} are {prompt + most:,} tokens, but "
+                f"model={cfg['model']['name']} has {limit:,} positions (max_position_embeddings). Lower one of them: they must "
+                "fit together."
+            )
 
 
 def refuse_unfit_adapter(cfg: Resolved) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlvr_sweeps import assets, slurm
+from rlvr_sweeps import assets, model_folder, outlook, slurm
 from rlvr_sweeps.compose import Point
 from rlvr_sweeps.control import remember
 from rlvr_sweeps.errors import Refused
@@ -49,7 +49,9 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         live = slurm.live() if slurm.present() else {}
         plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
         show(plan, console)
+        outlook.show(plan, console)
         show_cost(plan, console)
+        outlook.refuse_unfit(plan)
         return plan
     live = slurm.live()  # before anything is written: is there a Slurm?
     refuse_unwritable(runs_dirs)
@@ -57,8 +59,11 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=slurm.live())
         todo = [planned for planned in plan if planned.to_run]
         assets.refuse_missing([planned.cfg for planned in todo])
+        model_folder.refuse_unfit(planned.cfg for planned in todo)
         show(plan, console)
+        outlook.show(plan, console)
         show_cost(plan, console)
+        outlook.refuse_unfit(plan)
         if todo:
             assets.ensure([planned.cfg for planned in todo])
             for planned in todo:
@@ -119,7 +124,8 @@ def show_cost(plan: Sequence[Planned], console: Console) -> None:
     for words, count in shapes.items():
         console.print(f"  {count} × {words}", highlight=False)
     if todo:
-        console.print(f"  at most {sum(gpu_hours(planned.cfg) for planned in todo):,.0f} GPU-hours in all", highlight=False)
+        most = sum(gpu_hours(planned.cfg) for planned in todo)
+        console.print(f"  at most {most:,.0f} GPU-hours in all before a run is requeued", highlight=False)
 
 
 def say(done: Submitted, console: Console) -> None:

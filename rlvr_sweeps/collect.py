@@ -79,13 +79,22 @@ class Cell:
         return statistics.fmean(known) if known and len(known) == len(values) else None
 
     def error(self, column: str) -> float | None:
-        """Standard error of that mean: from the spread of the seeds, or, of one seed, from its samples."""
+        """Standard error of that mean: from the spread of the seeds, or, of one seed, from its samples.
+
+        All seeds are evaluated with the same random numbers, so runs that hardly differ err alike, and their spread hides it:
+        where it is smaller than sampling alone would make it, the rest of the sampling variance is common to them and is added.
+        """
+        errors = [summary.get(f"{column}_se") for summary in self.summaries]
         if len(self.summaries) == 1:
-            error = self.summaries[0].get(f"{column}_se")
-            return None if error is None else float(error)
+            return None if errors[0] is None else float(errors[0])
         values = [summary.get(column) for summary in self.summaries]
         known = [float(value) for value in values if value is not None]
-        return statistics.stdev(known) / len(known) ** 0.5 if len(known) == len(values) else None
+        if len(known) < len(values):
+            return None
+        spread = statistics.variance(known)
+        known_errors = [float(error) for error in errors if error is not None]
+        sampling = statistics.fmean(error**2 for error in known_errors) if len(known_errors) == len(values) else 0.0
+        return float((spread / len(known) + max(0.0, sampling - spread)) ** 0.5)
 
 
 @dataclass(frozen=True)

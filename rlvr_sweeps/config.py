@@ -25,6 +25,7 @@ class ModelConf:
     linear_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
     norm_modules: list[str] = field(default_factory=lambda: list(NORM_MODULES))
     architecture: dict[str, Any] = field(default_factory=dict)  # of config.json, where it must be known before the weights
+    opens_think: bool = False  # its chat template must end a prompt by opening <think>
     autocast_bf16: bool = False  # weights and optimizer stay float32; matrix products run in bfloat16
 
 
@@ -134,6 +135,7 @@ class ResourcesConf:
 @dataclass
 class ClusterConf:
     name: str = MISSING
+    gpu: str | None = "auto"  # what memory and time are reckoned for: a kind of conf/hardware.yaml, this machine's, or null
     train: ResourcesConf = field(default_factory=ResourcesConf)
     evaluate: ResourcesConf = field(default_factory=ResourcesConf)
     retries: int = 2  # of a stage that NCCL, a port or the memory of its node ended

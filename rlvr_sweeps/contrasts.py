@@ -4,13 +4,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlvr_sweeps.baseline import ALPHA, SEEDS_FOR_A_STAR, seeds
 from rlvr_sweeps.collect import Cell, Filled
 from rlvr_sweeps.comparison import refuse_unlike, request, scores_of
 from rlvr_sweeps.differences import Arm, Difference, difference, holm
-from rlvr_sweeps.identity import exams, is_trained
+from rlvr_sweeps.identity import exams
 
-LEVEL = 0.05  # of Holm's p, for a star
-SEEDS = 3  # that each side needs, for a star
 POWER = (1.959964 + 0.841621) / 1.959964  # from an interval's half width to what is found four times in five
 
 
@@ -40,7 +39,7 @@ def contrasts(rows: Sequence[Filled], baseline: str) -> dict[str, Contrast]:
     found = {name: difference(arm(cell), arm(base)) for name, cell in cells.items()}
     adjusted = holm([one.p for one in found.values()])
     return {
-        name: Contrast(one, p, p < LEVEL and has_seeds(cells[name]) and has_seeds(base))
+        name: Contrast(one, p, p < ALPHA and min(seeds(cells[name]), seeds(base)) >= SEEDS_FOR_A_STAR)
         for (name, one), p in zip(found.items(), adjusted, strict=True)
     }
 
@@ -48,11 +47,6 @@ def contrasts(rows: Sequence[Filled], baseline: str) -> dict[str, Contrast]:
 def arm(cell: Cell) -> Arm:
     scores = scores_of(cell.right)
     return [scores[name] for name in exams(scores)]
-
-
-def has_seeds(cell: Cell) -> bool:
-    """Whether a row's spread over seeds is known well enough; what is not trained has none."""
-    return len(cell.runs) >= SEEDS or not is_trained(cell.cfg)
 
 
 def smallest_difference(found: Sequence[Contrast]) -> float | None:

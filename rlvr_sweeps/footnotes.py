@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from rlvr_sweeps.baseline import SEEDS_FOR_A_STAR
 from rlvr_sweeps.collect import Filled
-from rlvr_sweeps.contrasts import SEEDS, Contrast, smallest_difference
+from rlvr_sweeps.contrasts import Contrast, smallest_difference
 from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.products import Product
 
@@ -34,7 +35,7 @@ def errors(rows: Sequence[Filled]) -> list[str]:
     if 1 in counts:
         said.append("± of a row with one seed is the standard error of sampling: what another seed changes is not in it.")
     if counts - {1}:
-        said.append("± of a row with several seeds is the standard error of their mean, from their spread.")
+        said.append("± of a row with several seeds is the standard error of their mean, with the sampling error they share.")
     if counts:
         said.append("Bold: the highest of its panel, whether or not it can be told apart from the next.")
     return said
@@ -45,7 +46,7 @@ def differences(rows: Sequence[Filled], found: Mapping[str, Contrast]) -> list[s
         return []
     counts = seed_counts(rows)
     seeds = " and training seeds" if counts - {1} else ""
-    stars = f"{len(found)} comparisons; a star needs {SEEDS} seeds on both sides"
+    stars = f"{len(found)} comparisons; a star needs {SEEDS_FOR_A_STAR} seeds on both sides"
     smallest = smallest_difference(list(found.values()))
     assert smallest is not None
     known = "problems and samples. The spread over seeds, which one seed does not show, comes on top."

@@ -122,7 +122,7 @@ def as_latex(sheet: Sheet) -> str:
     count = len(sheet.columns)
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage{graphicx}", r"\begin{table}[t]", r"\centering", r"\small",
-        rf"\caption{{{latex(sheet.title.partition(': ')[2] or sheet.title)}}}", rf"\label{{tab:{sheet.name}}}",
+        rf"\caption{{{latex(sheet.title.partition(': ')[2] or sheet.title)}}}", rf"\label{{tab:{sheet.name}}}", r"\vspace{4pt}",
         *([r"\resizebox{\textwidth}{!}{%"] if count > WIDE else []),
         rf"\begin{{tabular}}{{{''.join(column.align[0] for column in sheet.columns)}}}", r"\toprule",
     ]  # fmt: skip

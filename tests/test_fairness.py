@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlvr_sweeps.collect import Cell, Filled
+from rlvr_sweeps.collect import Cell, Filled, Result
 from rlvr_sweeps.contrasts import contrasts, smallest_difference
 from rlvr_sweeps.data import load_problems, split
 from rlvr_sweeps.errors import Refused
@@ -14,6 +14,7 @@ from rlvr_sweeps.identity import evaluation_spec, run_id
 from rlvr_sweeps.products import RowSpec
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.samples import summarise
+from rlvr_sweeps.tables import make
 from tests.conftest import write_right
 
 HELD_OUT = ("+benchmark/extra@benchmark=heldout", "data.holdout=40")
@@ -93,3 +94,29 @@ def test_held_out_prompts_that_are_trained_on_are_refused(point, given):
 def test_holding_everything_out_is_refused(world):
     with pytest.raises(Refused, match="nothing to train on"):
         split(load_problems(world["data"]), 2000)
+
+
+def test_the_table_of_own_rates():
+    """PiSSA is best at the lowest rate and collapses at the common one; for VeRA it is the other way round; LoRA is at home."""
+
+    def made(run, cfg):
+        peak = {"pissa": 2e-4, "vera": 1e-2}.get(cfg["peft"]["name"], 1e-3)
+        level = round(0.6 - 0.2 * abs(np.log10(cfg["lr"] / peak)), 6)
+        counts = {
+            name: {"k": 5, "golds": "g", "right": {str(n): 5 * (n < 100 * level) for n in range(100)}} for name in ("tier1",)
+        }
+        summary = {"evaluation": "x", "grader": "1", "avg": level - 0.1, "avg_se": 0.01, "pass": 1.0}
+        return Result(summary | {"heldout/avg": level, "heldout/avg_se": 0.001}, counts)
+
+    _, sheet = make("lr_fair", ["model=tiny"], made)
+    rows = {line.entries["row"].value: line for line in sheet.blocks["Methods"]}
+    shown = {name: (row.entries["own/lr"].value, row.entries["width"].value) for name, row in rows.items()}
+    assert shown["LoRA"] == ("1e-3", "0.0") and shown["PiSSA"] == ("2e-4 (edge)", "≥ 0.0")
+    assert shown["VeRA"][0] == "0.01 (edge)"
+    assert rows["PiSSA"].entries["common/avg"].value == pytest.approx(50 - 20 * np.log10(5))
+    assert rows["PiSSA"].entries["gain"].value == pytest.approx(20 * np.log10(5)) and rows["LoRA"].entries["gain"].value == 0
+    assert rows["PiSSA"].entries["own/difference"].value.startswith("+0.0")
+    assert rows["PiSSA"].facts["common/points"] == pytest.approx(-13) and rows["PiSSA"].facts["heldout/1e-3"] == pytest.approx(
+        46.0206
+    )
+    assert rows["PiSSA"].entries["paper"].value == 0.2

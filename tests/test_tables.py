@@ -60,6 +60,15 @@ def test_one_seed_speaks_of_samples_alone(evaluated, tmp_path):
     assert any("one seed does not show" in note for note in sheet.notes)
 
 
+def test_seeds_that_err_alike_do_not_hide_the_error_of_sampling(evaluated, tmp_path):
+    """Runs that hardly moved are drawn with the same random numbers: their scores agree, and still say little."""
+    for seed in (42, 43, 44):
+        run = evaluated("sweep=batch_size", "peft=lora", "batch_size=64", f"seed={seed}", *SMALL)
+    _, sheet = tables.make("batch_size", [*asked_of(tmp_path), "seed=42,43,44"])
+    error = sheet.blocks["Batch size"][1].entries["overall/avg"].error
+    assert error == pytest.approx(100 * json.loads(run.summary_path.read_text())["avg_se"]) and error > 5
+
+
 def test_no_runs_are_dashes_not_zeros(tmp_path, capsys):
     rlvr(["table", "batch_size", f"runs_dir={tmp_path}/runs", "--out", str(tmp_path / "out")])
     assert "0 of 2 runs are there" in capsys.readouterr().out
