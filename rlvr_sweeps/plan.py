@@ -48,10 +48,11 @@ def action(planned: Planned) -> str:
     """What this launch does with a run, in words."""
     if planned.state == "failed":
         return "run again" if planned.to_run else "left alone (retry=true runs it again)"
+    analysed_alone = planned.state == "stale" and planned.run.is_done("evaluate", planned.cfg)
     return {
         "new": "train and evaluate" if is_trained(planned.cfg) else "evaluate",
         "lost": "go on from its checkpoint",
-        "stale": "evaluate or analyse as now asked",
+        "stale": "analyse" if analysed_alone else "evaluate as now asked",
         "running": "left alone, it is at work",
         "queued": "left alone, it waits in the queue",
         "done": "left alone",

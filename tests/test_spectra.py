@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlvr_sweeps.identity import run_id
+from rlvr_sweeps.plan import Planned, action
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.spectra import binned, energies, entropy_rank, spectra
 from rlvr_sweeps.svd import cached_smaller_side, smaller_side, triplets
@@ -115,6 +116,7 @@ def test_a_run_from_before_counts_and_a_new_launch_only_analyses(evaluated):
     assert run.state() == "done"
     asked = own | {"analysis": "final"}
     assert run.state(asked) == "stale" and [run.is_done(stage, asked) for stage in run.stages(asked)] == [True, True, False]
+    assert action(Planned(run, asked, "stale", True, 1)) == "analyse"
     run.analysis_path.write_text("{}")
     run.finish("analyse", asked, 1.0)
     assert run.state(asked) == "done"
