@@ -49,7 +49,7 @@ def refuse(cfg: Resolved) -> None:
             f"distributed={cfg['distributed']['name']} with model.autocast_bf16={autocast}: under DeepSpeed accelerate "
             "switches autocast off, and DeepSpeed has its own. Set distributed.deepspeed.torch_autocast.enabled to the same."
         )
-    for group in ("peft", "rollout", "distributed", "tracking"):
+    for group in ("peft", "rollout", "distributed"):
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
             raise Refused(f"{group}={name} is refused: {cfg[group]['unavailable']}.")

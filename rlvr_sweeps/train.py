@@ -20,6 +20,7 @@ from rlvr_sweeps import model_folder, record
 from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.assets import locate, place_of
 from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
+from rlvr_sweeps.checkpoints import checkpoints, latest_complete_checkpoint, step_of
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.data import load_problems, messages, prompt_ids, split
 from rlvr_sweeps.errors import Refused, Stopped
@@ -29,7 +30,7 @@ from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.overlap import by_benchmark
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
-from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, step_of
+from rlvr_sweeps.run import Run
 from rlvr_sweeps.sync import policy_weights
 from rlvr_sweeps.trainer import RlvrTrainer
 
