@@ -1,0 +1,158 @@
+"""A small stand-in for W&B's server, on loopback: GraphQL, the file stream, file uploads; and refusals, time-outs, silence.
+
+It keeps what the real SDK sends and answers the queries that the real SDK makes; a query it does not know is an error that
+names it, so that a test which passes did not pass by an empty answer.
+"""
+
+import base64
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ENTITY = "people"
+
+
+@dataclass
+class Kept:
+    """One run, as a server keeps it."""
+
+    name: str
+    project: str
+    stated: dict[str, Any] = field(default_factory=dict)  # displayName, groupName, jobType, tags, state
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)  # of each streamed file
+    files: dict[str, bytes] = field(default_factory=dict)
+    exit_code: int | None = None
+    preempting: bool = False
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines.get("wandb-history.jsonl", [])]
+
+
+class Server:
+    """`refuse` is an HTTP status, "hang" or None; `only`: which paths it is about."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Kept] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.asked: list[str] = []
+        self.refuse: int | str | None = None
+        self.only = ""
+        self.released = threading.Event()
+        handler = type("Handler", (Handler,), {"server_side": self})
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.released.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+    def answer(self, operation: str, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(operation)
+        known: dict[str, Callable[[str, dict[str, Any]], Any]] = {
+            "Viewer": self.viewer, "RunResumeStatus": self.resume_status, "UpsertBucket": self.upsert,
+            "ServerFeaturesQuery": lambda *_: {"serverInfo": {"features": []}}, "CreateRunFiles": self.create_files,
+        }  # fmt: skip
+        if operation not in known:
+            return {"errors": [{"message": f"the stand-in does not know {operation}: {query} {given}"}]}
+        return {"data": known[operation](query, given)}
+
+    def viewer(self, *_: Any) -> Any:
+        teams = {"edges": [{"node": {"name": ENTITY}}]}
+        return {"viewer": {"id": "1", "entity": ENTITY, "username": "someone", "email": "", "flags": "{}", "teams": teams}}
+
+    def resume_status(self, _: str, given: dict[str, Any]) -> Any:
+        run = self.runs.get(given["name"])
+        entity = {"id": "1", "name": ENTITY}
+        history, events = (run.lines.get(f"wandb-{kind}.jsonl", []) if run else [] for kind in ("history", "events"))
+        bucket = run and {
+            "id": run.name, "name": run.name, "summaryMetrics": json.dumps(run.summary), "config": json.dumps(run.config),
+            "displayName": run.stated["displayName"], "logLineCount": 0, "historyLineCount": len(history),
+            "eventsLineCount": len(events), "historyTail": json.dumps(history[-1:]), "eventsTail": json.dumps(events[-1:]),
+            "tags": run.stated["tags"], "notes": None, "wandbConfig": json.dumps(run.config["_wandb"]["value"]),
+        }  # fmt: skip
+        return {"model": {"id": "1", "name": given["project"], "entity": entity, "bucket": bucket}}
+
+    def upsert(self, _: str, given: dict[str, Any]) -> Any:
+        name = given["name"]
+        inserted = name not in self.runs
+        run = self.runs.setdefault(name, Kept(name, given["project"]))
+        run.stated |= {key: value for key, value in given.items() if value is not None and key != "config"}
+        run.config |= json.loads(given["config"] or "{}")
+        project = {"id": "1", "name": run.project, "entity": {"id": "1", "name": ENTITY}}
+        bucket = {
+            "id": name, "name": name, "displayName": run.stated["displayName"], "description": None, "sweepName": None,
+            "config": json.dumps(run.config), "project": project,
+            "historyLineCount": len(run.lines.get("wandb-history.jsonl", [])),
+        }  # fmt: skip
+        return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+
+    def create_files(self, _: str, given: dict[str, Any]) -> Any:
+        names = given["files"]
+        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{given['run']}/{name}"} for name in names]
+        return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
+
+    def stream(self, name: str, sent: dict[str, Any]) -> None:
+        """What the file stream posts: lines of a file from an offset on, as the server keeps them."""
+        run = self.runs[name]
+        for file, chunk in sent.get("files", {}).items():
+            if file == "wandb-summary.json":
+                run.summary = json.loads(chunk["content"][-1])
+                continue
+            lines = run.lines.setdefault(file, [])
+            lines[chunk["offset"] : chunk["offset"] + len(chunk["content"])] = chunk["content"]
+        if sent.get("complete"):
+            run.exit_code = sent.get("exitcode")
+        run.preempting = run.preempting or bool(sent.get("preempting"))
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_side: Server
+
+    def handle_it(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        side = self.server_side
+        if side.refuse and side.only in self.path:
+            if side.refuse == "hang":
+                side.released.wait(120)
+                self.close_connection = True
+                return
+            self.say(b'{"errors": [{"message": "refused"}]}', int(side.refuse))
+        elif self.path == "/graphql":
+            asked = json.loads(body)
+            self.say(json.dumps(side.answer(asked.get("operationName") or "", asked["query"], asked.get("variables") or {})).encode())
+        elif stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+            side.stream(stream.group(1), json.loads(body))
+            self.say(b"{}")
+        elif stored := re.fullmatch(r"/storage/([^/]+)/(.+)", self.path):
+            run, name = stored.groups()
+            if self.command == "PUT":
+                side.runs[run].files[name] = body
+                self.say(b"")
+            else:
+                self.say(side.runs[run].files[name])
+        else:
+            self.say(b"{}", 404)
+
+    do_GET = do_POST = do_PUT = handle_it  # noqa: N815
+
+    def say(self, content: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
