@@ -133,8 +133,8 @@ class Mirror:
 
     def note(self, word: str = "") -> None:
         """Say in a file what was sent, and where."""
-        mode = "offline" if self.wandb.offline else "online"
-        write_json(self.run.mirror_path, {"mode": mode, "url": self.wandb.url, "sent": self.sent, "ended": word})
+        there = {"mode": "offline"} if self.wandb.offline else {"mode": "online", "url": self.wandb.url}
+        write_json(self.run.mirror_path, there | {"sent": self.sent, "ended": word})
 
 
 def online(mode: str) -> bool:
@@ -143,20 +143,20 @@ def online(mode: str) -> bool:
 
     if mode != "auto":
         return mode == "online"
-    return os.environ.get("WANDB_MODE", "online") == "online" and bool(wandb.login(prompt=False))
+    return os.environ.get("WANDB_MODE", "online") == "online" and wandb.login(prompt=False, verify=False)
 
 
-def surroundings(run: Run) -> dict[str, str]:
-    """This process's environment: what the SDK keeps stays in the run's folder, and no other run's settings come in."""
-    kept = {name: value for name, value in os.environ.items() if name not in NOT_FROM_OUTSIDE}
-    own = {name: str(run.wandb_path / "data") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")}
-    return kept | own | {"WANDB_ERROR_REPORTING": "false"}
+def keep_apart(run: Run) -> None:
+    """Let what the SDK keeps stay in the run's folder, and no other run's settings come in."""
+    for name in NOT_FROM_OUTSIDE:
+        os.environ.pop(name, None)
+    os.environ |= {name: str(run.wandb_path / "data") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")}
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 
 def main(task: Task) -> None:
     run = Run(Path(task.run))
-    os.environ.clear()
-    os.environ.update(surroundings(run))
+    keep_apart(run)
     signal.signal(signal.SIGALRM, give_up)
     mirror = Mirror(task)
     try:
