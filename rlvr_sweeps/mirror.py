@@ -8,6 +8,7 @@ removes what earlier ones wrote: the newest offline folder is always complete. A
 the mirror from online to offline, with one line in the stage's log; whatever else happens ends this process alone.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -34,27 +35,28 @@ class Mirror:
     """One W&B run being told of one run directory."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task, self.tracking = task, task.tracking
         self.run = Run(Path(task.run))
         self.cfg = self.run.config()
         self.sent = {STEP: 0, "reach/step": 0}
         self.wandb: Any = None  # the SDK's run
+        self.confirmed = False  # by the server
 
     def work(self) -> None:
         self.run.wandb_path.mkdir(exist_ok=True)
         with (self.run.wandb_path / ".lock").open("w") as lock:
-            tracking = self.cfg["tracking"]
-            self.limit(tracking["init_timeout_s"] + tracking["finish_timeout_s"])
-            if not try_lock(lock.fileno(), 2, tracking["finish_timeout_s"]):  # LOCK_EX: the stage before is still sending
+            patience_s = self.tracking["finish_timeout_s"]
+            self.limit(self.tracking["init_timeout_s"] + patience_s)
+            if not try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s):  # the stage before may still be sending
                 raise TimeoutError("another mirror of this run does not end")
             before = [path for path in self.run.wandb_path.glob("*run-*") if path.is_dir()]
-            self.begin(online(self.task.mode))
+            self.begin(online(self.tracking["mode"]))
             self.send_rows()
             for folder in before:
                 shutil.rmtree(folder)
             signal.alarm(0)
             word = self.follow() if self.task.parent else "done"
-            self.limit(tracking["finish_timeout_s"])
+            self.limit(2 * patience_s)
             self.end(word)
 
     def limit(self, seconds: float) -> None:
@@ -65,15 +67,14 @@ class Mirror:
         """Open the W&B run; raises what the SDK raises."""
         import wandb
 
-        tracking = self.cfg["tracking"]
         settings = wandb.Settings(
             console="off", silent=True, disable_git=True, save_code=False, x_save_requirements=False,
-            init_timeout=tracking["init_timeout_s"], finish_timeout=tracking["finish_timeout_s"],
+            init_timeout=self.tracking["init_timeout_s"], finish_timeout=self.tracking["finish_timeout_s"],
             x_disable_stats=not self.task.parent, x_stats_pid=self.task.parent or os.getpid(),
         )  # fmt: skip
         self.wandb = wandb.init(
             id=self.run.id, name=self.run.name, resume="allow", mode="online" if is_online else "offline",
-            entity=tracking["entity"], project=tracking["project"], dir=str(self.run.path),
+            entity=self.tracking["entity"], project=self.tracking["project"], dir=str(self.run.path),
             group=self.cfg["sweep"], job_type="train" if is_trained(self.cfg) else "evaluate",
             tags=tags(self.cfg, axes(self.cfg)), config=self.cfg | {"run": self.run.name}, allow_val_change=True,
             settings=settings,
@@ -115,26 +116,45 @@ class Mirror:
         return rows
 
     def end(self, word: str) -> None:
-        """The summary, the table and the files of a finished run; then let the SDK finish, within its time."""
-        summary = read_json(self.run.summary_path)
-        if summary and word == "done":
-            import wandb
+        """The summary, the table and the files of a stage that is done; then let the SDK finish, within its time."""
+        import wandb
 
-            columns, rows = benchmark_rows(self.cfg, summary)
-            self.wandb.log({"table/benchmarks": wandb.Table(columns=columns, data=rows)})
-            self.wandb.summary.update(summary)
+        summary: dict[str, Any] = read_json(self.run.summary_path) or {}
         if word == "done":
+            if summary:
+                columns, rows = benchmark_rows(self.cfg, summary)
+                self.wandb.log({"table/benchmarks": wandb.Table(columns=columns, data=rows)})
+                self.wandb.summary.update(summary)
             for path in self.run.small_files:
                 self.wandb.save(str(path), base_path=str(self.run.path.parent), policy="now")
         if word == "saved":
             self.wandb.mark_preempting()
         self.wandb.finish(exit_code=0 if word == "done" else 1)
+        if word == "done" and not self.wandb.offline:
+            self.confirm(summary)
         self.note(word)
+
+    def confirm(self, summary: dict[str, Any]) -> None:
+        """Ask the server what it has: that the SDK gave up, on a full quota say, it tells its own log alone."""
+        import wandb
+
+        kept = wandb.Api(timeout=int(self.tracking["finish_timeout_s"])).run(self.wandb.path).summary
+        has = int(kept.get(STEP) or 0)
+        self.confirmed = has == self.sent[STEP] and all(kept.get(key) == value for key, value in summary.items())
+        if not self.confirmed:
+            warn(
+                f"it has step {has} of {self.sent[STEP]}{' and not the summary' * bool(summary)}; `rlvr wandb sync` sends the rest"
+            )
 
     def note(self, word: str = "") -> None:
         """Say in a file what was sent, and where."""
         there = {"mode": "offline"} if self.wandb.offline else {"mode": "online", "url": self.wandb.url}
-        write_json(self.run.mirror_path, there | {"sent": self.sent, "ended": word})
+        write_json(self.run.mirror_path, there | {"sent": self.sent, "ended": word, "confirmed": self.confirmed})
+
+
+def warn(words: str) -> None:
+    """One line in the stage's log."""
+    print(f"W&B: {words}", flush=True)
 
 
 def online(mode: str) -> bool:
@@ -162,13 +182,15 @@ def main(task: Task) -> None:
     try:
         mirror.work()
     except Exception as error:
-        again = task.mode != "offline" and mirror.wandb is None
+        again = task.tracking["mode"] != "offline" and mirror.wandb is None
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        what = "it is mirrored offline, for `rlvr wandb sync`" if again else "the mirror is off; every number is in the files"
-        print(f"W&B: {words}: {what}", flush=True)
+        what = (
+            "it is mirrored offline, for `rlvr wandb sync`" if again else "the mirror is off; `rlvr wandb sync` sends the rest"
+        )
+        warn(f"{words}: {what}")
         write_json(run.mirror_path, {"mode": "off", "warning": words})
         if again:
-            os.execv(sys.executable, command(replace(task, mode="offline")))
+            os.execv(sys.executable, command(replace(task, tracking=task.tracking | {"mode": "offline"})))
         os._exit(1)  # not through the SDK's exit handlers, which would wait for the server
 
 

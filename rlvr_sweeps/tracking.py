@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rlvr_sweeps.checkpoints import latest_complete_checkpoint, step_of
 from rlvr_sweeps.errors import Stopped
@@ -19,7 +20,7 @@ class Task:
     """What one mirror process is asked."""
 
     run: str
-    mode: str  # online | offline | auto
+    tracking: dict[str, Any]  # as conf/tracking/wandb.yaml has it
     parent: int  # the stage's process; 0: mirror what is there, and end
     rewritten: int  # inode of a metrics.jsonl that training will cut back, 0 where there is none
     known: int  # the step to which it will
@@ -60,7 +61,7 @@ def start(run: Run, cfg: Resolved) -> subprocess.Popen[str]:
     path = run.metrics_path
     rewritten = path.stat().st_ino if path.exists() and not run.is_done("train", cfg) else 0
     known = step_of(latest_complete_checkpoint(run.checkpoints_path))
-    task = Task(str(run.path), cfg["tracking"]["mode"], os.getpid(), rewritten, known)
+    task = Task(str(run.path), cfg["tracking"], os.getpid(), rewritten, known)
     log = run.log_path("wandb")
     log.parent.mkdir(exist_ok=True)
     with log.open("a") as output:

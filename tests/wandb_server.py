@@ -60,8 +60,9 @@ class Server:
     def answer(self, operation: str, query: str, given: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(operation)
         known: dict[str, Callable[[str, dict[str, Any]], Any]] = {
-            "Viewer": self.viewer, "RunResumeStatus": self.resume_status, "UpsertBucket": self.upsert,
+            "Viewer": self.viewer, "GetDefaultEntity": self.viewer, "RunResumeStatus": self.resume_status, "UpsertBucket": self.upsert,
             "ServerFeaturesQuery": lambda *_: {"serverInfo": {"features": []}}, "CreateRunFiles": self.create_files,
+            "Run": self.one_run, "Runs": self.all_runs, "RunFiles": self.run_files,
         }  # fmt: skip
         if operation not in known:
             return {"errors": [{"message": f"the stand-in does not know {operation}: {query} {given}"}]}
@@ -102,6 +103,45 @@ class Server:
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{given['run']}/{name}"} for name in names]
         return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
 
+    def node(self, run: Kept) -> dict[str, Any]:
+        return {
+            "id": run.name, "name": run.name, "displayName": run.stated.get("displayName"), "tags": run.stated.get("tags"),
+            "state": "finished", "group": run.stated.get("groupName"), "jobType": run.stated.get("jobType"), "sweepName": None,
+            "config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}",
+            "historyLineCount": len(run.history), "historyKeys": None, "projectId": "1", "commit": None, "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": None, "notes": None,
+            "user": {"name": "someone", "username": "someone"},
+        }  # fmt: skip
+
+    def one_run(self, _: str, given: dict[str, Any]) -> Any:
+        run = self.runs.get(given["name"])
+        return {"project": {"run": self.node(run) if run and run.project == given["project"] else None}}
+
+    def all_runs(self, _: str, given: dict[str, Any]) -> Any:
+        nodes = [{"node": self.node(run), "cursor": run.name} for run in self.runs.values() if run.project == given["project"]]
+        page = {"endCursor": None, "hasNextPage": False}
+        return {
+            "project": {
+                "internalId": "1",
+                "runCount": len(nodes),
+                "readOnly": False,
+                "runs": {"edges": nodes, "pageInfo": page},
+            }
+        }
+
+    def run_files(self, _: str, given: dict[str, Any]) -> Any:
+        run = self.runs[given["name"]]
+        nodes = [
+            {"cursor": name, "node": {
+                "id": name, "name": name, "url": f"{self.url}/storage/{run.name}/{name}", "sizeBytes": len(content), "md5": "",
+                "directUrl": f"{self.url}/storage/{run.name}/{name}", "mimetype": "", "updatedAt": "2026-01-01T00:00:00",
+            }}
+            for name, content in run.files.items()
+        ]  # fmt: skip
+        page = {"endCursor": None, "hasNextPage": False}
+        files = {"fileCount": len(nodes), "files": {"edges": nodes, "pageInfo": page}}
+        return {"project": {"internalId": "1", "run": files}}
+
     def stream(self, name: str, sent: dict[str, Any]) -> None:
         """What the file stream posts: lines of a file from an offset on, as the server keeps them."""
         run = self.runs[name]
@@ -131,7 +171,8 @@ class Handler(BaseHTTPRequestHandler):
             self.say(b'{"errors": [{"message": "refused"}]}', int(side.refuse))
         elif self.path == "/graphql":
             asked = json.loads(body)
-            self.say(json.dumps(side.answer(asked.get("operationName") or "", asked["query"], asked.get("variables") or {})).encode())
+            (operation,) = re.findall(r"(?:query|mutation)\s+(\w+)", asked["query"])[:1]
+            self.say(json.dumps(side.answer(operation, asked["query"], asked.get("variables") or {})).encode())
         elif stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
             side.stream(stream.group(1), json.loads(body))
             self.say(b"{}")
