@@ -66,7 +66,7 @@ class MetricsWriter(TrainerCallback):
         row |= {"rollout_s": rollout_s, "reward_s": reward_s, "update_s": self.step_s - rollout_s - reward_s}
         with self.run.metrics_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if not math.isfinite(float(logs.get("loss", 0.0))):
+        if not math.isfinite(float(logs.get("loss", 0.0))) and not self.trainer.cfg["early_stopping"]["collapse"]:
             raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}; see {self.run.metrics_path}")
 
 

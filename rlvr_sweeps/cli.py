@@ -217,10 +217,8 @@ def exchange_with_wandb(asked: argparse.Namespace, console: Console) -> None:
         return
     where = {key: value for key in ("entity", "project") if (value := getattr(asked, key))}
     if asked.way == "sync":
-        runs = [named_run(name, asked.runs_dir) for name in asked.runs] or exchange.behind(
-            existing(asked.runs_dir, "wandb sync")
-        )
-        exchange.sync(runs, where, console)
+        named = [named_run(name, asked.runs_dir) for name in asked.runs]
+        exchange.sync(named or exchange.behind(existing(asked.runs_dir, "wandb sync")), where, console)
         return
     from rlvr_sweeps import workspaces
 

@@ -32,7 +32,7 @@ def is_level(run: Run) -> bool:
 
 
 def sync(runs: Sequence[Run], where: dict[str, str], console: Console) -> None:
-    """Send each run what W&B lacks of it; `where`: another entity or project. Refused at the end where one did not get there."""
+    """Send each run what W&B lacks of it; `where`: another entity or project. Refused in the end where one did not arrive."""
     require_key()
     failed = []
     for run in runs:
@@ -47,9 +47,7 @@ def sync(runs: Sequence[Run], where: dict[str, str], console: Console) -> None:
         else:
             failed.append(run.name)
     if failed:
-        raise Refused(
-            f"{len(failed)} of {len(runs)} runs did not get to W&B: {', '.join(failed)}. The same command tries again."
-        )
+        raise Refused(f"{len(failed)} of {len(runs)} runs did not arrive: {', '.join(failed)}. The same command tries again.")
 
 
 def require_key() -> None:
@@ -67,8 +65,8 @@ def require_key() -> None:
 def pull(project: str, folder: Path, console: Console) -> list[Run]:
     """Fetch every run of `entity/project` into `folder`: the files that states, tables, figures and comparisons read.
 
-    They are the run's own files, bit for bit, so what is made from them is the same as where the run was computed. Its weights and
-    samples are not among them. Refused where a file does not belong to its run.
+    They are the run's own files, bit for bit, so what is made from them is what is made where the run was computed. Weights and
+    samples are not among them. Refused where a configuration is not what its run's name says.
     """
     require_key()
     import wandb

@@ -142,9 +142,8 @@ class Mirror:
         has = int(kept.get(STEP) or 0)
         self.confirmed = has == self.sent[STEP] and all(kept.get(key) == value for key, value in summary.items())
         if not self.confirmed:
-            warn(
-                f"it has step {has} of {self.sent[STEP]}{' and not the summary' * bool(summary)}; `rlvr wandb sync` sends the rest"
-            )
+            and_summary = " and not this summary" if summary else ""
+            warn(f"it has step {has} of {self.sent[STEP]}{and_summary}; `rlvr wandb sync` sends the rest")
 
     def note(self, word: str = "") -> None:
         """Say in a file what was sent, and where."""
@@ -184,10 +183,7 @@ def main(task: Task) -> None:
     except Exception as error:
         again = task.tracking["mode"] != "offline" and mirror.wandb is None
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        what = (
-            "it is mirrored offline, for `rlvr wandb sync`" if again else "the mirror is off; `rlvr wandb sync` sends the rest"
-        )
-        warn(f"{words}: {what}")
+        warn(f"{words}: {'offline' if again else 'the mirror is off'} from here on; `rlvr wandb sync` sends the rest")
         write_json(run.mirror_path, {"mode": "off", "warning": words})
         if again:
             os.execv(sys.executable, command(replace(task, tracking=task.tracking | {"mode": "offline"})))

@@ -31,6 +31,7 @@ from rlvr_sweeps.overlap import by_benchmark
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
 from rlvr_sweeps.run import Run
+from rlvr_sweeps.stopping import EarlyStopping, last_step
 from rlvr_sweeps.sync import policy_weights
 from rlvr_sweeps.trainer import RlvrTrainer
 
@@ -51,7 +52,7 @@ def train(run: Run, cfg: Resolved) -> None:
     trainer.accelerator.wait_for_everyone()
     if resume:
         trainer.load_state_beside(resume)
-    if step_of(resume) >= cfg["steps"]:  # killed after the last step: only the export is missing
+    if step_of(resume) >= last_step(run, cfg):  # killed after the last step: only the export is missing
         trainer._load_from_checkpoint(str(resume))
     else:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -84,6 +85,8 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
+    if cfg["early_stopping"]["name"] != "none":
+        trainer.add_callback(EarlyStopping(run, trainer))
     trainer.add_callback(StopWhenAsked(run, trainer))
     trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
     trainer.create_optimizer()

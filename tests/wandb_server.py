@@ -4,11 +4,9 @@ It keeps what the real SDK sends and answers the queries that the real SDK makes
 names it, so that a test which passes did not pass by an empty answer.
 """
 
-import base64
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,7 +58,8 @@ class Server:
     def answer(self, operation: str, query: str, given: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(operation)
         known: dict[str, Callable[[str, dict[str, Any]], Any]] = {
-            "Viewer": self.viewer, "GetDefaultEntity": self.viewer, "RunResumeStatus": self.resume_status, "UpsertBucket": self.upsert,
+            "Viewer": self.viewer, "GetDefaultEntity": self.viewer, "RunResumeStatus": self.resume_status,
+            "UpsertBucket": self.upsert,
             "ServerFeaturesQuery": lambda *_: {"serverInfo": {"features": []}}, "CreateRunFiles": self.create_files,
             "Run": self.one_run, "Runs": self.all_runs, "RunFiles": self.run_files,
         }  # fmt: skip
