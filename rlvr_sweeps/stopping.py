@@ -58,9 +58,8 @@ class EarlyStopping(TrainerCallback):
         if self.competitor:
             reward = statistics.fmean(row["reward_mean"] for row in rows[-window:])
             if why is None and is_early and self.competitor.is_rung(step) and self.competitor.falls_behind(step, reward):
-                why = (
-                    f"its reward at step {step}, {reward:.3f}, was not among the best 1/{self.asked['reduction']} of its study"
-                )
+                best = f"the best 1/{self.asked['reduction']} of its study"
+                why = f"its reward at step {step}, {reward:.3f}, was not among {best}"
             if why or not is_early:
                 self.competitor.leave(reward, pruned=why is not None)
         if why:

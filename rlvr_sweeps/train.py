@@ -175,6 +175,7 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "save_steps": cfg["training"]["save_every"],
         "save_strategy": "steps",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # on, it reports 0 for a loss that is NaN
         "report_to": "none",
         "disable_tqdm": True,
         "bf16": cfg["model"]["autocast_bf16"] and not cfg["distributed"]["deepspeed"],  # DeepSpeed: torch_autocast
