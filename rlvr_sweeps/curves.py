@@ -29,6 +29,13 @@ CURVES = {
     "update_s": "seconds/update",
 }
 
+GROUPS = {"peft": "method", "algo": "objective", "model": "base"}  # axes whose values are groups, and their names on W&B
+
+
+def about(cfg: Resolved) -> dict[str, Any]:
+    """The run's configuration as W&B keeps it: whole, and beside it the names by which its runs are grouped."""
+    return cfg | {name: cfg[group]["name"] for group, name in GROUPS.items()}
+
 
 def point(row: dict[str, Any]) -> dict[str, Any]:
     """A row of metrics.jsonl as W&B is told it; a missing number is left out, and an unknown column keeps its name."""

@@ -69,12 +69,14 @@ def pull(project: str, folder: Path, console: Console) -> list[Run]:
     samples are not among them. Refused where a configuration is not what its run's name says.
     """
     require_key()
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
     import wandb
 
     try:
         remotes = list(wandb.Api(timeout=ASK_S).runs(project, per_page=100))
         return [run for remote in remotes if (run := pull_run(remote, folder, console))]
-    except (wandb.errors.CommError, ValueError) as error:
+    except (wandb.errors.CommError, WandbApiFailedError, ValueError) as error:
         raise Refused(f"W&B does not give {project}: {' '.join(str(error).split())[:300]}") from None
 
 

@@ -13,9 +13,11 @@ from rlvr_sweeps.comparison import compare
 from rlvr_sweeps.curves import CURVES
 from rlvr_sweeps.errors import Stopped
 from rlvr_sweeps.files import read_json, read_rows, write_text
+from rlvr_sweeps.identity import run_id
 from rlvr_sweeps.pipeline import is_leader
 from rlvr_sweeps.report import as_csv
 from rlvr_sweeps.tracking import Task, command, mirrored
+from rlvr_sweeps.workspaces import SHOWN
 from tests.wandb_files import read
 from tests.wandb_server import Server
 
@@ -201,3 +203,28 @@ def test_a_refused_key_stops_sync_before_anything_is_sent(evaluated, server):
     server.refuse = 401
     assert "does not accept the key" in rlvr("sync", "--runs-dir", run.path.parent, expect=1)
     assert not run.mirror_path.exists()
+
+
+@pytest.mark.parametrize("way", ["workspace", "report"])
+def test_a_sweep_becomes_a_view_of_exactly_its_runs(server, composer, way):
+    said = rlvr(way, "rank", "--model", "tiny")
+    (view,) = server.views
+    assert view["displayName"] == "rank on tiny" and f"{server.url}/people/rlvr_sweeps" in said
+    text = json.dumps(view["spec"])
+    ids = [run_id(composer.point(["model=tiny", "peft=lora", f"rank={rank}"]).cfg) for rank in (1, 8, 16, 32)]
+    assert json.dumps(sorted(ids)) in text
+    curves = [panel for panel in found_in(view["spec"], "config") if panel.get("groupBy") == "rank.value"]
+    assert {tuple(panel["metrics"]) for panel in curves} == {(name,) for name in SHOWN} and set(SHOWN) <= set(CURVES.values())
+    assert {panel["xAxis"] for panel in curves} == {"step"}
+    assert "summary:avg_se" in text and "summary_metrics.tier1/avg" in text
+    assert (way == "workspace") != ("table/benchmarks" in text)
+
+
+def found_in(tree, key):
+    """Every mapping that stands under `key`, however deep."""
+    if isinstance(tree, list):
+        return [found for item in tree for found in found_in(item, key)]
+    if not isinstance(tree, dict):
+        return []
+    here = [tree[key]] if isinstance(tree.get(key), dict) else []
+    return here + [found for item in tree.values() for found in found_in(item, key)]

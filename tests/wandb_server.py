@@ -39,7 +39,7 @@ class Server:
 
     def __init__(self) -> None:
         self.runs: dict[str, Kept] = {}
-        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.views: list[dict[str, Any]] = []
         self.asked: list[str] = []
         self.refuse: int | str | None = None
         self.only = ""
@@ -47,6 +47,7 @@ class Server:
         handler = type("Handler", (Handler,), {"server_side": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # a client that hangs up
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
@@ -61,7 +62,10 @@ class Server:
             "Viewer": self.viewer, "GetDefaultEntity": self.viewer, "RunResumeStatus": self.resume_status,
             "UpsertBucket": self.upsert,
             "ServerFeaturesQuery": lambda *_: {"serverInfo": {"features": []}}, "CreateRunFiles": self.create_files,
-            "Run": self.one_run, "Runs": self.all_runs, "RunFiles": self.run_files,
+            "Run": self.one_run, "Runs": self.all_runs, "RunFiles": self.run_files, "GetProjects": self.projects,
+            "UpsertView2": self.upsert_view,
+            "upsertView": self.upsert_view,
+            "ProjectInternalId": lambda *_: {"project": {"id": "1", "internalId": "1"}},
         }  # fmt: skip
         if operation not in known:
             return {"errors": [{"message": f"the stand-in does not know {operation}: {query} {given}"}]}
@@ -140,6 +144,22 @@ class Server:
         page = {"endCursor": None, "hasNextPage": False}
         files = {"fileCount": len(nodes), "files": {"edges": nodes, "pageInfo": page}}
         return {"project": {"internalId": "1", "run": files}}
+
+    def projects(self, *_: Any) -> Any:
+        nodes = [
+            {"__typename": "Project", "id": "1", "name": name, "entityName": ENTITY, "createdAt": "2026-01-01T00:00:00",
+             "isBenchmark": False, "user": None}
+            for name in {"rlvr_sweeps", *(run.project for run in self.runs.values())}
+        ]  # fmt: skip
+        edges = [{"node": node} for node in nodes]
+        return {"models": {"pageInfo": {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}, "edges": edges}}
+
+    def upsert_view(self, _: str, given: dict[str, Any]) -> Any:
+        self.views.append(given | {"spec": json.loads(given["spec"])})
+        project = {"id": "1", "name": given["projectName"], "entityName": ENTITY}
+        view = {"id": str(len(self.views)), "name": given["name"], "project": project, "updatedAt": "2026-01-01T00:00:00"}
+        view |= {key: given[key] for key in ("type", "displayName", "description", "spec")}
+        return {"upsertView": {"view": view, "inserted": True}}
 
     def stream(self, name: str, sent: dict[str, Any]) -> None:
         """What the file stream posts: lines of a file from an offset on, as the server keeps them."""
