@@ -56,7 +56,7 @@ def tags(cfg: Resolved, axes: dict[str, Any]) -> list[str]:
             if value is not None]  # fmt: skip
 
 
-def benchmark_rows(cfg: Resolved, summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def benchmark_rows(cfg: Resolved, summary: dict[str, Any]) -> tuple[list[str | int], list[list[Any]]]:
     """Columns and rows of the run's table: a row per benchmark, and the overall one."""
     scores = ("k", "n", "avg", "avg_se", "pass", "majority", "truncated_share")
     rows = [[name, *(summary.get(f"{name}/{score}") for score in scores)] for name in cfg["benchmark"]]

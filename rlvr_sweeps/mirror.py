@@ -138,7 +138,7 @@ class Mirror:
         """Ask the server what it has: that the SDK gave up, on a full quota say, it tells its own log alone."""
         import wandb
 
-        kept = wandb.Api(timeout=int(self.tracking["finish_timeout_s"])).run(self.wandb.path).summary
+        kept: Any = wandb.Api(timeout=int(self.tracking["finish_timeout_s"])).run(self.wandb.path).summary
         has = int(kept.get(STEP) or 0)
         self.confirmed = has == self.sent[STEP] and all(kept.get(key) == value for key, value in summary.items())
         if not self.confirmed:

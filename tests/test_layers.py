@@ -23,6 +23,7 @@ COMPUTE = {
     "rollouts",
     "sampling",
     "spectra",
+    "stopping",
     "svd",
     "sync",
     "train",

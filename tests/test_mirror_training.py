@@ -1,4 +1,4 @@
-"""The W&B mirror beside real training: two runs at once in a warm process, killed and resumed, and bit for bit as without it."""
+"""The W&B mirror beside real training: two runs at once in a warm process, killed and resumed, and the bits as without it."""
 
 import os
 import signal
