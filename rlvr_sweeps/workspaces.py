@@ -8,42 +8,36 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.types import RunMode
 from rich.console import Console
 
-from rlvr_sweeps.compose import CONFIG_NAME, Composer, Point, offline_composer
+from rlvr_sweeps.collect import Filled, fill
+from rlvr_sweeps.compose import offline_composer
 from rlvr_sweeps.config import TrackingConf
 from rlvr_sweeps.curves import GROUPS, STEP
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.exchange import require_key
-from rlvr_sweeps.identity import run_id, run_name
+from rlvr_sweeps.products import key_of, load_product
 
 SHOWN = ("reward/accuracy", "completion/length", "completion/cut_off", "policy/entropy", "policy/grad_norm", "reward/std")
 SCORES = ("avg", "avg_se", "pass", "majority", "truncated_share", "stopped_early")
 WIDE = {"w": 12, "h": 8}
 
 
-def points_of(sweep: str, model: str, composer: Composer) -> tuple[list[str], list[Point]]:
-    """A sweep's axes and its runs, as `sweep=NAME model=MODEL` launches them."""
-    cfg = composer.loader.load_configuration(
-        CONFIG_NAME, [f"sweep={sweep}"], RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
-    )
-    lists = {key: str(values) for key, values in cfg.hydra.sweeper.params.items()}
-    overrides = [f"{key}={values}" for key, values in lists.items()]
-    (found,) = BasicSweeper.split_arguments(composer.parser.parse_overrides([f"model={model}", *overrides]), None)
-    axes = [key for key, values in lists.items() if "," in values]
-    return axes, [composer.point([*point, f"sweep={sweep}"]) for point in found]
+def axes_of(rows: Sequence[Filled]) -> list[str]:
+    """What sets the rows of a product apart: the keys of their overrides that differ."""
+    keys = dict.fromkeys(key_of(override) for row in rows for override in row.row.overrides)
+    stated = [dict(override.split("=", 1) for override in row.row.overrides) for row in rows]
+    return [key for key in keys if len({values.get(key) for values in stated}) > 1]
 
 
-def make_workspace(title: str, axes: Sequence[str], points: Sequence[Point], where: dict[str, Any]) -> Any:
+def make_workspace(title: str, axes: Sequence[str], rows: Sequence[Filled], where: dict[str, Any]) -> Any:
     """A `wandb_workspaces` workspace: a section of curves for each axis, its values averaged over what else differs."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
 
-    ids = sorted({run_id(point.cfg) for point in points})
+    ids = sorted({run.id for row in rows for run in row.asked})
     sections = [views.Section(name=f"by {axis}", panels=curves(reports, axis), is_open=True) for axis in axes]
-    scores = views.Section(name="benchmarks", panels=[bars(reports, points)], is_open=True)
+    scores = views.Section(name="benchmarks", panels=[bars(reports, rows)], is_open=True)
     return views.Workspace(
         name=title, entity=where["entity"], project=where["project"], sections=[scores, *sections], auto_generate_panels=False,
         settings=views.WorkspaceSettings(x_axis=STEP),
@@ -51,12 +45,12 @@ def make_workspace(title: str, axes: Sequence[str], points: Sequence[Point], whe
     )  # fmt: skip
 
 
-def make_report(title: str, axes: Sequence[str], points: Sequence[Point], where: dict[str, Any]) -> Any:
+def make_report(title: str, axes: Sequence[str], rows: Sequence[Filled], where: dict[str, Any]) -> Any:
     """A `wandb_workspaces` report: the sweep's rows as a table of runs, their benchmarks, then curves for each axis."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
 
-    names = {run_id(point.cfg): run_name(point.cfg) for point in points}
+    names = {run.id: run.name for row in rows for run in row.asked}
 
     def grid(*panels: Any) -> Any:
         runs = reports.Runset(
@@ -68,7 +62,7 @@ def make_report(title: str, axes: Sequence[str], points: Sequence[Point], where:
     blocks = [
         reports.H1(text=title),
         reports.P(text=f"{len(names)} runs: {', '.join(sorted(names.values()))}."),
-        grid(bars(reports, points), reports.WeavePanelSummaryTable(table_name="table/benchmarks")),
+        grid(bars(reports, rows), reports.WeavePanelSummaryTable(table_name="table/benchmarks")),
     ]
     for axis in axes:
         blocks += [reports.H2(text=f"By {axis}"), grid(*curves(reports, axis))]
@@ -89,9 +83,9 @@ def curves(reports: Any, axis: str) -> list[Any]:
     ]  # fmt: skip
 
 
-def bars(reports: Any, points: Sequence[Point]) -> Any:
+def bars(reports: Any, rows: Sequence[Filled]) -> Any:
     """Avg@k of each run, over all benchmarks and on each."""
-    names = dict.fromkeys(f"{benchmark}/avg" for point in points for benchmark in point.cfg["benchmark"])
+    names = dict.fromkeys(f"{benchmark}/avg" for row in rows for benchmark in row.cfg["benchmark"])
     return reports.BarPlot(
         title="Avg@k", metrics=[reports.SummaryMetric(name) for name in ("avg", *names)], layout=reports.Layout(**WIDE)
     )
@@ -108,12 +102,14 @@ def save(way: str, sweep: str, model: str, given: dict[str, str], console: Conso
 
     import wandb
 
-    axes, points = points_of(sweep, model, offline_composer())
-    tracking = asdict(TrackingConf()) | points[0].cfg["tracking"] | given
+    composer = offline_composer()
+    product = load_product(sweep, model, composer)
+    rows = fill(product, composer, [f"model={model}"], source=lambda *_: None)
+    tracking = asdict(TrackingConf()) | rows[0].cfg["tracking"] | given
     where = {"entity": tracking["entity"] or wandb.Api().default_entity, "project": tracking["project"]}
     make = make_workspace if way == "workspace" else make_report
     try:
-        made = make(f"{sweep} on {model}", axes, points, where)
+        made = make(f"{product.title} on {model}", axes_of(rows), rows, where)
         made.save()
     except (wandb.errors.CommError, WandbApiFailedError, ValueError) as error:
         raise Refused(
