@@ -23,10 +23,15 @@ CURVES = {
     "lr": "policy/lr",
     "rank_mean": "adalora/rank",
     "orthogonality_loss": "adalora/orthogonality_loss",
+    "sampler_ratio_mean": "sampler/ratio",
+    "sampler_ratio_p99": "sampler/ratio_p99",
+    "sampler_kl": "sampler/kl",
+    "sync_gap_nats": "sampler/sync_gap_nats",
     "tokens_seen": "progress/tokens",
     "rollout_s": "seconds/rollout",
     "reward_s": "seconds/reward",
     "update_s": "seconds/update",
+    "sync_s": "seconds/sync",
 }
 
 GROUPS = {"peft": "method", "algo": "objective", "model": "base"}  # axes whose values are groups, and their names on W&B

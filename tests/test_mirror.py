@@ -187,13 +187,15 @@ def test_what_is_pulled_from_wandb_gives_the_same_rows_as_the_directories(evalua
     assert compare(names, tmp_path / "runs") == compare(names, tmp_path / "deep" / "pulled")
 
 
-def test_wandb_sync_reads_the_offline_folder(evaluated, server, monkeypatch):
+def test_wandb_sync_reads_the_offline_folder(evaluated, server, tmp_path):
     run = evaluated(*QUICK, "tracking.mode=offline")
     write_steps(run, 12)
     mirror(run)
     assert not server.runs
     (folder,) = run.wandb_path.glob("offline-run-*")
-    subprocess.run([sys.executable, "-m", "wandb", "sync", str(folder)], check=True, timeout=120, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", str(folder)], check=True, timeout=120, capture_output=True, cwd=tmp_path
+    )
     assert curve(server.runs[run.id].history) == told(run)
     assert server.runs[run.id].summary["avg"] == read_json(run.summary_path)["avg"]
 
