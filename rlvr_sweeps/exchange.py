@@ -69,9 +69,8 @@ def pull(project: str, folder: Path, console: Console) -> list[Run]:
     samples are not among them. Refused where a configuration is not what its run's name says.
     """
     require_key()
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
     import wandb
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
     try:
         remotes = list(wandb.Api(timeout=ASK_S).runs(project, per_page=100))

@@ -98,9 +98,8 @@ def columns(axes: Sequence[str]) -> list[str]:
 def save(way: str, sweep: str, model: str, given: dict[str, str], console: Console) -> None:
     """Make the workspace or the report of a sweep and save it on W&B; prints its address."""
     require_key()
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
     import wandb
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
     composer = offline_composer()
     product = load_product(sweep, model, composer)
