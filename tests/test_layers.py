@@ -14,6 +14,7 @@ COMPUTE = {
     "analyse",
     "adalora",
     "adapters",
+    "agreement",
     "callbacks",
     "counts",
     "engines",
@@ -28,6 +29,7 @@ COMPUTE = {
     "sync",
     "train",
     "trainer",
+    "vllm_rollouts",
 }
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 
