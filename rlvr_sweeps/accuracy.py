@@ -63,6 +63,7 @@ def notes(rows: Sequence[Cell]) -> list[str]:
         "Avg@k is the mean over the benchmarks. Reward is the mean of the first and of the last 10 training steps. Reach is "
         "how far training moved the weights, ‖ΔW‖/‖W0‖ of the whole model."
     ]
+    said += [sentence for cell in rows for sentence in cell.stopped_early]
     if any(len(cell.runs) == 1 for cell in rows):
         said.append(
             "± is the standard error from sampling each problem k times. A row with one training seed says nothing about how "

@@ -49,7 +49,7 @@ def refuse(cfg: Resolved) -> None:
             f"distributed={cfg['distributed']['name']} with model.autocast_bf16={autocast}: under DeepSpeed accelerate "
             "switches autocast off, and DeepSpeed has its own. Set distributed.deepspeed.torch_autocast.enabled to the same."
         )
-    for group in ("peft", "rollout", "distributed", "tracking"):
+    for group in ("peft", "rollout", "distributed"):
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
             raise Refused(f"{group}={name} is refused: {cfg[group]['unavailable']}.")
@@ -66,6 +66,7 @@ def refuse(cfg: Resolved) -> None:
         return
     if cfg["algo"]["name"] == "none":
         raise Refused(f"algo=none trains nothing, but peft={cfg['peft']['name']} trains. For the Base row use peft=none.")
+    refuse_early_stopping(cfg["early_stopping"])
     limits: list[tuple[str, Callable[[Any], bool], str]] = [
         ("rank", lambda value: value >= 1, "a whole number from 1"),
         ("alpha", lambda value: math.isfinite(value) and value > 0, "a number above 0"),
@@ -124,6 +125,24 @@ def refuse_trained_on(cfg: Resolved) -> None:
                 f"benchmark {name} has held_out={held_out}, and training leaves out data.holdout={holdout}: only {HELD_OUT} "
                 "may ask for training prompts, and for exactly those that are held out. Give the number once: data.holdout=100."
             )
+
+
+def refuse_early_stopping(asked: Resolved) -> None:
+    """Rules that could never judge, and a competition without a name."""
+    if asked["window"] < 2:
+        raise Refused(f"early_stopping.window={asked['window']} has no standard error. Allowed: 2 steps and more.")
+    if asked["first_rung"] is None:
+        return
+    if not re.fullmatch(r"[\w.-]+", asked["study"] or ""):
+        raise Refused(
+            f"early_stopping=asha needs to know who competes; study={asked['study']!r} is no name. Say "
+            "early_stopping.study=NAME, of letters, digits, dots and dashes, the same for all its runs."
+        )
+    if asked["first_rung"] < asked["window"] or asked["reduction"] < 2:
+        raise Refused(
+            f"early_stopping.first_rung={asked['first_rung']}, window={asked['window']}, reduction={asked['reduction']}: a "
+            "rung judges a whole window, and a reduction below 2 stops nobody. Raise first_rung or reduction."
+        )
 
 
 def refuse_uneven_resources(cfg: Resolved) -> None:

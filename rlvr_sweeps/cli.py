@@ -65,7 +65,26 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     doctor.add_argument("--job", action="store_true", help="start a job of a minute, and look from its node too")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
+    add_wandb(commands.add_parser("wandb", help="the mirror on Weights & Biases: sync, pull, workspace, report"))
     return whole
+
+
+def add_wandb(parser: argparse.ArgumentParser) -> None:
+    ways = parser.add_subparsers(dest="way", required=True)
+    sync = ways.add_parser("sync", help="send what W&B does not have: after an outage, or from a cluster without a network")
+    sync.add_argument("runs", nargs="*", metavar="RUN", help="those with tracking=wandb that are behind, by default")
+    sync.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are named; runs")
+    pull = ways.add_parser("pull", help="fetch runs as directories that status, report and compare read")
+    pull.add_argument("project", metavar="ENTITY/PROJECT")
+    pull.add_argument("folder", type=Path)
+    for name, what in (("workspace", "curves of a sweep's runs, by axis"), ("report", "the same as a report with its table")):
+        made = ways.add_parser(name, help=what)
+        made.add_argument("sweep", metavar="SWEEP", help="a file of conf/sweep, such as rank")
+        made.add_argument("--model", default="r1_qwen_1_5b", help="r1_qwen_1_5b")
+    for where in ways.choices.values():
+        if where is not pull:
+            where.add_argument("--entity", help="instead of what the runs state")
+            where.add_argument("--project", help="instead of what the runs state")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,6 +209,22 @@ def move_data(asked: argparse.Namespace, console: Console) -> None:
     transfer.run(asked, console)
 
 
+def exchange_with_wandb(asked: argparse.Namespace, console: Console) -> None:
+    from rlvr_sweeps import exchange
+
+    if asked.way == "pull":
+        exchange.pull(asked.project, asked.folder, console)
+        return
+    where = {key: value for key in ("entity", "project") if (value := getattr(asked, key))}
+    if asked.way == "sync":
+        named = [named_run(name, asked.runs_dir) for name in asked.runs]
+        exchange.sync(named or exchange.behind(existing(asked.runs_dir, "wandb sync")), where, console)
+        return
+    from rlvr_sweeps import workspaces
+
+    workspaces.save(asked.way, asked.sweep, asked.model, where, console)
+
+
 def existing(folder: Path, command: str) -> Path:
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder. Give the runs folder: rlvr {command} /path/to/runs.")
@@ -199,7 +234,7 @@ def existing(folder: Path, command: str) -> Path:
 ANSWER: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
-    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine,
+    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "wandb": exchange_with_wandb,
 }  # fmt: skip
 
 if __name__ == "__main__":

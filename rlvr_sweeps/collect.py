@@ -78,6 +78,12 @@ class Cell:
         known = [float(value) for value in values if value is not None]
         return statistics.fmean(known) if known and len(known) == len(values) else None
 
+    @property
+    def stopped_early(self) -> list[str]:
+        """A sentence on each run that did not take all its steps."""
+        early = [summary for summary in self.summaries if summary.get("stopped_early")]
+        return [f"{row['run']} was stopped after {row['steps_done']} steps: {row['stopped_early']}." for row in early]
+
     def error(self, column: str) -> float | None:
         """Standard error of that mean: from the spread of the seeds, or, of one seed, from its samples.
 

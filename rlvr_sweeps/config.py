@@ -144,7 +144,25 @@ class ClusterConf:
 @dataclass
 class TrackingConf:
     name: str = MISSING
-    unavailable: str | None = None
+    mode: str = "auto"  # online | offline | auto: online where there is a key
+    entity: str | None = None  # None: the key's own
+    project: str = "rlvr_sweeps"
+    init_timeout_s: float = 30.0  # for the server to answer; after that, offline
+    finish_timeout_s: float = 30.0  # for the last rows to go up; the most that a stage waits
+
+
+@dataclass
+class EarlyStoppingConf:
+    """Off: a run takes all its steps. On, it is science: every value that is not a default is in the run's id."""
+
+    name: str = "none"
+    window: int = 16  # steps over which reward and truncation are averaged
+    collapse: bool = False  # the rule of rlvr_sweeps/collapse.py
+    standard_errors: float = 3.0
+    truncated_share: float = 0.9
+    first_rung: int | None = None  # steps; None: no successive halving
+    reduction: int = 3  # at each rung the best 1/reduction go on
+    study: str | None = None  # runs of one study compete
 
 
 @dataclass
@@ -169,6 +187,7 @@ class Config:
     distributed: DistributedConf = field(default_factory=DistributedConf)
     cluster: ClusterConf = field(default_factory=ClusterConf)
     tracking: TrackingConf = field(default_factory=TrackingConf)
+    early_stopping: EarlyStoppingConf = field(default_factory=EarlyStoppingConf)
 
     grading: str = "boxed_after_thinking"  # where an answer must stand; the others are boxed and any (rlvr_sweeps/grading.py)
     analysis: str = "none"  # spectra of the update: none | final | checkpoints (at each of them too)

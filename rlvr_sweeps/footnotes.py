@@ -11,7 +11,8 @@ from rlvr_sweeps.products import Product
 
 def footnotes(product: Product, typed: Sequence[str], rows: Sequence[Filled], found: Mapping[str, Contrast]) -> list[str]:
     """The lines below a table; `typed`: the overrides it was asked for with, `found`: its contrasts."""
-    return [*product.notes, presence(product, typed, rows), *errors(rows), *differences(rows, found), printed(rows)]
+    early = [sentence for row in rows if row.cell for sentence in row.cell.stopped_early]
+    return [*product.notes, presence(product, typed, rows), *early, *errors(rows), *differences(rows, found), printed(rows)]
 
 
 def presence(product: Product, typed: Sequence[str], rows: Sequence[Filled]) -> str:

@@ -16,6 +16,7 @@ from rlvr_sweeps.errors import Stopped, Superseded
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.run import Run
+from rlvr_sweeps.tracking import mirrored
 
 Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
 PR_SET_PDEATHSIG = 1
@@ -83,9 +84,10 @@ def run_stage(stage: str, run: Run) -> None:
     start = time.monotonic()
     try:
         cfg = run.config()
-        work(stage)(run, cfg)
-        if is_leader():
-            run.finish(stage, cfg, time.monotonic() - start)
+        with mirrored(run, cfg, is_leader()):
+            work(stage)(run, cfg)
+            if is_leader():
+                run.finish(stage, cfg, time.monotonic() - start)
     except Stopped:
         sys.exit(SAVED)
     except Superseded as left:  # a newer attempt owns the run: not a word into its directory

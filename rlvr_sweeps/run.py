@@ -4,6 +4,7 @@ config.yaml          the resolved configuration; hashes to the id in the directo
 train.json           what was asked beside what was built
 metrics.jsonl        one row per optimizer step
 reach.jsonl          at each checkpoint, how far each kind of layer moved; frozen tensors that changed (none)
+stopped_early.json   at which step and why, if it did
 start.safetensors    A and B at step 0, where they are not what a seed gives (PiSSA, MiLoRA)
 checkpoints/         the latest complete training state
 merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
@@ -11,6 +12,7 @@ eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, ve
 summary.json         one flat row;  analysis.json  spectra of ΔW against W0 (spectra.jsonl: at checkpoints), drift, sampler
 stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
 submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
+wandb/               the SDK's own files, mirror.json: what W&B has
 stop, saved.json     what a trainer is asked by, and how it answers: the attempt that saved
 attempts.jsonl       every start and stop;  failure.json  why it stopped, if it failed;  logs/  what it printed
 """
@@ -60,6 +62,7 @@ class Run:
     record_path = property(lambda self: self.path / "train.json")
     metrics_path = property(lambda self: self.path / "metrics.jsonl")
     reach_path = property(lambda self: self.path / "reach.jsonl")
+    stopped_early_path = property(lambda self: self.path / "stopped_early.json")
     start_path = property(lambda self: self.path / "start.safetensors")
     checkpoints_path = property(lambda self: self.path / "checkpoints")
     adapter_path = property(lambda self: self.path / "adapter")
@@ -69,6 +72,8 @@ class Run:
     questions_path = property(lambda self: self.path / "eval" / "questions.json")  # question and gold of each, likewise
     analysis_path = property(lambda self: self.path / "analysis.json")
     spectra_path = property(lambda self: self.path / "spectra.jsonl")
+    wandb_path = property(lambda self: self.path / "wandb")
+    mirror_path = property(lambda self: self.path / "wandb" / "mirror.json")
     attempts_path = property(lambda self: self.path / "attempts.jsonl")
     failure_path = property(lambda self: self.path / "failure.json")
     submission_path = property(lambda self: self.path / "submission.json")
@@ -86,6 +91,14 @@ class Run:
 
     def shard_paths(self, benchmark: str) -> list[Path]:
         return sorted((self.path / "eval" / "shards").glob(f"{benchmark}.*.jsonl"))
+
+    @property
+    def small_files(self) -> list[Path]:
+        """What states, tables, figures and comparisons are made from, where it is there: megabytes, not gigabytes."""
+        single = [self.config_path, self.record_path, self.metrics_path, self.reach_path, self.stopped_early_path,
+                  self.merged_path / "config.json", self.right_path, self.questions_path, self.summary_path,
+                  self.analysis_path, self.spectra_path]  # fmt: skip
+        return [path for path in [*single, *(self.stage_path(stage) for stage in STAGES)] if path.exists()]
 
     def log_path(self, stage: str) -> Path:
         return self.path / "logs" / f"{stage}.txt"
@@ -218,27 +231,3 @@ class Run:
 def all_runs(runs_dir: Path) -> list[Run]:
     """Every run under a runs folder, by name."""
     return [Run(path.parent) for path in sorted(runs_dir.glob("*/config.yaml"))]
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """State the size of every file of a checkpoint in complete.json, the last file it gets."""
-    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in sorted(checkpoint.rglob("*")) if path.is_file()}
-    write_json(checkpoint / "complete.json", sizes)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, the newest first, whole or not."""
-    return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-
-
-def latest_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there at their full size."""
-    for path in checkpoints(folder):
-        sizes = read_json(path / "complete.json")
-        if sizes and all((path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items()):
-            return path
-    return None

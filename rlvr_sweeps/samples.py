@@ -100,6 +100,8 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         "method": cfg["peft"]["title"], "algo": cfg["algo"]["name"] if is_trained(cfg) else "none",
         **axes(cfg), "trainable": parameters["trainable"], "parameters": parameters["base"],
         "reward_first": mean_reward(steps[:10]), "reward_last": mean_reward(steps[-10:]),
+        "steps_done": steps[-1]["step"] if steps else None,
+        "stopped_early": (read_json(run.stopped_early_path) or {}).get("why"),
         "train_seconds": (read_json(run.stage_path("train")) or {}).get("seconds"),
         "reach": reached[-1]["reach"]["all"] if reached else None,
         "evaluation": evaluation_spec(cfg), "grader": VERSION,

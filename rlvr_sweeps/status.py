@@ -44,7 +44,7 @@ def row(found: Found, live: Mapping[str, slurm.Job]) -> Row:
     return {
         "run": found.run.name,
         "state": found.state,
-        "step": steps if summary else (recent[-1]["step"] if recent else None),
+        "step": summary.get("steps_done", steps) if summary else (recent[-1]["step"] if recent else None),
         "steps": steps,
         "reward": reward,
         "avg": summary.get("avg"),

@@ -20,6 +20,7 @@ from rlvr_sweeps import model_folder, record
 from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.assets import locate, place_of
 from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
+from rlvr_sweeps.checkpoints import checkpoints, latest_complete_checkpoint, step_of
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.data import load_problems, messages, prompt_ids, split
 from rlvr_sweeps.errors import Refused, Stopped
@@ -29,7 +30,8 @@ from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.overlap import by_benchmark
 from rlvr_sweeps.reach import PublishedWeights
 from rlvr_sweeps.rollouts import overlong_punishment
-from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, step_of
+from rlvr_sweeps.run import Run
+from rlvr_sweeps.stopping import EarlyStopping, last_step
 from rlvr_sweeps.sync import policy_weights
 from rlvr_sweeps.trainer import RlvrTrainer
 
@@ -50,7 +52,7 @@ def train(run: Run, cfg: Resolved) -> None:
     trainer.accelerator.wait_for_everyone()
     if resume:
         trainer.load_state_beside(resume)
-    if step_of(resume) >= cfg["steps"]:  # killed after the last step: only the export is missing
+    if step_of(resume) >= last_step(run, cfg):  # killed after the last step: only the export is missing
         trainer._load_from_checkpoint(str(resume))
     else:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -83,6 +85,8 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
+    if cfg["early_stopping"]["name"] != "none":
+        trainer.add_callback(EarlyStopping(run, trainer))
     trainer.add_callback(StopWhenAsked(run, trainer))
     trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
     trainer.create_optimizer()
@@ -171,6 +175,7 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "save_steps": cfg["training"]["save_every"],
         "save_strategy": "steps",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # on, it reports 0 for a loss that is NaN
         "report_to": "none",
         "disable_tqdm": True,
         "bf16": cfg["model"]["autocast_bf16"] and not cfg["distributed"]["deepspeed"],  # DeepSpeed: torch_autocast

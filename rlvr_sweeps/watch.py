@@ -12,11 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rlvr_sweeps.checkpoints import latest_complete_checkpoint, step_of
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.identity import Resolved, is_trained
 from rlvr_sweeps.pipeline import ELSEWHERE
 from rlvr_sweeps.plan import STYLE
-from rlvr_sweeps.run import Run, latest_complete_checkpoint, step_of
+from rlvr_sweeps.run import Run
 
 PLAIN_EVERY_S = 20.0  # between two plain lines about the same run
 REWARD_WINDOW = 10  # steps that the shown reward is the mean of

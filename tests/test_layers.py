@@ -14,6 +14,7 @@ COMPUTE = {
     "analyse",
     "adalora",
     "adapters",
+    "agreement",
     "callbacks",
     "counts",
     "engines",
@@ -23,10 +24,12 @@ COMPUTE = {
     "rollouts",
     "sampling",
     "spectra",
+    "stopping",
     "svd",
     "sync",
     "train",
     "trainer",
+    "vllm_rollouts",
 }
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets")
 

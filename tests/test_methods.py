@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlvr_sweeps import assets
 from rlvr_sweeps import train as train_stage
 from rlvr_sweeps.adapters import is_trained
+from rlvr_sweeps.checkpoints import checkpoints
 from rlvr_sweeps.data import load_problems, prompt_ids
 from rlvr_sweeps.files import read_rows
-from rlvr_sweeps.run import checkpoints
 from rlvr_sweeps.sampling import sample
 from tests.conftest import choices
 

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
+from rlvr_sweeps.checkpoints import checkpoints, latest_complete_checkpoint, mark_complete
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json
-from rlvr_sweeps.run import Run, checkpoints, latest_complete_checkpoint, mark_complete
+from rlvr_sweeps.run import Run
 
 HOLD = """
 import sys, time
