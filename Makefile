@@ -33,7 +33,6 @@ quickstart: venv ## six real training runs on this machine, a table and a report
 
 # SEEDS=3 means the seeds 42, 43, 44. The same words say to launch.py what to run and to rlvr what to show.
 asked = model=$(MODEL) cluster=$(CLUSTER) seed=$(shell seq -s, 42 $$((41 + $(SEEDS)))) runs_dir=$(RUNS) $(ARGS)
-shown = $(RUNS) $(ARGS) --model $(MODEL) --seeds $(SEEDS)
 launch = PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py sweep=$@ $(asked) wait=$(if $(filter 0,$(WAIT)),false,true)
 
 table3: venv ## Table 3, what is missing of it run; also table4 table5 table6 (MODEL=tiny CLUSTER=local: here. SEEDS= WAIT=0 ARGS=)
@@ -44,12 +43,12 @@ $(TABLES): venv
 	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $(@:table%=%) $(asked); exit $$status
 
 $(FIGURES): venv
-	@status=0; $(launch) || status=$$?; $(BIN)/rlvr figure $(@:fig%=%) $(shown); exit $$status
+	@status=0; $(launch) || status=$$?; $(BIN)/rlvr figure $(@:fig%=%) $(asked); exit $$status
 
 paper:
 	@status=0; $(launch) || status=$$?; \
 	for number in $(TABLES:table%=%); do $(BIN)/rlvr table $$number $(asked) || status=$$?; done; \
-	for number in $(FIGURES:fig%=%); do $(BIN)/rlvr figure $$number $(shown) || status=$$?; done; exit $$status
+	for number in $(FIGURES:fig%=%); do $(BIN)/rlvr figure $$number $(asked) || status=$$?; done; exit $$status
 
 test: venv chromium test-vllm test-slurm ## every test, with real training
 	$(BIN)/pytest -n 2 --dist worksteal --ignore-glob 'tests/test_vllm*' --ignore tests/slurm

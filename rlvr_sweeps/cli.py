@@ -28,11 +28,10 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--out", type=Path, help="where .md .tex .csv .json go; results/<model> by default")
     figure = commands.add_parser("figure", help="a figure of the paper, and those it lacks: PDF, PNG, SVG, a page")
     figure.add_argument("name", help="1 3 4 5 as in the paper; lr reach forest cost spectra")
-    figure.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
-    figure.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what the runs were launched with beside the sweep")
-    figure.add_argument("--model", default="tiny", help="whose runs; tiny")
-    figure.add_argument("--seeds", type=int, help="how many training seeds from the first on; as the sweep has them")
-    figure.add_argument("--out", type=Path, help="the folder; results/MODEL by default")
+    figure.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="as for launch.py: model=tiny seed=42,43,44 runs_dir=…"
+    )
+    figure.add_argument("--out", type=Path, help="the folder; results/<model> by default")
     compare = commands.add_parser("compare", help="paired differences to the first run, with intervals")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run, or its seeds as RUN1,RUN2,RUN3; two or more of these")
     regrade = commands.add_parser("regrade", help="new verdicts from stored samples, and what they change")
@@ -108,9 +107,8 @@ def show_table(asked: argparse.Namespace, console: Console) -> None:
 def draw_figure(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import figures
 
-    folder = existing(asked.runs_dir, f"figure {asked.name}")
-    plot = figures.make_figure(asked.name, asked.model, folder, asked.overrides, asked.seeds)
-    for path in figures.write_figure(plot, asked.name, asked.out or Path("results") / asked.model):
+    model, plot = figures.make_figure(asked.name, asked.overrides)
+    for path in figures.write_figure(plot, asked.name, asked.out or Path("results") / model):
         console.print(str(path), soft_wrap=True, highlight=False)
     console.print(plot.caption, style="dim")
 

@@ -15,7 +15,6 @@ from rlvr_sweeps.forest import forest
 from rlvr_sweeps.identity import exams
 from rlvr_sweeps.interactive import as_page
 from rlvr_sweeps.panels import Panel, Plot, Row, rows_of
-from rlvr_sweeps.products import seeds
 from rlvr_sweeps.spectrum_curves import by_kind, spectrum
 from rlvr_sweeps.tables import gather
 from rlvr_sweeps.tradeoffs import costs, learning_rates, parameters, reaches
@@ -90,17 +89,16 @@ def hardest(rows: Sequence[Row]) -> str:
     return "aime24" if "aime24" in names else names[-1]
 
 
-def make_figure(name: str, model: str, runs_dir: Path, overrides: Sequence[str] = (), count: int | None = None) -> Plot:
-    """A figure of a product's runs. `overrides`: what they were launched with beside; `count`: seeds, else the product's.
+def make_figure(name: str, overrides: Sequence[str]) -> tuple[str, Plot]:
+    """(the model's name, a figure of a product's runs), for the overrides that they were launched with.
 
     Refused where no run has what it shows.
     """
     if name not in FIGURES:
         raise Refused(f"There is no figure {name}. There are: {', '.join(FIGURES)}.")
-    of_seeds = [f"seed={','.join(map(str, seeds(count)))}"] if count else []
-    asked = gather(FIGURES[name].product, [*overrides, *of_seeds, f"model={model}", f"runs_dir={runs_dir}"])
+    asked = gather(FIGURES[name].product, overrides)
     rows = [
-        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if model in PAPERS_MODELS else {})
+        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if asked.model in PAPERS_MODELS else {})
         for one in asked.rows
         if one.cell
     ]
@@ -108,11 +106,11 @@ def make_figure(name: str, model: str, runs_dir: Path, overrides: Sequence[str] 
     if plot is None:
         command = f"python launch.py sweep={asked.product.name} {' '.join(asked.typed)}"
         raise Refused(
-            f"{len(rows)} of the {len(asked.rows)} rows of {asked.product.name} have finished in {runs_dir}, and none of them "
-            f"has what figure {name} shows. Run what is missing: {command}"
+            f"{len(rows)} of the {len(asked.rows)} rows of {asked.product.name} have finished, and none of them has what "
+            f"figure {name} shows. Run what is missing: {command}"
         )
     finished = f"{len(rows)} of {len(asked.rows)} rows have finished." if len(rows) < len(asked.rows) else ""
-    return replace(plot, caption=" ".join(part for part in (plot.caption, finished, *asked.product.notes) if part))
+    return asked.model, replace(plot, caption=" ".join(part for part in (plot.caption, finished, *asked.product.notes) if part))
 
 
 def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:

@@ -205,7 +205,8 @@ def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path)
     few += [f"benchmark.{tier}.path={tmp_path}/problems.jsonl" for tier in ("tier1", "tier2")]
     trained("peft=pissa")
     trained("peft=pissa", "lr=5e-3")  # no row of the product
-    plot = make_figure("3", "tiny", tmp_path / "runs", few)
+    model, plot = make_figure("3", ["model=tiny", f"runs_dir={tmp_path}/runs", *few])
+    assert model == "tiny"
     assert {series.label for panel in plot.panels for series in panel.series if series.look != "frontier"} == {"PiSSA"}
     assert "1 of 4 rows have finished" in plot.caption
     paths = write_figure(plot, "3", tmp_path / "out")
@@ -216,9 +217,9 @@ def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path)
 
 def test_what_is_refused_says_what_would_help(tmp_path):
     with pytest.raises(Refused, match=f"There are: {', '.join(FIGURES)}"):
-        make_figure("2", "tiny", tmp_path)
+        make_figure("2", [])
     with pytest.raises(Refused, match=r"0 of the 4 rows .* python launch.py sweep=fig3 .*model=tiny"):
-        make_figure("3", "tiny", tmp_path)
+        make_figure("3", ["model=tiny", f"runs_dir={tmp_path}"])
 
 
 def test_a_page_answers_the_mouse_and_loads_nothing(driver, tmp_path):
