@@ -12,11 +12,10 @@ summary.json         one flat row;  analysis.json  spectra of ΔW against W0 (sp
 stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
 submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
 stop, saved.json     what a trainer is asked by, and how it answers: the attempt that saved
-attempts.jsonl       every start and stop;  failure.json  why it stopped, if it failed;  logs/  what it printed
+attempts.jsonl       every start and stop;  failure.json  why it failed (.room: kept for it);  logs/  what it printed
 """
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -29,7 +28,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, text_digest, try_lock, write_json, write_text
+from rlvr_sweeps.files import append_rows, read_json, text_digest, try_lock, write_json, write_text
 from rlvr_sweeps.identity import Resolved, analysis_of, evaluation_spec, is_trained, run_id, run_name
 from rlvr_sweeps.slurm import Live
 
@@ -76,6 +75,7 @@ class Run:
     heartbeat_path = property(lambda self: self.path / "heartbeat")
     stop_path = property(lambda self: self.path / "stop")
     saved_path = property(lambda self: self.path / "saved.json")
+    room_path = property(lambda self: self.path / ".room")
 
     def samples_path(self, benchmark: str) -> Path:
         return self.path / "eval" / f"{benchmark}.jsonl"
@@ -174,9 +174,7 @@ class Run:
         return {stage: entry["job"] for stage, entry in submitted.get("stages", {}).items()}
 
     def log_event(self, event: str, **facts: Any) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.attempts_path.open("a") as file:
-            file.write(json.dumps({"time": time.time(), "event": event, "pid": os.getpid(), **facts}) + "\n")
+        append_rows(self.attempts_path, [{"time": time.time(), "event": event, "pid": os.getpid(), **facts}])
 
     @contextmanager
     def claim(self, patience_s: float = 0.5) -> Iterator[bool]:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +66,40 @@ def limit(name: str, default: int) -> int:
     """A number of `scontrol show config`, such as MaxArraySize."""
     found = re.search(rf"^{name}\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
     return int(found[1]) if found else default
+
+
+@dataclass
+class Partition:
+    """Nodes that take jobs together, and for how long."""
+
+    limit_min: float
+    hosts: set[str]
+    is_default: bool = False
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether any of its nodes is another machine than this one."""
+        here = socket.gethostname().partition(".")[0]
+        return any(host.partition(".")[0] != here for host in self.hosts)
+
+
+def partitions() -> dict[str, Partition]:
+    """Every partition, by name."""
+    found: dict[str, Partition] = {}
+    for line in ask("sinfo", "-h", "-o", "%P|%l|%n").splitlines():
+        name, limit, host = line.split("|")
+        one = found.setdefault(name.rstrip("*"), Partition(minutes(limit), set(), name.endswith("*")))
+        one.hosts.add(host)
+    return found
+
+
+def minutes(limit: str) -> float:
+    """A time limit as sinfo prints it: infinite, [days-]hours:minutes:seconds or minutes:seconds."""
+    if not re.fullmatch(r"[\d:-]+", limit):
+        return float("inf")
+    days, _, clock = limit.rpartition("-")
+    hours, mins, seconds = ([0] + [int(part) for part in clock.split(":")])[-3:]
+    return (int(days or 0) * 24 + hours) * 60 + mins + seconds / 60
 
 
 @contextmanager

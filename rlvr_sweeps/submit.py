@@ -48,22 +48,21 @@ def submit(
         groups.setdefault(repr(shape(planned)), []).append(planned)
     for group in groups.values():
         waiting = list(group)
-        while waiting:
-            chunk = waiting[: size if not done.why_left else 0]
-            while chunk:
-                try:
-                    done.jobs += submit_chunk(chunk, params, folder, code, after)
-                    break
-                except Refused as refusal:
-                    if not any(word in str(refusal) for word in LIMIT):
-                        raise
-                    done.why_left = str(refusal)
-                    chunk = chunk[: len(chunk) // 2]
-            if not chunk:
-                break
+        while waiting and size:
+            chunk = waiting[:size]
+            try:
+                done.jobs += submit_chunk(chunk, params, folder, code, after)
+            except Refused as refusal:
+                if not any(word in str(refusal) for word in LIMIT):
+                    raise
+                done.why_left = str(refusal)
+                size = len(chunk) // 2  # down to a single run that is refused
+                continue
             done.runs += len(chunk)
             waiting = waiting[len(chunk) :]
         done.left += [planned.run for planned in waiting]
+    if done.left and not done.jobs and not slurm.live():
+        raise Refused(f"{done.why_left} (nothing of yours is in the queue: waiting changes nothing)")
     if done.jobs and report:
         done.jobs += submit_report(todo[0].cfg["runs_dir"], params, folder, code, done)
     return done
