@@ -130,7 +130,8 @@ def send(
     more = dict(params.get("additional_parameters") or {})
     if depends:
         more |= {"dependency": depends, "kill-on-invalid-dep": "yes"}
-    setup = [*(params.get("setup") or []), f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    # USR2 is the supervisor's; scancel --full and --signal=B: send it to the job's shell too, which would die of it.
+    setup = ["trap '' USR2", *(params.get("setup") or []), f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"]
     srun = ["--kill-on-bad-exit=1"]
     if wanted.get("cpus_per_task"):
         srun.append(f"--cpus-per-task={wanted['cpus_per_task']}")  # srun of Slurm 22.05 and later does not take it from sbatch

@@ -79,7 +79,7 @@ def composed(context: HydraContext, config: DictConfig, job_overrides: Sequence[
     composer = compose.Composer(context.config_loader)
     given = OmegaConf.to_container(config.hydra.overrides.hydra)
     assert isinstance(given, list)
-    return [composer.point([*given, *overrides]) for overrides in job_overrides]
+    return composer.points([[*given, *overrides] for overrides in job_overrides])
 
 
 def finished(overrides: Sequence[str]) -> JobReturn:

@@ -30,12 +30,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is up: make test-slurm starts one"),
 ]
-A_MINUTE = ("cluster.train.timeout_min=1", "hydra.launcher.signal_delay_s=40")
+A_MINUTE = ("cluster.train.timeout_min=1", "hydra.launcher.signal_delay_s=20")
 
 
 @pytest.mark.twice
 def test_notice_before_the_time_limit(survives):
-    """USR2, as Slurm sends it: the trainer saves at the end of its step, and the job goes back into the queue."""
+    """USR2 to all that the job has, its shell too: the trainer saves at the end of its step, and the job goes back into the queue."""
     run = survives("USR2 to the whole job", lambda run: sh("scancel", "--signal=USR2", "--full", job_of(run)))
     assert len(events(run, "requeue")) == 1
     first, second = (row["resumed_from"] for row in events(run, "train"))
@@ -44,7 +44,7 @@ def test_notice_before_the_time_limit(survives):
 
 
 def test_the_time_limit_itself(survives):
-    """A minute with notice of forty seconds, both kept by Slurm; the trainer is slow until it is told."""
+    """A minute with notice of twenty seconds, both kept by Slurm; the trainer is slow until it is told."""
 
     def disturb(run):
         os.kill(trainer_of(run), signal.SIGSTOP)

@@ -1,0 +1,100 @@
+"""A launch on Slurm, from Enter to the last sbatch: 6, 100 and 1,000 runs, a finished sweep again, the supervisor's own time.
+
+    SLURM_MAX_ARRAY=1001 tests/slurm/with.sh .venv/bin/python bench/submission.py
+
+On the tests' real Slurm of two virtual nodes. The queue is closed while submissions are timed: nothing runs beside them.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from planning import AXES, ROOT, fill, grid_of, points_of
+
+from rlvr_sweeps import slurm
+from rlvr_sweeps.files import read_json
+from rlvr_sweeps.run import all_runs
+
+SIX = {"peft": ["dora", "lora", "pissa"], "algo": ["dapo", "grpo"]}
+HUNDRED = AXES | {"seed": range(1)}
+NO_GPU = ["cluster=slurm", "cluster.train.gpus_per_node=0", "cluster.evaluate.gpus_per_node=0"]
+SHORT = ["peft=lora", "algo=grpo", "steps=2", "benchmark.tier1.k=1", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5))]
+REPEATS = 4
+
+
+def launch(folder: Path, *arguments: str) -> tuple[float, str]:
+    """Seconds and output of one launch into a folder."""
+    where = [f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launches/{time.time()}"]
+    start = time.perf_counter()
+    command = [sys.executable, "launch.py", "-m", *NO_GPU, *arguments, *where]
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    return time.perf_counter() - start, done.stdout
+
+
+@contextmanager
+def closed_queue() -> Iterator[None]:
+    subprocess.run(["scontrol", "update", "PartitionName=main", "State=DOWN"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["scancel", "--me"], check=True)
+        subprocess.run(["scontrol", "update", "PartitionName=main", "State=UP"], check=True)
+
+
+def submission(axes: dict[str, object], name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, closed_queue():
+        planned, _ = launch(Path(folder), *grid_of(axes), "plan=true")
+        took, said = launch(Path(folder), *grid_of(axes))
+        calls = len(list(Path(folder).glob("launches/*/.submitit/*_submission.sh")))
+        again, _ = launch(Path(folder), *grid_of(axes))
+        print(f"{name:>6} runs {took:10.2f} {planned:18.2f} {took - planned:12.2f} {calls:14} {again:22.2f}", flush=True)
+        assert "submitted" in said
+
+
+def finished_again() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder) / "runs", points_of(AXES))
+        planned, _ = launch(Path(folder), *grid_of(AXES), "plan=true")
+        took, said = launch(Path(folder), *grid_of(AXES))
+        assert "1000 done; nothing to do" in said
+        print(f"\na finished sweep of 1,000 again: {took:.2f} s, of it composing and planning {planned:.2f} s; 0 submitted")
+
+
+def supervision() -> None:
+    """Of a job's time, as Slurm counts it, what is not its stage's."""
+    with tempfile.TemporaryDirectory() as folder:
+        over = []
+        for seed in range(REPEATS):
+            launch(Path(folder), *SHORT, f"seed={seed}")
+            while slurm.live():
+                time.sleep(0.5)
+        for run in all_runs(Path(folder) / "runs"):
+            for stage, job in run.jobs().items():
+                shown = slurm.ask("scontrol", "show", "job", job)
+                start, end = (
+                    time.mktime(time.strptime(re.search(rf"{key}=(\S+)", shown)[1], "%Y-%m-%dT%H:%M:%S"))
+                    for key in ("StartTime", "EndTime")
+                )
+                over.append(end - start - read_json(run.stage_path(stage))["seconds"])
+        mean = sum(over) / len(over)
+        print(f"a job's time beside its stage (srun, Python, supervisor, end): {mean:.1f} s, mean of {len(over)} jobs")
+
+
+def main() -> None:
+    print(f"{time.strftime('%Y-%m-%d')}, MaxArraySize {slurm.limit('MaxArraySize', 0)}; seconds")
+    columns = ("submitted", 10), ("of it composing", 18), ("submitting", 12), ("sbatch calls", 14), ("again, while queued", 22)
+    print(" " * 11 + " ".join(f"{words:>{width}}" for words, width in columns))
+    submission(SIX, "6")
+    submission(HUNDRED, "100")
+    submission(AXES, "1,000")
+    finished_again()
+    supervision()
+
+
+if __name__ == "__main__":
+    main()
