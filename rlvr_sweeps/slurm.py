@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,14 @@ def limit(name: str, default: int) -> int:
     """A number of `scontrol show config`, such as MaxArraySize."""
     found = re.search(rf"^{name}\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
     return int(found[1]) if found else default
+
+
+def every(pause_s: float, patience_s: float) -> Iterator[None]:
+    """Again and again, with a pause between, until patience ends."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(pause_s)
 
 
 @dataclass

@@ -35,7 +35,7 @@ A_MINUTE = ("cluster.train.timeout_min=1", "hydra.launcher.signal_delay_s=20")
 
 @pytest.mark.twice
 def test_notice_before_the_time_limit(survives):
-    """USR2 to all that the job has, its shell too: the trainer saves at the end of its step, and the job goes back into the queue."""
+    """USR2 to all that a job has, its shell too: the trainer saves at the end of its step, the job goes back into the queue."""
     run = survives("USR2 to the whole job", lambda run: sh("scancel", "--signal=USR2", "--full", job_of(run)))
     assert len(events(run, "requeue")) == 1
     first, second = (row["resumed_from"] for row in events(run, "train"))

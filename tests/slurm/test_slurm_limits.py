@@ -1,6 +1,8 @@
 """On a real Slurm: arrays and accounts have limits, and what a cluster cannot carry out is refused, in its own words."""
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,6 +88,20 @@ def test_a_folder_that_the_nodes_do_not_see(slurm, tmp_path):
     assert "on tmpfs, which only this machine sees" in refused
     (memory / ".submitting").unlink()
     memory.rmdir()
+
+
+def test_the_doctor_looks_from_a_node(slurm):
+    """Here Slurm's GPUs are pretended and torch sees none: that, and nothing else of the cluster, is bad."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rlvr_sweeps.cli", "doctor", str(slurm.runs), "--job", "--json"], capture_output=True, text=True
+    )
+    found = {row["what"]: row for row in json.loads(done.stdout)}
+    assert found["a job (sbatch, srun)"]["found"] in ("ran on node1", "ran on node2")
+    assert found["shared folder"]["verdict"] == found["Python on the node"]["verdict"] == "good"
+    assert found["GPUs on the node"] | {"cure": ""} == {
+        "what": "GPUs on the node", "verdict": "bad", "found": "Slurm gave 1, torch sees 0", "cure": "",
+    }  # fmt: skip
+    assert done.returncode == 1 and not list(slurm.runs.iterdir())
 
 
 def test_without_a_slurm(launch, monkeypatch):
