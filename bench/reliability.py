@@ -22,10 +22,10 @@ CLUSTERS = {
 TESTS = ["tests/slurm/test_slurm_faults.py", "tests/slurm/test_slurm_storm.py"]
 HEAD = """# Faults
 
-`make faults` injects every fault below into training runs on a real Slurm of two virtual nodes, and wrote this page; how each is
-done is in `tests/slurm/`. A run is twelve steps of the embedded model and an evaluation. It is lost if it does not end as `done`
-(an exception of its own: `failed`), a step if it is not in `metrics.jsonl` once. Identical: the hash of the weights, and every
-number of every step, are those of the same run when nothing disturbs it.
+`make faults` injects every fault below into training runs on a real Slurm of two virtual nodes, and wrote this page; how each
+is done is in `tests/slurm/`. A run is twelve steps of the embedded model and an evaluation. It is lost if it does not end as
+`done` (an exception of its own: `failed`), a step if it is not in `metrics.jsonl` once. Identical: the hash of the weights, and
+every number of every step, are those of the same run when nothing disturbs it.
 
 {date}, {machine}. **{times} faults in {runs} runs: {lost} runs lost, {lost_steps} steps lost.**
 """

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,6 +61,16 @@ def live() -> dict[str, Job]:
         if state not in GONE:
             jobs[name] = Job(state, "" if reason == "None" else reason, node)
     return jobs
+
+
+def how_ended(jobs: Iterable[str]) -> dict[str, str]:
+    """The last state of jobs that have left the queue, where the cluster keeps accounts (slurmdbd); else nothing."""
+    names = ",".join(jobs)
+    try:
+        lines = ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", names).splitlines() if names else []
+    except Refused:
+        return {}
+    return dict(line.split("|") for line in lines)
 
 
 def limit(name: str, default: int) -> int:

@@ -21,7 +21,8 @@ from rlvr_sweeps.run import Run
 Resources = dict[str, Any]
 OURS = ("nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")  # submitit's own names; the rest are sbatch's
 NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", "tasks_per_node", "name", "setup",
-              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout")  # fmt: skip
+              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout",
+              "srun_args")  # fmt: skip
 REPORT = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
 LIMIT = ("limit", "Limit")  # in sbatch's words where an account may have no more jobs
 
@@ -132,7 +133,7 @@ def send(
         more |= {"dependency": depends, "kill-on-invalid-dep": "yes"}
     # USR2 is the supervisor's; scancel --full and --signal=B: send it to the job's shell too, which would die of it.
     setup = ["trap '' USR2", *(params.get("setup") or []), f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    srun = ["--kill-on-bad-exit=1"]
+    srun = ["--kill-on-bad-exit=1", *(params.get("srun_args") or [])]
     if wanted.get("cpus_per_task"):
         srun.append(f"--cpus-per-task={wanted['cpus_per_task']}")  # srun of Slurm 22.05 and later does not take it from sbatch
     if not wanted.get("gpus_per_node"):

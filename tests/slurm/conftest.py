@@ -105,7 +105,7 @@ def survives(slurm, uninterrupted, record_property):
         run = only(slurm.runs)
         until(lambda: steps(run) >= 5)
         disturb(run)
-        until(all_ended)
+        until(all_ended, 600)
         assert run.state() == "done", (read_json(run.failure_path), events(run, "start"))
         assert weights(run) == weights(uninterrupted)
         assert numbers(run)[0] == numbers(uninterrupted)[0]

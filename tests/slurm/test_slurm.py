@@ -1,5 +1,6 @@
 """On a real Slurm: what is submitted comes back, computed once, and as the local launcher computes it."""
 
+import json
 import os
 import shutil
 import signal
@@ -62,7 +63,12 @@ def test_two_launches_at_once_compute_once(slurm):
 
 
 def test_the_login_process_is_killed(slurm):
-    process = subprocess.Popen(slurm.command("steps=4"), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        slurm.command("steps=4", "hydra.launcher.srun_args=[--no-kill]"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     until(lambda: any(run.jobs() for run in all_runs(slurm.runs)))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -115,6 +121,7 @@ def test_cancel_retry_and_logs(slurm):
     run = only(slurm.runs)
     until(lambda: steps(run) >= 1)
     assert "cancelled" in rlvr("cancel", str(run.path))
+    assert json.loads(rlvr("logs", str(run.path), "--json"))["log"].endswith("train.txt")
     until(all_ended)
     assert run.state(live=live()) == "lost"
     assert "submitted as jobs" in rlvr("retry", str(run.path))

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is up: make test-slurm starts one"),
 ]
-A_MINUTE = ("cluster.train.timeout_min=1", "hydra.launcher.signal_delay_s=20")
+SHORT = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=60")
 
 
 @pytest.mark.twice
@@ -44,14 +44,14 @@ def test_notice_before_the_time_limit(survives):
 
 
 def test_the_time_limit_itself(survives):
-    """A minute with notice of twenty seconds, both kept by Slurm; the trainer is slow until it is told."""
+    """Two minutes with notice of one, both kept by Slurm; the trainer hangs until it is told."""
 
     def disturb(run):
         os.kill(trainer_of(run), signal.SIGSTOP)
         until(run.stop_path.exists)
         os.kill(trainer_of(run), signal.SIGCONT)
 
-    run = survives("time limit, notice from Slurm", disturb, *A_MINUTE)
+    run = survives("time limit, notice from Slurm", disturb, *SHORT)
     assert events(run, "requeue") and events(run, "stopped")[0]["signal"] == "SIGUSR2"
 
 
@@ -64,9 +64,9 @@ def test_the_time_limit_without_an_answer(survives, slurm):
         until(all_ended)
         assert "JobState=TIMEOUT" in sh("scontrol", "show", "job", job_of(run))
         assert run.state(live=live()) == "lost"
-        slurm(*A_MINUTE)
+        slurm(*SHORT)
 
-    survives("time limit, no answer in time", disturb, *A_MINUTE)
+    survives("time limit, no answer in time", disturb, *SHORT)
 
 
 @pytest.mark.twice
@@ -136,6 +136,8 @@ def test_cancelled_while_running_and_while_waiting(survives, slurm):
         sh("scancel", job_of(run))
         until(all_ended)
         assert run.state() == "lost"
+        (row,) = json.loads(rlvr("status", str(run.path.parent), "--json"))
+        assert ("CANCELLED" if os.environ["SLURM_DBD"] == "1" else "ended by SIGTERM") in row["error"]
         sh("scontrol", "update", "PartitionName=main", "State=DOWN")
         slurm()
         assert run.state(live=live()) == "queued"
