@@ -2,7 +2,7 @@
 
     make faults
 
-Under proctrack/linuxproc without slurmdbd, and under proctrack/cgroup with it. The rows are what the tests recorded.
+Under proctrack/linuxproc without slurmdbd, and at once under proctrack/cgroup with it. The rows are what the tests recorded.
 """
 
 import os
@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 CLUSTERS = {
-    "proctrack/linuxproc, no slurmdbd": {"SLURM_PROCTRACK": "linuxproc", "SLURM_DBD": "0"},
-    "proctrack/cgroup, slurmdbd": {"SLURM_PROCTRACK": "cgroup", "SLURM_DBD": "1"},
+    "proctrack/linuxproc, no slurmdbd": {"SLURM_PROCTRACK": "linuxproc", "SLURM_DBD": "0", "SLURM_BASE_PORT": "27817"},
+    "proctrack/cgroup, slurmdbd": {"SLURM_PROCTRACK": "cgroup", "SLURM_DBD": "1", "SLURM_BASE_PORT": "28817"},
 }
 TESTS = ["tests/slurm/test_slurm_faults.py", "tests/slurm/test_slurm_storm.py"]
 HEAD = """# Faults
@@ -31,14 +31,16 @@ every number of every step, are those of the same run when nothing disturbs it.
 """
 
 
-def inject(name: str, settings: dict[str, str], folder: Path) -> list[dict[str, str]]:
-    """The recorded outcome of each test on one cluster."""
-    report = folder / f"{settings['SLURM_PROCTRACK']}.xml"
-    pytest = [sys.executable, "-m", "pytest", *TESTS, f"--junitxml={report}"]
-    print(f"{name}: {' '.join(TESTS)}", flush=True)
-    subprocess.run([ROOT / "tests/slurm/with.sh", *pytest], cwd=ROOT, env=os.environ | settings)
+def inject(settings: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+    """The tests on one cluster, started."""
+    pytest = [sys.executable, "-m", "pytest", "-q", *TESTS, f"--junitxml={folder}/{settings['SLURM_PROCTRACK']}.xml"]
+    return subprocess.Popen([ROOT / "tests/slurm/with.sh", *pytest], cwd=ROOT, env=os.environ | settings)
+
+
+def outcomes(report: Path) -> list[dict[str, str]]:
+    """What each test recorded; nothing where the cluster could not be started, of which with.sh has said why."""
     if not report.exists():
-        return []  # with.sh has said why
+        return []
     return [outcome(case) for case in ElementTree.parse(report).iter("testcase") if case.find("skipped") is None]
 
 
@@ -72,7 +74,11 @@ def machine() -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        by_cluster = {name: inject(name, settings, Path(folder)) for name, settings in CLUSTERS.items()}
+        for cluster in [inject(settings, Path(folder)) for settings in CLUSTERS.values()]:
+            cluster.wait()
+        by_cluster = {
+            name: outcomes(Path(folder) / f"{settings['SLURM_PROCTRACK']}.xml") for name, settings in CLUSTERS.items()
+        }
     PAGE.write_text(page(by_cluster))
     print(f"wrote {PAGE.relative_to(ROOT)}")
     if any(row["identical"] == "no" for rows in by_cluster.values() for row in rows):

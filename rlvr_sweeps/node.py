@@ -66,7 +66,8 @@ def ask(runs_dir: Path, options: Mapping[str, Any], gpu: bool) -> dict[str, Any]
     folder = runs_dir / f".doctor.{uuid.uuid4().hex[:8]}"
     folder.mkdir()
     write_text(folder / "word", "from the login node")
-    srun = f"srun --ntasks=1 {quote(sys.executable)} -m rlvr_sweeps.node {quote(str(folder))}"
+    more = " ".join(quote(one) for one in options.get("srun_args") or [])
+    srun = f"srun --ntasks=1 {more} {quote(sys.executable)} -m rlvr_sweeps.node {quote(str(folder))}"
     write_text(folder / "job.sh", "\n".join(["#!/bin/bash", *(options.get("setup") or []), srun, ""]))
     where = [f"--{key}={options[key]}" for key in OPTIONS if options.get(key)]
     asked = ["--nodes=1", "--ntasks=1", "--time=5", *(["--gpus-per-node=1"] if gpu else []), *where]

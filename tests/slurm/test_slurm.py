@@ -63,12 +63,8 @@ def test_two_launches_at_once_compute_once(slurm):
 
 
 def test_the_login_process_is_killed(slurm):
-    process = subprocess.Popen(
-        slurm.command("steps=4", "hydra.launcher.srun_args=[--no-kill]"),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = slurm.command("steps=4", "hydra.launcher.srun_args=[--no-kill]")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     until(lambda: any(run.jobs() for run in all_runs(slurm.runs)))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
