@@ -5,6 +5,7 @@ import fcntl
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rlvr_sweeps.launches import record
 from rlvr_sweeps.local import point_of, refuse_unwritable
 from rlvr_sweeps.plan import Planned, make_plan, show
 from rlvr_sweeps.run import Run, State, all_runs
-from rlvr_sweeps.submit import Submitted, resources, submit
+from rlvr_sweeps.submit import WRITERS, Submitted, resources, submit
 from rlvr_sweeps.watch import Watch
 
 SUBMITTING_S = 600.0  # how long another launch may hold the folder while it submits
@@ -67,8 +68,8 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         if todo:
             admit(todo, params, folder, console)
             assets.ensure([planned.cfg for planned in todo])
-            for planned in todo:
-                planned.run.prepare(planned.cfg)
+            with ThreadPoolExecutor(WRITERS) as pool:
+                list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
             remember(folder, params)
             after = release_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
             say(submit(todo, params, folder, after), console)

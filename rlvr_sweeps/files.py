@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
+from omegaconf._utils import OmegaConfDumper
+
 
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
@@ -23,6 +26,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     temporary.replace(path)
+
+
+class Yaml(yaml.CSafeDumper):
+    """OmegaConf's own writer, by libyaml: ten times as fast, which a launch of a thousand runs notices."""
+
+
+Yaml.add_representer(str, OmegaConfDumper.str_representer)  # quotes what OmegaConf would read as a number or a truth
+
+
+def as_yaml(value: Mapping[str, Any]) -> str:
+    return str(yaml.dump(dict(value), Dumper=Yaml, sort_keys=False, allow_unicode=True))
 
 
 def text_digest(text: str) -> str:

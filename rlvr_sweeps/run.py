@@ -28,7 +28,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import append_rows, read_json, text_digest, try_lock, write_json, write_text
+from rlvr_sweeps.files import append_rows, as_yaml, read_json, text_digest, try_lock, write_json, write_text
 from rlvr_sweeps.identity import Resolved, analysis_of, evaluation_spec, is_trained, run_id, run_name
 from rlvr_sweeps.slurm import Live
 
@@ -97,7 +97,7 @@ class Run:
         """Make the directory and write its config.yaml; what is not science may change from launch to launch."""
         if self.config_path.exists():
             self.config()
-        text = OmegaConf.to_yaml(OmegaConf.create(cfg))
+        text = as_yaml(cfg)
         write_json(self.parsed_path, {"of": text_digest(text), "config": cfg})
         write_text(self.config_path, text)
 

@@ -6,6 +6,7 @@ arrays and submitit's executor do it; what is kept here is which run became whic
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ OURS = ("nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")  # s
 NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", "tasks_per_node", "name", "setup",
               "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout",
               "srun_args")  # fmt: skip
+WRITERS = 16  # threads that write runs' files: a shared disk answers an fsync after milliseconds, but many at once
 REPORT = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
 LIMIT = ("limit", "Limit")  # in sbatch's words where an account may have no more jobs
 
@@ -97,8 +99,10 @@ def submit_chunk(chunk: Sequence[Planned], params: Mapping[str, Any], folder: Pa
         for head in heads:
             slurm.ask("scancel", head)
         raise
-    for planned, stages in zip(chunk, records, strict=True):
-        write_json(planned.run.submission_path, {"stages": stages, "code": str(code), "launch": str(folder)})
+    common = {"code": str(code), "launch": str(folder)}
+    with ThreadPoolExecutor(WRITERS) as pool:
+        paths = [planned.run.submission_path for planned in chunk]
+        list(pool.map(write_json, paths, [{"stages": stages} | common for stages in records]))
     return heads
 
 
