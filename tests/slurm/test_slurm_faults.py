@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is up: make test-slurm starts one"),
 ]
-SHORT = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=60")
 
 
 @pytest.mark.twice
@@ -51,22 +50,24 @@ def test_the_time_limit_itself(survives):
         until(run.stop_path.exists)
         os.kill(trainer_of(run), signal.SIGCONT)
 
-    run = survives("time limit, notice from Slurm", disturb, *SHORT)
+    limit = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=60")
+    run = survives("time limit, notice from Slurm", disturb, *limit)
     assert events(run, "requeue") and events(run, "stopped")[0]["signal"] == "SIGUSR2"
 
 
 @pytest.mark.long
 def test_the_time_limit_without_an_answer(survives, slurm):
-    """A step that outlasts the notice: Slurm ends the job, and the same command goes on from the last checkpoint."""
+    """A step that outlasts a short notice: Slurm ends the job, and the same command goes on from the last checkpoint."""
+    limit = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=5")
 
     def disturb(run):
         os.kill(trainer_of(run), signal.SIGSTOP)
         until(all_ended)
         assert "JobState=TIMEOUT" in sh("scontrol", "show", "job", job_of(run))
         assert run.state(live=live()) == "lost"
-        slurm(*SHORT)
+        slurm(*limit)
 
-    survives("time limit, no answer in time", disturb, *SHORT)
+    survives("time limit, no answer in time", disturb, *limit)
 
 
 @pytest.mark.twice
