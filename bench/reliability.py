@@ -33,7 +33,16 @@ every number of every step, are those of the same run when nothing disturbs it.
 
 def inject(settings: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
     """The tests on one cluster, started."""
-    pytest = [sys.executable, "-m", "pytest", "-q", *TESTS, f"--junitxml={folder}/{settings['SLURM_PROCTRACK']}.xml"]
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "junit_family=legacy",
+        *TESTS,
+        f"--junitxml={folder}/{settings['SLURM_PROCTRACK']}.xml",
+    ]
     return subprocess.Popen([ROOT / "tests/slurm/with.sh", *pytest], cwd=ROOT, env=os.environ | settings)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 
@@ -22,7 +23,7 @@ FAULTS = {
     "kill -9 of a supervisor": lambda run: os.kill(events(run, "start")[-1]["pid"], signal.SIGKILL),
     "scontrol requeue": lambda run: sh("scontrol", "requeue", job_of(run)),
     "scancel": lambda run: sh("scancel", job_of(run)),
-    "USR2": lambda run: sh("scancel", "--signal=USR2", "--full", job_of(run)),
+    "USR2": lambda run: sh("timeout", "10", "scancel", "--signal=USR2", "--full", job_of(run)),
 }
 COUNT = 20
 GRID = ("-m", "peft=lora,dora", "seed=1,2", "cluster.retries=10")
@@ -43,9 +44,9 @@ def test_a_storm(slurm, tmp_path, record_property):
         training = [run for run in all_runs(slurm.runs) if run.state() == "running" and not run.stage_path("train").exists()]
         begun = [run for run in training if events(run, "train")]
         if begun and injected.total() < COUNT:
-            fault = dice.choice(sorted(FAULTS))
-            with contextlib.suppress(ProcessLookupError, AssertionError):  # it ended a moment before
-                FAULTS[fault](dice.choice(begun))
+            fault, run = dice.choice(sorted(FAULTS)), dice.choice(begun)
+            with contextlib.suppress(ProcessLookupError, subprocess.CalledProcessError):  # it ended a moment before
+                FAULTS[fault](run)
                 injected[fault] += 1
     runs = all_runs(slurm.runs)
     assert {run.name for run in runs} == set(whole)
