@@ -11,11 +11,13 @@ import pytest
 from rlvr_sweeps.files import read_json
 from tests.conftest import ROOT
 from tests.slurm.conftest import (
+    SMALL,
     all_ended,
     events,
     happened,
     job_of,
     live,
+    numbers,
     only,
     queue,
     record,
@@ -24,6 +26,7 @@ from tests.slurm.conftest import (
     steps,
     trainer_of,
     until,
+    weights,
 )  # fmt: skip
 
 pytestmark = [
