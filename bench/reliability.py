@@ -83,11 +83,13 @@ def machine() -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for cluster in [inject(settings, Path(folder)) for settings in CLUSTERS.values()]:
-            cluster.wait()
-        by_cluster = {
-            name: outcomes(Path(folder) / f"{settings['SLURM_PROCTRACK']}.xml") for name, settings in CLUSTERS.items()
-        }
+        clusters = [inject(settings, Path(folder)) for settings in CLUSTERS.values()]
+        if any([cluster.wait() not in (0, 1) for cluster in clusters]):  # a list: all are waited for
+            sys.exit("interrupted: docs/reliability.md is as it was")
+        reports = {name: Path(folder) / f"{settings['SLURM_PROCTRACK']}.xml" for name, settings in CLUSTERS.items()}
+        by_cluster = {name: outcomes(report) for name, report in reports.items()}
+    if not any(by_cluster.values()):
+        sys.exit("no cluster could be started here: docs/reliability.md is as it was")
     PAGE.write_text(page(by_cluster))
     print(f"wrote {PAGE.relative_to(ROOT)}")
     if any(row["identical"] == "no" for rows in by_cluster.values() for row in rows):
