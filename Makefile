@@ -89,6 +89,7 @@ types: venv ## mypy, strict
 bench: venv ## the measurements in docs/performance.md
 	$(BIN)/python bench/quickstart.py
 	$(BIN)/python bench/planning.py
+	SLURM_MAX_ARRAY=1001 tests/slurm/with.sh $(BIN)/python bench/submission.py
 
 clean: ## remove .venv and caches; runs stay
 	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache *.egg-info

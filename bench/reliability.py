@@ -84,7 +84,8 @@ def machine() -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clusters = [inject(settings, Path(folder)) for settings in CLUSTERS.values()]
-        if any([cluster.wait() not in (0, 1) for cluster in clusters]):  # a list: all are waited for
+        ended = {cluster.wait() for cluster in clusters}
+        if not ended <= {0, 1}:
             sys.exit("interrupted: docs/reliability.md is as it was")
         reports = {name: Path(folder) / f"{settings['SLURM_PROCTRACK']}.xml" for name, settings in CLUSTERS.items()}
         by_cluster = {name: outcomes(report) for name, report in reports.items()}
