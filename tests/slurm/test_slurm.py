@@ -112,6 +112,11 @@ def test_one_gpu_two_gpus_and_two_nodes_in_one_grid(slurm):
     assert found == {1e-3: (1, 1), 2e-3: (2, 2), 3e-3: (1, 2)}
 
 
+def test_the_stock_launcher_runs_the_same_task(launch):
+    launch("-m", "cluster=submitit", *SMALL, "peft=none", "hydra.launcher.timeout_min=10")
+    assert only(launch.runs).state() == "done"
+
+
 def test_cancel_retry_and_logs(slurm):
     slurm("steps=4")
     run = only(slurm.runs)
