@@ -4,6 +4,8 @@ Of each array of trainings follows one of evaluations, task after task, and of e
 arrays and submitit's executor do it; what is kept here is which run became which task.
 """
 
+import contextlib
+import io
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -148,10 +150,11 @@ def send(
         slurm_srun_args=srun, **{key if key in OURS else f"slurm_{key}": value for key, value in wanted.items()},
     )  # fmt: skip
     try:
-        with slurm.outside_of_jobs():
+        with slurm.outside_of_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
             jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
     except submitit.core.utils.FailedJobError as error:
-        raise Refused(f"sbatch: {str(error).strip().splitlines()[-1]}") from None
+        words = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
+        raise Refused(f"sbatch: {'; '.join(words)}") from None
     except FileNotFoundError as error:
         raise Refused(f"sbatch could not be started ({error}). Launch on a login node of the cluster.") from None
     return [job.job_id for job in jobs]
