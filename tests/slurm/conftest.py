@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 # Twelve steps of a second, checkpoints every fourth, and an evaluation of one tier.
 SMALL = (
-    "algo=grpo", "steps=12", "batch_size=32", "training.save_every=4", "benchmark.tier1.k=2",
+    "algo=grpo", "steps=12", "batch_size=32", "training.save_every=4", "analysis=none", "benchmark.tier1.k=2",
     *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
 )  # fmt: skip
 NO_GPU = ("cluster.train.gpus_per_node=0", "cluster.evaluate.gpus_per_node=0")

@@ -133,12 +133,12 @@ def test_cancel_retry_and_logs(slurm):
 
 
 def test_an_evaluations_job_analyses_too_and_what_lacks_only_its_analysis_gets_a_job(slurm):
-    slurm("-m", "peft=lora", "steps=2", "analysis=none")
+    slurm("-m", "peft=lora", "steps=2")
     until(all_ended)
     run = only(slurm.runs)
     assert run.state() == "done" and not run.analysis_path.exists()
     jobs = run.jobs()
-    assert "submitted 1 run" in slurm("-m", "peft=lora", "steps=2").stdout
+    assert "submitted 1 run" in slurm("-m", "peft=lora", "steps=2", "analysis=final").stdout
     until(all_ended)
     assert run.state() == "done" and run.analysis_path.exists()
     assert list(run.jobs()) == ["evaluate"] and run.jobs()["evaluate"] != jobs["evaluate"]
