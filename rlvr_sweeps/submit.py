@@ -138,7 +138,9 @@ def send(
     if depends:
         more |= {"dependency": depends, "kill-on-invalid-dep": "yes"}
     # USR2 is the supervisor's; scancel --full and --signal=B: send it to the job's shell too, which would die of it.
-    setup = ["trap '' USR2", *(params.get("setup") or []), f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    # Safe path: python -m would look into the folder of the launch first, where the code may have been edited since.
+    frozen = f"export PYTHONSAFEPATH=1 PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"
+    setup = ["trap '' USR2", *(params.get("setup") or []), frozen]
     srun = ["--kill-on-bad-exit=1", *(params.get("srun_args") or [])]
     if wanted.get("cpus_per_task"):
         srun.append(f"--cpus-per-task={wanted['cpus_per_task']}")  # srun of Slurm 22.05 and later does not take it from sbatch
