@@ -95,15 +95,15 @@ def uninterrupted(world, tmp_path_factory):
 
 @pytest.fixture
 def survives(slurm, uninterrupted, record_property):
-    """survives(fault, disturb): a run that `disturb` meets at its sixth step ends as the undisturbed one did, to the bit.
+    """survives(fault, disturb): a run that `disturb` meets after its fifth step ends as the undisturbed one did, to the bit.
 
     What happened is recorded: `make faults` makes docs/reliability.md of it.
     """
 
-    def check(fault, disturb, *arguments):
+    def check(fault, disturb, *arguments, after=5):
         slurm(*arguments)
         run = only(slurm.runs)
-        until(lambda: steps(run) >= 5)
+        until(lambda: steps(run) >= after)
         disturb(run)
         until(all_ended, 600)
         assert run.state() == "done", (read_json(run.failure_path), events(run, "start"))
@@ -131,7 +131,7 @@ def happened(run):
         how = "started again in its job"
     else:
         how = "the same command went on"
-    return f"{how}, from step {resumed.rpartition('-')[2]}"
+    return f"{how}, from step {resumed.rpartition('-')[2] if resumed else 0}"
 
 
 def only(runs_dir) -> Run:
