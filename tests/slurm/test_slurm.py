@@ -95,7 +95,7 @@ def test_what_left_the_grid_is_named_and_left_alone(slurm, held):
         said = slurm("-m", "peft=lora", f"plan={plan}").stdout
         assert f"no longer in this sweep's grid (they go on). To stop them: rlvr cancel {dora.name}" in said
     assert dora.jobs()["train"] in queue() and lora.jobs()["train"] in queue()
-    assert "no longer in this sweep" not in slurm("-m", "peft=lora", "sweep=lr", "plan=true").stdout
+    assert "no longer in this sweep" not in slurm("sweep=rank", "plan=true").stdout
 
 
 def test_one_gpu_two_gpus_and_two_nodes_in_one_grid(slurm):
