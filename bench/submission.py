@@ -6,6 +6,7 @@ On the tests' real Slurm of two virtual nodes. The queue is closed while submiss
 """
 
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,18 @@ SHORT = ["peft=lora", "algo=grpo", "steps=2", "benchmark.tier1.k=1", *(f"~benchm
 REPEATS = 4
 
 
-def launch(folder: Path, *arguments: str) -> tuple[float, str]:
-    """Seconds and output of one launch into a folder."""
+def launch(folder: Path, *arguments: str) -> tuple[float, float, str]:
+    """Seconds of the clock and of all its processors, and output, of one launch into a folder."""
     where = [f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launches/{time.time()}"]
-    start = time.perf_counter()
+    start, used = time.perf_counter(), processor_seconds()
     command = [sys.executable, "launch.py", "-m", *NO_GPU, *arguments, *where]
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    return time.perf_counter() - start, done.stdout
+    return time.perf_counter() - start, processor_seconds() - used, done.stdout
+
+
+def processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager
@@ -48,21 +54,26 @@ def closed_queue() -> Iterator[None]:
 
 def submission(axes: dict[str, object], name: str) -> None:
     with tempfile.TemporaryDirectory() as folder, closed_queue():
-        planned, _ = launch(Path(folder), *grid_of(axes), "plan=true")
-        took, said = launch(Path(folder), *grid_of(axes))
+        planned, planned_cpu, _ = launch(Path(folder), *grid_of(axes), "plan=true")
+        took, took_cpu, said = launch(Path(folder), *grid_of(axes))
         calls = len(list(Path(folder).glob("launches/*/.submitit/*_submission.sh")))
-        again, _ = launch(Path(folder), *grid_of(axes))
-        print(f"{name:>6} runs {took:10.2f} {planned:18.2f} {took - planned:12.2f} {calls:14} {again:22.2f}", flush=True)
+        again, again_cpu, _ = launch(Path(folder), *grid_of(axes))
         assert "submitted" in said
+        cells = [(took, took_cpu), (planned, planned_cpu), (again, again_cpu)]
+        print(f"{name:>6} runs", *(f"{clock:9.2f} ({cpu:5.2f})" for clock, cpu in cells), f"{calls:13}", flush=True)
 
 
 def finished_again() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder) / "runs", points_of(AXES))
-        planned, _ = launch(Path(folder), *grid_of(AXES), "plan=true")
-        took, said = launch(Path(folder), *grid_of(AXES))
+        planned, planned_cpu, _ = launch(Path(folder), *grid_of(AXES), "plan=true")
+        took, took_cpu, said = launch(Path(folder), *grid_of(AXES))
         assert "1000 done; nothing to do" in said
-        print(f"\na finished sweep of 1,000 again: {took:.2f} s, of it composing and planning {planned:.2f} s; 0 submitted")
+        print(
+            f"\na finished sweep of 1,000 again: {took:.2f} s ({took_cpu:.2f}), of it composing and planning "
+            f"{planned:.2f} s ({planned_cpu:.2f}); nothing submitted",
+            flush=True,
+        )
 
 
 def supervision() -> None:
@@ -86,8 +97,9 @@ def supervision() -> None:
 
 
 def main() -> None:
-    print(f"{time.strftime('%Y-%m-%d')}, MaxArraySize {slurm.limit('MaxArraySize', 0)}; seconds")
-    columns = ("submitted", 10), ("of it composing", 18), ("submitting", 12), ("sbatch calls", 14), ("again, while queued", 22)
+    limit = slurm.limit("MaxArraySize", 0)
+    print(f"{time.strftime('%Y-%m-%d')}, MaxArraySize {limit}; seconds of the clock (of all its processors)")
+    columns = ("submitted", 17), ("only planned", 17), ("again, while queued", 17), ("sbatch calls", 13)
     print(" " * 11 + " ".join(f"{words:>{width}}" for words, width in columns))
     submission(SIX, "6")
     submission(HUNDRED, "100")
