@@ -48,7 +48,9 @@ def closed_queue() -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["scancel", "--me"], check=True)
+        while slurm.live():
+            subprocess.run(["scancel", "--me"], check=True)
+            time.sleep(0.5)
         subprocess.run(["scontrol", "update", "PartitionName=main", "State=UP"], check=True)
 
 
