@@ -13,7 +13,7 @@ RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper
-.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm lint types bench clean
+.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm faults lint types bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,7 +72,11 @@ test-vllm: venv-vllm ## the tests that need vLLM, on the real one
 	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm*.py
 
 test-slurm: venv ## the tests on a real Slurm of two virtual nodes, which is started and stopped here; needs root
-	tests/slurm/with.sh $(BIN)/pytest tests/slurm
+	tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "not accounting and not long"
+	SLURM_PROCTRACK=cgroup SLURM_DBD=1 tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "twice or accounting"
+
+faults: venv ## every fault, injected into a real Slurm under both process trackings: writes docs/reliability.md; half an hour
+	$(BIN)/python bench/reliability.py
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -84,6 +88,7 @@ types: venv ## mypy, strict
 bench: venv ## the measurements in docs/performance.md
 	$(BIN)/python bench/quickstart.py
 	$(BIN)/python bench/planning.py
+	SLURM_MAX_ARRAY=1001 tests/slurm/with.sh $(BIN)/python bench/submission.py
 
 clean: ## remove .venv and caches; runs stay
 	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache *.egg-info

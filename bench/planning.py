@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra import compose
@@ -45,13 +46,20 @@ def fill(folder: Path, points: list[list[str]]) -> None:
         run.finish("train", cfg, 1.0)
         write_json(run.summary_path, {"avg": 0.5, "avg_se": 0.01, "reward_last": 0.4})
         run.finish("evaluate", cfg, 1.0)
+        write_json(run.analysis_path, {})
+        run.finish("analyse", cfg, 1.0)
+
+
+def points_of(axes: dict[str, Iterable[object]]) -> list[list[str]]:
+    return [[f"{key}={value}" for key, value in zip(axes, values, strict=True)] for values in itertools.product(*axes.values())]
+
+
+def grid_of(axes: dict[str, Iterable[object]]) -> list[str]:
+    return [f"{key}={','.join(map(str, values))}" for key, values in axes.items()]
 
 
 def main() -> None:
-    points = [
-        [f"{key}={value}" for key, value in zip(AXES, values, strict=True)] for values in itertools.product(*AXES.values())
-    ]
-    grid = [f"{key}={','.join(map(str, values))}" for key, values in AXES.items()]
+    points, grid = points_of(AXES), grid_of(AXES)
     print(f"{time.strftime('%Y-%m-%d')}, {len(points)} points")
     print(f"launch.py --help                     {seconds('launch.py', '--help'):6.2f} s")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from rlvr_sweeps.checkpoints import checkpoints, mark_complete
 from rlvr_sweeps.errors import Superseded
-from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
+from rlvr_sweeps.files import append_rows, read_json, read_rows, write_json, write_text
 from rlvr_sweeps.identity import analysis_of
 from rlvr_sweeps.reach import PublishedWeights, changed, frozen_digests, reach
 from rlvr_sweeps.run import Run
@@ -64,8 +64,7 @@ class MetricsWriter(TrainerCallback):
             **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
         }
         row |= {"rollout_s": rollout_s, "reward_s": reward_s, "update_s": self.step_s - rollout_s - reward_s}
-        with self.run.metrics_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(self.run.metrics_path, [row])
         if not math.isfinite(float(logs.get("loss", 0.0))) and not self.trainer.cfg["early_stopping"]["collapse"]:
             raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}; see {self.run.metrics_path}")
 

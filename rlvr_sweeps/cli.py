@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("runs", nargs="+", metavar="RUN")
     audit.add_argument("--sample", type=int, default=200, help="how many distinct answers; 200")
     audit.add_argument("--seed", type=int, default=0)
+    status.add_argument("--sweep", metavar="LABEL", help="only the runs that a sweep of this label asked for last")
     status.add_argument("--watch", action="store_true", help="draw it again until all is at rest")
     logs = commands.add_parser("logs", help="what a run printed")
     logs.add_argument("run", metavar="RUN")
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         several.add_argument("runs", nargs="+", metavar="RUN")
     for named in (compare, regrade, audit, logs, cancel, retry):
         named.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are named; runs")
-    for printed in (status, compare, audit, cancel, retry):
+    for printed in (status, compare, audit, logs, cancel, retry):
         printed.add_argument("--json", action="store_true", help="machine-readable")
     moved = commands.add_parser("data", help="problem sets for machines without the hub: export, import")
     moved.add_argument("way", choices=["export", "import"], help="export: write them into a folder; import: check and use them")
@@ -118,11 +119,11 @@ def show_status(asked: argparse.Namespace, console: Console) -> None:
 
     folder = existing(asked.runs_dir, "status")
     if asked.json:
-        print(status.as_json(folder))
+        print(status.as_json(folder, asked.sweep))
     elif asked.watch:
-        status.watch(folder, console, every_s=2.0)
+        status.watch(folder, console, every_s=2.0, sweep=asked.sweep)
     else:
-        status.show(folder, console)
+        status.show(folder, console, asked.sweep)
 
 
 def show_report(asked: argparse.Namespace, console: Console) -> None:
@@ -168,7 +169,12 @@ def show_audit(asked: argparse.Namespace, console: Console) -> None:
 def show_logs(asked: argparse.Namespace, _: Console) -> None:
     from rlvr_sweeps import control
 
-    control.print_logs(named_run(asked.run, asked.runs_dir), asked.stage, asked.lines, asked.follow)
+    run = named_run(asked.run, asked.runs_dir)
+    if asked.json:
+        path = control.logs(run, asked.stage)[-1]
+        print(json.dumps({"run": run.name, "log": str(path), "lines": control.tail(path, asked.lines).splitlines()}, indent=1))
+    else:
+        control.print_logs(run, asked.stage, asked.lines, asked.follow)
 
 
 def cancel_runs(asked: argparse.Namespace, console: Console) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from rlvr_sweeps import assets, model_folder, outlook, slurm
+from rlvr_sweeps.admission import admit
 from rlvr_sweeps.compose import Point
 from rlvr_sweeps.control import remember
 from rlvr_sweeps.errors import Refused
@@ -21,8 +23,9 @@ from rlvr_sweeps.identity import Resolved, is_trained
 from rlvr_sweeps.launches import record
 from rlvr_sweeps.local import point_of, refuse_unwritable
 from rlvr_sweeps.plan import Planned, make_plan, show
-from rlvr_sweeps.run import Run
-from rlvr_sweeps.submit import Submitted, resources, submit
+from rlvr_sweeps.run import Run, State, all_runs
+from rlvr_sweeps.submit import WRITERS, Submitted, resources, submit
+from rlvr_sweeps.watch import Watch
 
 SUBMITTING_S = 600.0  # how long another launch may hold the folder while it submits
 
@@ -51,23 +54,27 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         show(plan, console)
         outlook.show(plan, console)
         show_cost(plan, console)
+        show_departed(plan, live, console)
         outlook.refuse_unfit(plan)
         return plan
-    live = slurm.live()  # before anything is written: is there a Slurm?
+    slurm.live()  # before anything is written: is there a Slurm?
     refuse_unwritable(runs_dirs)
     with only_one(Path(min(runs_dirs))):
-        plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=slurm.live())
+        live = slurm.live()
+        plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
         todo = [planned for planned in plan if planned.to_run]
         assets.refuse_missing([planned.cfg for planned in todo])
         model_folder.refuse_unfit(planned.cfg for planned in todo)
         show(plan, console)
         outlook.show(plan, console)
         show_cost(plan, console)
+        show_departed(plan, live, console)
         outlook.refuse_unfit(plan)
         if todo:
+            admit(todo, params, folder, console)
             assets.ensure([planned.cfg for planned in todo])
-            for planned in todo:
-                planned.run.prepare(planned.cfg)
+            with ThreadPoolExecutor(WRITERS) as pool:
+                list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
             remember(folder, params)
             after = release_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
             say(submit(todo, params, folder, after), console)
@@ -128,6 +135,21 @@ def show_cost(plan: Sequence[Planned], console: Console) -> None:
         console.print(f"  at most {most:,.0f} GPU-hours in all before a run is requeued", highlight=False)
 
 
+def show_departed(plan: Sequence[Planned], live: slurm.Live, console: Console) -> None:
+    """Runs of the same sweep (folder and label) that Slurm still has and this grid no longer asks for: listed, not touched."""
+    asked, labels = {planned.run.name for planned in plan}, {planned.cfg["sweep"] for planned in plan}
+    for folder in sorted({Path(planned.cfg["runs_dir"]).absolute() for planned in plan}):
+        others = [run for run in all_runs(folder) if run.name not in asked]
+        at_work = [run for run in others if any(job in live for job in run.jobs().values())]
+        left = [run.name for run in at_work if (read_json(run.parsed_path) or {"config": {}})["config"].get("sweep") in labels]
+        if left:
+            console.print(
+                f"[yellow]Still in the queue, and no longer in this sweep's grid (they go on). To stop them: rlvr cancel "
+                f"{' '.join(left)} --runs-dir {folder}[/yellow]",
+                soft_wrap=True,
+            )
+
+
 def say(done: Submitted, console: Console) -> None:
     if done.jobs:
         console.print(f"submitted {done.runs} runs as jobs {', '.join(done.jobs)}", highlight=False, soft_wrap=True)
@@ -143,17 +165,22 @@ def say(done: Submitted, console: Console) -> None:
 
 def wait(plan: Sequence[Planned], poll_s: float, console: Console) -> None:
     """Until no run of the plan is queued or at work; Refused where one did not get done."""
-    before: dict[str, str] = {}
-    while True:
-        live = slurm.live()
-        states = {planned.run.name: planned.run.state(planned.cfg, live) for planned in plan}
-        for name, state in states.items():
-            if before.get(name) != state:
-                console.print(f"{name}  {state}", highlight=False, soft_wrap=True)
-        if not {"queued", "running"} & set(states.values()):
-            break
-        before = dict(states)
-        time.sleep(poll_s)
+    states: dict[str, State] = {}
+    with Watch([(planned.run, planned.cfg) for planned in plan], console) as shown:
+        while True:
+            try:
+                live = slurm.live()
+            except Refused as refusal:  # the controller may be away for a while; the runs go on without it
+                console.print(f"[yellow]{refusal}[/yellow]", soft_wrap=True)
+                time.sleep(poll_s)
+                continue
+            before, states = states, {planned.run.name: planned.run.state(planned.cfg, live) for planned in plan}
+            for planned in plan:
+                if states[planned.run.name] != before.get(planned.run.name):
+                    shown.moved(planned.run, states[planned.run.name])
+            if not {"queued", "running"} & set(states.values()):
+                break
+            time.sleep(poll_s)
     bad = [planned for planned in plan if states[planned.run.name] != "done"]
     if bad:
         errors = [f"{one.run.name}: {error_of(one.run, states[one.run.name])}" for one in bad]

@@ -5,9 +5,12 @@ a point's plain values are then applied by Hydra's own code to a copy.
 """
 
 import difflib
+import multiprocessing
+import os
 import pickle
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -24,6 +28,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.identity import Resolved
 
 CONFIG_NAME = "config"
+MANY = 100  # points from which on forking pays
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,6 @@ class Composer:
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self.loader = loader
-        self.parser = OverridesParser.create(config_loader=loader)
         _, self.repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, [])
         self.merged: dict[tuple[str, ...], bytes] = {}  # pickled: three times as fast to copy as a DictConfig
 
@@ -47,7 +51,7 @@ class Composer:
         """The composed configuration, not resolved, without Hydra's own node; the same as Hydra's own composing gives."""
         choices: list[Any] = []
         values: list[Any] = []
-        for override in self.parser.parse_overrides(list(overrides)):
+        for override in map(parsed, overrides):
             of_hydra = override.is_hydra_override()
             (choices if of_hydra or self.repository.group_exists(override.key_or_group) else values).append(override)
         key = tuple(str(override.input_line) for override in choices)
@@ -67,6 +71,22 @@ class Composer:
         """A checked point; Refused or Hydra's own error where it cannot work."""
         return resolve(self.compose(overrides), overrides)
 
+    def points(self, grid: Sequence[Sequence[str]]) -> list[Point]:
+        """Every point of a grid, in its order; a large one is composed by as many processes as there are cores."""
+        if len(grid) < MANY:
+            return [self.point(overrides) for overrides in grid]
+        workers = len(os.sched_getaffinity(0))
+        share = -(-len(grid) // workers)  # neighbours share their choices of groups, which each worker merges itself
+        with multiprocessing.get_context("fork").Pool(workers, initializer=inherited.append, initargs=(self,)) as pool:
+            return pool.map(point_of_inherited, grid, chunksize=share)
+
+
+inherited: list[Composer] = []  # in a forked worker: what was loaded before the fork
+
+
+def point_of_inherited(overrides: Sequence[str]) -> Point:
+    return inherited[0].point(overrides)
+
 
 def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
     """Resolve every interpolation and refuse what cannot work. `cfg` has no `hydra` node."""
@@ -85,8 +105,15 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
     return Point(tuple(overrides), resolved)
 
 
+@cache
+def parsed(override: str) -> Override:
+    """Hydra's reading of an override; points of a grid share most of theirs."""
+    (read,) = OverridesParser.create().parse_overrides([override])
+    return read
+
+
 def given_keys(overrides: Sequence[str]) -> Collection[str]:
-    return {str(override.key_or_group) for override in OverridesParser.create().parse_overrides(list(overrides))}
+    return {str(parsed(override).key_or_group) for override in overrides}
 
 
 def refuse_unknown_settings(arguments: Sequence[str]) -> None:

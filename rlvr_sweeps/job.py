@@ -9,9 +9,9 @@ A new attempt writes its number. A trainer of an older attempt that lives on (it
 another number than its own at its next step, and leaves without writing.
 """
 
+import contextlib
 import ctypes
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -25,17 +25,13 @@ from rlvr_sweeps import slurm
 from rlvr_sweeps.environment import ENVIRONMENT
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
-from rlvr_sweeps.pipeline import PR_SET_PDEATHSIG, command, fail
+from rlvr_sweeps.pipeline import ELSEWHERE, PR_SET_PDEATHSIG, command, fail, keep_room
 from rlvr_sweeps.run import Run
+from rlvr_sweeps.transient import why_it_may_pass
 
 BEAT_S = 5.0
 FOLLOW_S = 60.0  # for the first node to start again what a further node saw fail
 PATIENCE_S = 180.0  # for an older attempt to leave: a step of it, or the half minute in which Slurm gives up on a node
-TRANSIENT = re.compile(
-    r"NCCL (?:error|WARN)|ncclSystemError|uncorrectable ECC|Address already in use|Connection reset by peer|EADDRINUSE"
-    r"|ProcessGroupNCCL.*timeout|CUDA error: an illegal instruction|Stale file handle"
-)
-TAIL = 20_000  # characters of a log in which a transient failure is looked for
 
 
 class RunError(RuntimeError):
@@ -60,11 +56,17 @@ class StageTask:
     def __call__(self) -> str:
         import submitit
 
-        said = Supervisor(self, submitit.JobEnvironment()).work()
-        wanted = self.stage == "evaluate" and "analyse" in Run(Path(self.run)).stages(Run(Path(self.run)).config())
-        if wanted and submitit.JobEnvironment().global_rank == 0:  # minutes, on the node that the evaluation had
-            said = Supervisor(replace(self, stage="analyse"), submitit.JobEnvironment()).work()
-        return said
+        run = Run(Path(self.run))
+        try:
+            said = Supervisor(self, submitit.JobEnvironment()).work()
+            wanted = self.stage == "evaluate" and "analyse" in run.stages(run.config())
+            if wanted and submitit.JobEnvironment().global_rank == 0:  # minutes, on the node that the evaluation had
+                said = Supervisor(replace(self, stage="analyse"), submitit.JobEnvironment()).work()
+            return said
+        except OSError as error:  # the disk is full, or the folder is gone
+            if not run.failure_path.exists():
+                fail(run, self.stage, f"{type(error).__name__}: {error}")
+            raise RunError(f"{run.name}: {error}") from error
 
 
 class Supervisor:
@@ -93,15 +95,16 @@ class Supervisor:
                 raise RunError(f"{self.run.name} is held by another process that did not leave within {PATIENCE_S:.0f} s")
             if self.run.is_done(self.task.stage, cfg):
                 return "done before"
-            self.run.failure_path.unlink(missing_ok=True)
             for again in range(self.task.retries + 1):
                 status = self.run_child()
+                if self.superseded():
+                    sys.exit(ELSEWHERE)
                 if self.run.is_done(self.task.stage, cfg):
                     self.run.log_event("done", stage=self.task.stage, job=self.job)
                     return "done"
                 if self.asked:
                     self.leave()
-                why = self.transient(status)
+                why = why_it_may_pass(status, self.run.log_path(self.task.stage))
                 if why is None or again == self.task.retries:
                     self.give_up(status)
                 self.run.log_event("again", stage=self.task.stage, why=why)
@@ -110,8 +113,10 @@ class Supervisor:
     def begin(self) -> None:
         """Number this attempt: from now on an older one has lost its right to write."""
         self.run.stop_path.unlink(missing_ok=True)
+        self.run.failure_path.unlink(missing_ok=True)
         number = (read_json(self.run.attempt_path) or {"attempt": 0})["attempt"] + 1
         self.attempt = str(number)
+        keep_room(self.run)
         write_json(self.run.attempt_path, {"attempt": number, "job": self.job, "restarts": self.restarts})
         self.run.log_event(
             "start", stage=self.task.stage, job=self.job, node=socket.gethostname(), attempt=number, restarts=self.restarts,
@@ -186,12 +191,20 @@ class Supervisor:
             try:
                 return self.child.wait(timeout=BEAT_S)
             except subprocess.TimeoutExpired:
-                self.beat()
+                if self.superseded():  # Slurm thought this node dead: the stage must not outlive its successor's patience
+                    os.killpg(self.child.pid, signal.SIGKILL)
+                else:
+                    self.beat()
+
+    def superseded(self) -> bool:
+        """Whether a newer attempt has begun."""
+        return str((read_json(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt
 
     def beat(self) -> None:
         """Say that the job lives: `rlvr status` shows the age of this file."""
         if self.leads:
-            write_text(self.run.heartbeat_path, self.job)
+            with contextlib.suppress(OSError):  # what a full disk does to the stage is the better message
+                write_text(self.run.heartbeat_path, self.job)
 
     def leave(self) -> None:
         """After a signal: back into the queue if there was notice, else out."""
@@ -205,16 +218,6 @@ class Supervisor:
             except Refused as refusal:
                 raise RunError(f"{self.run.name} could not be requeued: {refusal}") from None
         sys.exit(128 + signal.SIGTERM)
-
-    def transient(self, status: int) -> str | None:
-        """Why the same again may work; None where it will not."""
-        if status == -signal.SIGKILL:
-            return "its process was killed"
-        text = self.run.log_path(self.task.stage).read_bytes()[-TAIL:].decode(errors="replace")
-        found = TRANSIENT.search(text)
-        if found:
-            return found.group()
-        return "a process of several was killed" if "Signal 9 (SIGKILL)" in text else None
 
     def give_up(self, status: int) -> None:
         failure = read_json(self.run.failure_path)

@@ -85,8 +85,10 @@ def refuse_unwritable(folders: set[str]) -> None:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             probe = Path(folder) / f".writable.{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            try:
+                probe.write_bytes(bytes(4096))
+            finally:
+                probe.unlink(missing_ok=True)
         except OSError as error:
             raise Refused(
                 f"runs_dir={folder} cannot be written ({error.strerror}). Give a folder that can: runs_dir=/path/to/runs."

@@ -3,6 +3,7 @@
 This module and what it imports know nothing of torch: a stage's process does the heavy work.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -22,6 +23,7 @@ Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the proc
 PR_SET_PDEATHSIG = 1
 FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0
 SAVED = 5  # exit code of a stage that was asked to stop, and can go on where it is
+ROOM = 64 * 1024  # bytes kept for failure.json, should the disk be full
 
 
 ALONE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # on a port the system picks
@@ -34,6 +36,7 @@ def supervise(run: Run, start: Start) -> int:
             return ELSEWHERE
         cfg = run.config()
         run.failure_path.unlink(missing_ok=True)
+        keep_room(run)
         run.log_event("start")
         for stage in run.stages(cfg):
             if run.is_done(stage, cfg):
@@ -113,8 +116,20 @@ def work(stage: str) -> Callable[..., None]:
     return analyse
 
 
+def keep_room(run: Run) -> None:
+    """Occupy what a failure's record needs, so that a full disk can be recorded on itself."""
+    with contextlib.suppress(OSError):  # full already: the stage will say so
+        run.room_path.write_bytes(bytes(ROOM))
+
+
 def fail(run: Run, stage: str, error: str, trace: str = "") -> None:
-    write_json(run.failure_path, {"stage": stage, "error": error, "traceback": trace, "time": time.time()})
+    """Record why a stage ended."""
+    facts = {"stage": stage, "error": error, "traceback": trace[-ROOM // 2 :], "time": time.time()}
+    try:
+        write_json(run.failure_path, facts)
+    except OSError:
+        run.room_path.unlink(missing_ok=True)
+        write_json(run.failure_path, facts)
 
 
 if __name__ == "__main__":  # one process of several, started by torchrun

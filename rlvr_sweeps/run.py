@@ -14,11 +14,10 @@ stages/<stage>.json  written last by a stage that finished: what it was asked, w
 submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
 wandb/               the SDK's own files, mirror.json: what W&B has
 stop, saved.json     what a trainer is asked by, and how it answers: the attempt that saved
-attempts.jsonl       every start and stop;  failure.json  why it stopped, if it failed;  logs/  what it printed
+attempts.jsonl       every start and stop;  failure.json  why it failed (.room: kept for it);  logs/  what it printed
 """
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -31,7 +30,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, text_digest, try_lock, write_json, write_text
+from rlvr_sweeps.files import append_rows, as_yaml, read_json, text_digest, try_lock, write_json, write_text
 from rlvr_sweeps.identity import Resolved, analysis_of, evaluation_spec, is_trained, run_id, run_name
 from rlvr_sweeps.slurm import Live
 
@@ -81,6 +80,7 @@ class Run:
     heartbeat_path = property(lambda self: self.path / "heartbeat")
     stop_path = property(lambda self: self.path / "stop")
     saved_path = property(lambda self: self.path / "saved.json")
+    room_path = property(lambda self: self.path / ".room")
 
     def samples_path(self, benchmark: str) -> Path:
         return self.path / "eval" / f"{benchmark}.jsonl"
@@ -110,7 +110,7 @@ class Run:
         """Make the directory and write its config.yaml; what is not science may change from launch to launch."""
         if self.config_path.exists():
             self.config()
-        text = OmegaConf.to_yaml(OmegaConf.create(cfg))
+        text = as_yaml(cfg)
         write_json(self.parsed_path, {"of": text_digest(text), "config": cfg})
         write_text(self.config_path, text)
 
@@ -187,9 +187,7 @@ class Run:
         return {stage: entry["job"] for stage, entry in submitted.get("stages", {}).items()}
 
     def log_event(self, event: str, **facts: Any) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.attempts_path.open("a") as file:
-            file.write(json.dumps({"time": time.time(), "event": event, "pid": os.getpid(), **facts}) + "\n")
+        append_rows(self.attempts_path, [{"time": time.time(), "event": event, "pid": os.getpid(), **facts}])
 
     @contextmanager
     def claim(self, patience_s: float = 0.5) -> Iterator[bool]:

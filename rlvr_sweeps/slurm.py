@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,10 +63,62 @@ def live() -> dict[str, Job]:
     return jobs
 
 
+def how_ended(jobs: Iterable[str]) -> dict[str, str]:
+    """The last state of jobs that have left the queue, where the cluster keeps accounts (slurmdbd); else nothing."""
+    names = ",".join(jobs)
+    try:
+        lines = ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", names).splitlines() if names else []
+    except Refused:
+        return {}
+    return dict(line.split("|") for line in lines)
+
+
 def limit(name: str, default: int) -> int:
     """A number of `scontrol show config`, such as MaxArraySize."""
     found = re.search(rf"^{name}\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
     return int(found[1]) if found else default
+
+
+def every(pause_s: float, patience_s: float) -> Iterator[None]:
+    """Again and again, with a pause between, until patience ends."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(pause_s)
+
+
+@dataclass
+class Partition:
+    """Nodes that take jobs together, and for how long."""
+
+    limit_min: float
+    hosts: set[str]
+    is_default: bool = False
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether any of its nodes is another machine than this one."""
+        here = socket.gethostname().partition(".")[0]
+        return any(host.partition(".")[0] != here for host in self.hosts)
+
+
+def partitions() -> dict[str, Partition]:
+    """Every partition, by name."""
+    found: dict[str, Partition] = {}
+    for line in ask("sinfo", "-h", "-o", "%P|%l|%n").splitlines():
+        name, limit, host = line.split("|")
+        one = found.setdefault(name.rstrip("*"), Partition(minutes(limit), set(), name.endswith("*")))
+        one.hosts.add(host)
+    return found
+
+
+def minutes(limit: str) -> float:
+    """A time limit as sinfo prints it: infinite, [days-]hours:minutes:seconds or minutes:seconds."""
+    if not re.fullmatch(r"[\d:-]+", limit):
+        return float("inf")
+    days, _, clock = limit.rpartition("-")
+    hours, mins, seconds = ([0] + [int(part) for part in clock.split(":")])[-3:]
+    return (int(days or 0) * 24 + hours) * 60 + mins + seconds / 60
 
 
 @contextmanager

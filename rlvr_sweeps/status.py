@@ -16,6 +16,7 @@ from rlvr_sweeps.collect import Found, find
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.plan import STYLE
+from rlvr_sweeps.run import Run
 from rlvr_sweeps.watch import last_rows, percent
 
 Row = dict[str, Any]
@@ -30,10 +31,16 @@ def queue() -> Mapping[str, slurm.Job] | None:
         return None
 
 
-def rows(runs_dir: Path) -> list[Row]:
-    """One plain row per run: what --json prints."""
+def rows(runs_dir: Path, sweep: str | None = None) -> list[Row]:
+    """One plain row per run, of one sweep where its label is given: what --json prints."""
     live = queue()
-    return [row(found, live or {}) for found in find(runs_dir, live)]
+    found = [item for item in find(runs_dir, live) if sweep is None or (item.cfg and item.cfg["sweep"] == sweep)]
+    shown = [row(item, live or {}) for item in found]
+    lost = {item["job"]: item for item in shown if item["state"] == "lost" and item["job"]}
+    for job, state in (slurm.how_ended(lost) if live is not None else {}).items():
+        if job in lost:
+            lost[job]["error"] = f"Slurm says {state} of job {job}"
+    return shown
 
 
 def row(found: Found, live: Mapping[str, slurm.Job]) -> Row:
@@ -49,9 +56,16 @@ def row(found: Found, live: Mapping[str, slurm.Job]) -> Row:
         "reward": reward,
         "avg": summary.get("avg"),
         "avg_se": summary.get("avg_se"),
-        "error": found.error,
+        "error": found.error or (last_words(found.run) if found.state == "lost" else ""),
         **(in_slurm(found, live) if read_json(found.run.submission_path) else dict.fromkeys(IN_SLURM)),
     }
+
+
+def last_words(run: Run) -> str:
+    """What a lost run's own events say of its end."""
+    last = (read_rows(run.attempts_path) or [{"event": "none"}])[-1]
+    how = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": "taken out by rlvr cancel"}
+    return how.get(last["event"], "ended without a word: killed, or its node was lost")
 
 
 def in_slurm(found: Found, live: Mapping[str, slurm.Job]) -> Row:
@@ -95,20 +109,20 @@ def table(found: list[Row]) -> RenderableType:
     return Group(shown, *errors, Text(words))
 
 
-def show(runs_dir: Path, console: Console) -> None:
-    console.print(table(rows(runs_dir)))
+def show(runs_dir: Path, console: Console, sweep: str | None = None) -> None:
+    console.print(table(rows(runs_dir, sweep)))
 
 
-def watch(runs_dir: Path, console: Console, every_s: float) -> None:
+def watch(runs_dir: Path, console: Console, every_s: float, sweep: str | None = None) -> None:
     """The table, drawn again until nothing is queued or at work."""
     with LiveDisplay(console=console, auto_refresh=False) as display:
         while True:
-            found = rows(runs_dir)
+            found = rows(runs_dir, sweep)
             display.update(table(found), refresh=True)
             if not any(item["state"] in ("queued", "running") for item in found):
                 return
             time.sleep(every_s)
 
 
-def as_json(runs_dir: Path) -> str:
-    return json.dumps(rows(runs_dir), indent=1)
+def as_json(runs_dir: Path, sweep: str | None = None) -> str:
+    return json.dumps(rows(runs_dir, sweep), indent=1)

@@ -4,8 +4,11 @@ Of each array of trainings follows one of evaluations, task after task, and of e
 arrays and submitit's executor do it; what is kept here is which run became which task.
 """
 
+import contextlib
+import io
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from rlvr_sweeps.run import Run
 Resources = dict[str, Any]
 OURS = ("nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")  # submitit's own names; the rest are sbatch's
 NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", "tasks_per_node", "name", "setup",
-              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout")  # fmt: skip
+              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout",
+              "srun_args")  # fmt: skip
+WRITERS = 16  # threads that write runs' files: a shared disk answers an fsync after milliseconds, but many at once
 REPORT = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
 LIMIT = ("limit", "Limit")  # in sbatch's words where an account may have no more jobs
 
@@ -48,22 +53,21 @@ def submit(
         groups.setdefault(repr(shape(planned)), []).append(planned)
     for group in groups.values():
         waiting = list(group)
-        while waiting:
-            chunk = waiting[: size if not done.why_left else 0]
-            while chunk:
-                try:
-                    done.jobs += submit_chunk(chunk, params, folder, code, after)
-                    break
-                except Refused as refusal:
-                    if not any(word in str(refusal) for word in LIMIT):
-                        raise
-                    done.why_left = str(refusal)
-                    chunk = chunk[: len(chunk) // 2]
-            if not chunk:
-                break
+        while waiting and size:
+            chunk = waiting[:size]
+            try:
+                done.jobs += submit_chunk(chunk, params, folder, code, after)
+            except Refused as refusal:
+                if not any(word in str(refusal) for word in LIMIT):
+                    raise
+                done.why_left = str(refusal)
+                size = len(chunk) // 2  # down to a single run that is refused
+                continue
             done.runs += len(chunk)
             waiting = waiting[len(chunk) :]
         done.left += [planned.run for planned in waiting]
+    if done.left and not done.jobs and not slurm.live():
+        raise Refused(f"{done.why_left} (nothing of yours is in the queue: waiting changes nothing)")
     if done.jobs and report:
         done.jobs += submit_report(todo[0].cfg["runs_dir"], params, folder, code, done)
     return done
@@ -97,8 +101,10 @@ def submit_chunk(chunk: Sequence[Planned], params: Mapping[str, Any], folder: Pa
         for head in heads:
             slurm.ask("scancel", head)
         raise
-    for planned, stages in zip(chunk, records, strict=True):
-        write_json(planned.run.submission_path, {"stages": stages, "code": str(code), "launch": str(folder)})
+    common = {"code": str(code), "launch": str(folder)}
+    with ThreadPoolExecutor(WRITERS) as pool:
+        paths = [planned.run.submission_path for planned in chunk]
+        list(pool.map(write_json, paths, [{"stages": stages} | common for stages in records]))
     return heads
 
 
@@ -131,8 +137,11 @@ def send(
     more = dict(params.get("additional_parameters") or {})
     if depends:
         more |= {"dependency": depends, "kill-on-invalid-dep": "yes"}
-    setup = [*(params.get("setup") or []), f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    srun = ["--kill-on-bad-exit=1"]
+    # USR2 is the supervisor's; scancel --full and --signal=B: send it to the job's shell too, which would die of it.
+    # Safe path: python -m would look into the folder of the launch first, where the code may have been edited since.
+    frozen = f"export PYTHONSAFEPATH=1 PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"
+    setup = ["trap '' USR2", *(params.get("setup") or []), frozen]
+    srun = ["--kill-on-bad-exit=1", *(params.get("srun_args") or [])]
     if wanted.get("cpus_per_task"):
         srun.append(f"--cpus-per-task={wanted['cpus_per_task']}")  # srun of Slurm 22.05 and later does not take it from sbatch
     if not wanted.get("gpus_per_node"):
@@ -143,10 +152,11 @@ def send(
         slurm_srun_args=srun, **{key if key in OURS else f"slurm_{key}": value for key, value in wanted.items()},
     )  # fmt: skip
     try:
-        with slurm.outside_of_jobs():
+        with slurm.outside_of_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
             jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
     except submitit.core.utils.FailedJobError as error:
-        raise Refused(f"sbatch: {str(error).strip().splitlines()[-1]}") from None
+        words = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
+        raise Refused(f"sbatch: {'; '.join(words)}") from None
     except FileNotFoundError as error:
         raise Refused(f"sbatch could not be started ({error}). Launch on a login node of the cluster.") from None
     return [job.job_id for job in jobs]

@@ -55,21 +55,33 @@ class Watch:
 
     def started(self, run: Run) -> None:
         line = self.lines[run.name]
-        line.state, line.began, line.said = "running", time.monotonic(), time.monotonic()
+        line.state, line.began, line.said, line.note = "running", time.monotonic(), time.monotonic(), ""
         line.first_step = step_of(latest_complete_checkpoint(run.checkpoints_path))
         self.say(f"{run.name}  started" + (f" from the checkpoint of step {line.first_step}" if line.first_step else ""))
 
     def ended(self, run: Run, code: int) -> None:
         line = self.lines[run.name]
         line.state = {0: "done", ELSEWHERE: "running"}.get(code, "failed" if code == 1 else "lost")
-        seconds = time.monotonic() - line.began
+        self.conclude(line, f"{time.monotonic() - line.began:.0f} s, ")
+
+    def moved(self, run: Run, state: str) -> None:
+        """A run that others work on is seen in a new state."""
+        if state == "running":
+            self.started(run)
+            return
+        line = self.lines[run.name]
+        line.state = state
+        self.conclude(line)
+
+    def conclude(self, line: Line, after: str = "") -> None:
+        line.note = ""
         if line.state == "done":
-            summary = read_json(run.summary_path) or {}
-            line.note = f"{seconds:.0f} s, accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
+            summary = read_json(line.run.summary_path) or {}
+            line.note = f"{after}accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
         elif line.state == "failed":
-            error = (read_json(run.failure_path) or {}).get("error") or f"ended with exit code {code}"
+            error = (read_json(line.run.failure_path) or {}).get("error") or "ended without a word"
             line.note = error.splitlines()[0]
-        self.say(f"{run.name}  {line.state}  {line.note}")
+        self.say(f"{line.run.name}  {line.state}  {line.note}".rstrip())
 
     def refresh(self) -> None:
         """Say something about runs that have not been heard of for a while, where there is no live table."""

@@ -8,10 +8,13 @@ import sys
 import time
 
 import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from rlvr_sweeps.checkpoints import checkpoints, latest_complete_checkpoint, mark_complete
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, read_rows, write_json
+from rlvr_sweeps.files import append_rows, as_yaml, read_json, read_rows, write_json
 from rlvr_sweeps.run import Run
 
 HOLD = """
@@ -122,6 +125,25 @@ def test_rows_skip_a_torn_end(tmp_path):
     assert read_rows(path) == [{"step": 1}, {"step": 2}]
     assert read_rows(tmp_path / "none.jsonl") == []
     assert read_json(tmp_path / "none.json") is None
+
+
+def test_what_a_killed_writer_left_of_a_row_is_cut_off(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [{"row": 1}])
+    with path.open("a") as file:
+        file.write('{"row": 2, "te')
+    append_rows(path, [{"row": 3}, {"row": 4}])
+    assert [row["row"] for row in read_rows(path)] == [1, 3, 4]
+    path.write_text('{"ro')
+    append_rows(path, [{"row": 5}])
+    assert read_rows(path) == [{"row": 5}]
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()))
+@example({"a": "1e-5", "b": "yes", "c": "null", "d": "2024-01-01", "e": "12:30", "f": "0x1F", "g": "a: b # c", "h": "~ é\n"})
+def test_a_configuration_is_read_as_it_was_written(cfg):
+    assume("$" not in str(cfg) and "???" not in str(cfg))  # OmegaConf's own signs; a resolved configuration has none
+    assert OmegaConf.to_container(OmegaConf.create(as_yaml({"it": cfg})))["it"] == cfg
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):

@@ -1,7 +1,7 @@
 """hydra/launcher=rlvr_local and rlvr_slurm, hydra/sweeper=rlvr: a grid is composed, planned and run as one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class RlvrSlurmConf(SlurmQueueConf):
 
     _target_: str = "hydra_plugins.rlvr_launcher.RlvrSlurmLauncher"
     max_array_size: int | None = None  # tasks in an array; by default the cluster's MaxArraySize
+    srun_args: list[str] = field(default_factory=list)  # of the srun in each job: a container, a binding
     poll_s: float = 5.0  # wait=true: seconds between two looks at the queue
 
 
@@ -79,7 +80,7 @@ def composed(context: HydraContext, config: DictConfig, job_overrides: Sequence[
     composer = compose.Composer(context.config_loader)
     given = OmegaConf.to_container(config.hydra.overrides.hydra)
     assert isinstance(given, list)
-    return [composer.point([*given, *overrides]) for overrides in job_overrides]
+    return composer.points([[*given, *overrides] for overrides in job_overrides])
 
 
 def finished(overrides: Sequence[str]) -> JobReturn:

@@ -2,16 +2,18 @@
 
 import hashlib
 import subprocess
+import sys
 import time
 
 import pytest
 
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.run import Run, all_runs
+from tests.conftest import ROOT
 
 # Twelve steps of a second, checkpoints every fourth, and an evaluation of one tier.
 SMALL = (
-    "algo=grpo", "steps=12", "batch_size=32", "training.save_every=4", "benchmark.tier1.k=2",
+    "algo=grpo", "steps=12", "batch_size=32", "training.save_every=4", "analysis=none", "benchmark.tier1.k=2",
     *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
 )  # fmt: skip
 NO_GPU = ("cluster.train.gpus_per_node=0", "cluster.evaluate.gpus_per_node=0")
@@ -19,6 +21,10 @@ NO_GPU = ("cluster.train.gpus_per_node=0", "cluster.evaluate.gpus_per_node=0")
 
 def sh(*command, check=True):
     return subprocess.run(command, check=check, capture_output=True, text=True, timeout=60).stdout
+
+
+def rlvr(*arguments, check=True):
+    return sh(sys.executable, "-m", "rlvr_sweeps.cli", *arguments, check=check)
 
 
 def queue():
@@ -33,7 +39,7 @@ def hasten():
             sh("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
 
-def until(condition, patience_s=180):
+def until(condition, patience_s=300):
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited too long; the queue: {queue()}"
@@ -65,6 +71,69 @@ def slurm(launch, tmp_path):
     until(all_ended)
 
 
+@pytest.fixture
+def held(slurm):
+    """The partition takes jobs and starts none, until held() is called."""
+    sh("scontrol", "update", "PartitionName=main", "State=DOWN")
+
+    def start():
+        sh("scontrol", "update", "PartitionName=main", "State=UP")
+
+    yield start
+    sh("scancel", "--me", check=False)
+    start()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(world, tmp_path_factory):
+    """The run that faults disturb, by the local launcher, in one piece."""
+    folder = tmp_path_factory.mktemp("local")
+    command = [sys.executable, "launch.py", "-m", *SMALL, f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launch"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    return only(folder / "runs")
+
+
+@pytest.fixture
+def survives(slurm, uninterrupted, record_property):
+    """survives(fault, disturb): a run that `disturb` meets after its fifth step ends as the undisturbed one did, to the bit.
+
+    What happened is recorded: `make faults` makes docs/reliability.md of it.
+    """
+
+    def check(fault, disturb, *arguments, after=5):
+        slurm(*arguments)
+        run = only(slurm.runs)
+        until(lambda: steps(run) >= after)
+        disturb(run)
+        until(all_ended, 600)
+        assert run.state() == "done", (read_json(run.failure_path), events(run, "start"))
+        assert weights(run) == weights(uninterrupted)
+        assert numbers(run)[0] == numbers(uninterrupted)[0]
+        record(record_property, fault, happened(run))
+        return run
+
+    return check
+
+
+def record(record_property, fault, outcome, times=1, runs=1, identical="yes"):
+    for name, value in (("fault", fault), ("outcome", outcome), ("times", times), ("runs", runs), ("identical", identical)):
+        record_property(name, value)
+
+
+def happened(run):
+    """How a run that was disturbed went on, by its own events."""
+    starts, resumed = events(run, "start"), events(run, "train")[-1]["resumed_from"]
+    if events(run, "requeue"):
+        how = "saved at the end of its step and requeued itself"
+    elif any(start["restarts"] for start in starts):
+        how = "requeued by Slurm"
+    elif events(run, "again"):
+        how = "started again in its job"
+    else:
+        how = "the same command went on"
+    return f"{how}, from step {resumed.rpartition('-')[2] if resumed else 0}"
+
+
 def only(runs_dir) -> Run:
     (run,) = all_runs(runs_dir)
     return run
@@ -91,6 +160,10 @@ def numbers(run):
 
 def job_of(run):
     return run.jobs()["train"]
+
+
+def trainer_of(run):
+    return events(run, "train")[-1]["pid"]
 
 
 def live():

@@ -1,16 +1,34 @@
 """On a real Slurm: stopped, killed, cancelled or failed in the middle, and what becomes of it."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.files import read_json
 from tests.conftest import ROOT
-from tests.slurm.conftest import SMALL, all_ended, events, job_of, live, numbers, only, queue, sh, steps, until, weights
+from tests.slurm.conftest import (
+    SMALL,
+    all_ended,
+    events,
+    happened,
+    job_of,
+    live,
+    numbers,
+    only,
+    queue,
+    record,
+    rlvr,
+    sh,
+    steps,
+    trainer_of,
+    until,
+    weights,
+)  # fmt: skip
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,70 +36,122 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(world, tmp_path_factory):
-    """The same run by the local launcher, in one piece."""
-    folder = tmp_path_factory.mktemp("local")
-    command = [sys.executable, "launch.py", "-m", *SMALL, f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launch"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
-    return only(folder / "runs")
-
-
-def ask_and_resume(slurm, uninterrupted, disturb, after=5):
-    """One run, disturbed once it has `after` steps; it must end as the uninterrupted one did."""
-    slurm("wait=false")
-    run = only(slurm.runs)
-    until(lambda: steps(run) >= after)
-    disturb(run)
-    until(all_ended)
-    assert run.state() == "done", (run.path / "failure.json").read_text() if run.failure_path.exists() else events(run, "start")
-    assert weights(run) == weights(uninterrupted)
-    assert numbers(run)[0] == numbers(uninterrupted)[0]
-    return run
-
-
-def test_notice_before_the_time_limit(slurm, uninterrupted):
-    """USR2, as Slurm sends it: the trainer saves at the end of its step, and the job goes back into the queue."""
-    run = ask_and_resume(slurm, uninterrupted, lambda run: sh("scancel", "--signal=USR2", "--full", job_of(run)))
+@pytest.mark.twice
+def test_notice_before_the_time_limit(survives):
+    """USR2 to all that a job has, its shell too: the trainer saves at the end of its step, the job goes back into the queue."""
+    run = survives("USR2 to the whole job", lambda run: sh("scancel", "--signal=USR2", "--full", job_of(run)))
     assert len(events(run, "requeue")) == 1
     first, second = (row["resumed_from"] for row in events(run, "train"))
     assert first is None and int(second.rpartition("-")[2]) >= 5  # its last step, not its last checkpoint
     assert events(run, "stopped")[0]["saved"] is True
 
 
-def test_requeued_by_the_administrator(slurm, uninterrupted):
-    run = ask_and_resume(slurm, uninterrupted, lambda run: sh("scontrol", "requeue", job_of(run)))
+def test_the_time_limit_itself(survives):
+    """Two minutes with notice of one, both kept by Slurm; the trainer hangs until it is told."""
+
+    def disturb(run):
+        os.kill(trainer_of(run), signal.SIGSTOP)
+        until(run.stop_path.exists)
+        os.kill(trainer_of(run), signal.SIGCONT)
+
+    limit = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=60")
+    run = survives("time limit, notice from Slurm", disturb, *limit)
+    assert events(run, "requeue") and events(run, "stopped")[0]["signal"] == "SIGUSR2"
+
+
+@pytest.mark.long
+def test_the_time_limit_without_an_answer(survives, slurm):
+    """A step that outlasts a short notice: Slurm ends the job, and the same command goes on."""
+    limit = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=5")
+
+    def disturb(run):
+        trainer = trainer_of(run)
+
+        def hangs():  # again and again: Slurm wakes stopped processes before it ends them
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(trainer, signal.SIGSTOP)
+            return all_ended()
+
+        until(hangs)
+        assert "JobState=TIMEOUT" in sh("scontrol", "show", "job", job_of(run))
+        assert run.state(live=live()) == "lost"
+        slurm(*limit)
+
+    survives("time limit, no answer in time", disturb, *limit, after=1)
+
+
+@pytest.mark.twice
+def test_requeued_by_the_administrator(survives):
+    run = survives("scontrol requeue", lambda run: sh("scontrol", "requeue", job_of(run)))
     assert len(events(run, "start")) == 3  # two for training, one for evaluation
 
 
-def test_preempted_by_a_higher_partition(slurm, uninterrupted):
+def test_preempted_by_a_higher_partition(survives):
     def disturb(run):
         sh("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
 
-    ask_and_resume(slurm, uninterrupted, disturb)
+    survives("preemption by a higher partition", disturb)
 
 
+def test_a_node_is_lost(survives):
+    """Its slurmd is killed, its trainer hangs and lives on: Slurm starts the job elsewhere, and the old attempt yields."""
+
+    def disturb(run):
+        node = events(run, "start")[-1]["node_name"]
+        pid = Path(os.environ["SLURM_TEST_ROOT"], "run", f"slurmd.{node}.pid")
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        os.kill(trainer_of(run), signal.SIGSTOP)
+        until(lambda: read_json(run.attempt_path)["attempt"] == 2)
+
+    try:
+        run = survives("a node goes down under the run", disturb)
+    finally:
+        subprocess.run([ROOT / "tests/slurm/up.sh"], check=True, capture_output=True, timeout=120)
+    first, second, *_ = (start["node_name"] for start in events(run, "start"))
+    assert first != second
+
+
+@pytest.mark.twice
 @pytest.mark.parametrize("whom", ["the trainer", "the supervisor"])
-def test_killed(slurm, uninterrupted, whom):
+def test_killed(survives, slurm, whom):
     """A killed trainer is started again in its job; after a killed supervisor the same command goes on."""
 
     def disturb(run):
         supervisor = events(run, "start")[-1]["pid"]
-        os.kill(events(run, "train")[-1]["pid"] if whom == "the trainer" else supervisor, signal.SIGKILL)
+        os.kill(trainer_of(run) if whom == "the trainer" else supervisor, signal.SIGKILL)
         if whom == "the supervisor":
             until(all_ended)
             assert run.state() == "lost"
             slurm()
 
-    run = ask_and_resume(slurm, uninterrupted, disturb)
+    run = survives(f"kill -9 of {whom}", disturb)
     assert [row["why"] for row in events(run, "again")] == (["its process was killed"] if whom == "the trainer" else [])
 
 
-def test_cancelled_while_running_and_while_waiting(slurm, uninterrupted):
+def test_a_process_of_two_nodes_is_killed(slurm, tmp_path, record_property):
+    """Both nodes start again from the last checkpoint, in the same job; two processes of one machine end with the same bits."""
+    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16")
+    slurm(*two, "cluster.train.nodes=2", gpus=True)
+    run = only(slurm.runs)
+    until(lambda: steps(run) >= 5)
+    os.kill(trainer_of(run), signal.SIGKILL)
+    slurm.launch("cluster=local", *SMALL, *two, runs=tmp_path / "local")
+    whole = only(tmp_path / "local")
+    until(all_ended)
+    assert run.state() == "done", (read_json(run.failure_path), events(run, "start"))
+    assert len(events(run, "again")) == 1
+    assert weights(run) == weights(whole) and numbers(run)[0] == numbers(whole)[0]
+    record(record_property, "kill -9 of a rank of two nodes", happened(run))
+
+
+@pytest.mark.twice
+def test_cancelled_while_running_and_while_waiting(survives, slurm):
     def disturb(run):
         sh("scancel", job_of(run))
         until(all_ended)
         assert run.state() == "lost"
+        (row,) = json.loads(rlvr("status", str(run.path.parent), "--json"))
+        assert ("CANCELLED" if os.environ["SLURM_DBD"] == "1" else "ended by SIGTERM") in row["error"]
         sh("scontrol", "update", "PartitionName=main", "State=DOWN")
         slurm()
         assert run.state(live=live()) == "queued"
@@ -92,12 +162,43 @@ def test_cancelled_while_running_and_while_waiting(slurm, uninterrupted):
         slurm()
 
     try:
-        ask_and_resume(slurm, uninterrupted, disturb)
+        survives("scancel, running and then waiting", disturb)
     finally:
         sh("scontrol", "update", "PartitionName=main", "State=UP")
 
 
-def test_a_failure_looks_like_one(slurm, tmp_path):
+def test_the_disk_is_full(survives, slurm):
+    """The run says so, in its own folder; with room again it goes on."""
+
+    ballast = slurm.runs / "ballast"
+
+    def fill():
+        with pytest.raises(OSError, match="No space left"), ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(65536))
+
+    def disturb(run):
+        fill()
+        until(all_ended)
+        assert run.state() == "failed"
+        (row,) = json.loads(rlvr("status", str(slurm.runs), "--json"))
+        assert "No space left on device" in row["error"]
+        fill()
+        refused = slurm("retry=true", expect=1)
+        assert "No space left on device" in refused.stderr + refused.stdout
+        ballast.unlink()
+        slurm("retry=true")
+
+    slurm.runs.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(slurm.runs))
+    try:
+        survives("the disk fills up", disturb)
+    finally:
+        sh("umount", "--lazy", str(slurm.runs))
+
+
+@pytest.mark.twice
+def test_a_failure_looks_like_one(slurm, tmp_path, record_property):
     """A data set that is too small: FAILED in Slurm, its error in the table, its evaluation taken out of the queue."""
     few = tmp_path / "few.jsonl"
     few.write_text('{"question": "' + "long " * 200 + '", "answer": "1"}\n')
@@ -107,20 +208,11 @@ def test_a_failure_looks_like_one(slurm, tmp_path):
     assert run.state() == "failed"
     shown = sh("scontrol", "show", "job", job_of(run))
     assert "JobState=FAILED" in shown
-    rows = json.loads(sh(sys.executable, "-m", "rlvr_sweeps.cli", "status", str(slurm.runs), "--json"))
+    if os.environ["SLURM_DBD"] == "1":
+        until(lambda: sh("sacct", "-n", "-X", "-P", "-o", "State", "-j", job_of(run)).strip() == "FAILED", 30)
+    rows = json.loads(rlvr("status", str(slurm.runs), "--json"))
     assert "No problem of" in rows[0]["error"] and rows[0]["job"]
-    assert "Traceback" in sh(sys.executable, "-m", "rlvr_sweeps.cli", "logs", str(run.path), "--stage", "train")
+    assert "Traceback" in rlvr("logs", str(run.path), "--stage", "train")
     said = slurm(f"data.path={few}", "data.problems=null").stdout
     assert "left alone (retry=true" in said and not queue()
-
-
-def test_a_process_of_two_nodes_is_killed(slurm):
-    """Both nodes start again from the last checkpoint, in the same job."""
-    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16", "cluster.train.nodes=2")
-    slurm(*two, gpus=True)
-    run = only(slurm.runs)
-    until(lambda: steps(run) >= 5)
-    os.kill(events(run, "train")[-1]["pid"], signal.SIGKILL)
-    until(all_ended, 300)
-    assert run.state() == "done", (run.path / "failure.json").read_text() if run.failure_path.exists() else events(run, "start")
-    assert len(events(run, "again")) == 1 and [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, 13))
+    record(record_property, "an exception in the run", "FAILED in Slurm, its error in the table", identical="-")

@@ -1,0 +1,101 @@
+"""Every fault of tests/slurm, injected into a real Slurm, and what became of it: writes docs/reliability.md.
+
+    make faults
+
+Under proctrack/linuxproc without slurmdbd, and at once under proctrack/cgroup with it. The rows are what the tests recorded.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "reliability.md"
+CLUSTERS = {
+    "proctrack/linuxproc, no slurmdbd": {"SLURM_PROCTRACK": "linuxproc", "SLURM_DBD": "0", "SLURM_BASE_PORT": "27817"},
+    "proctrack/cgroup, slurmdbd": {"SLURM_PROCTRACK": "cgroup", "SLURM_DBD": "1", "SLURM_BASE_PORT": "28817"},
+}
+TESTS = ["tests/slurm/test_slurm_faults.py", "tests/slurm/test_slurm_storm.py"]
+HEAD = """# Faults
+
+`make faults` injects every fault below into training runs on a real Slurm of two virtual nodes, and wrote this page; how each
+is done is in `tests/slurm/`. A run is twelve steps of the embedded model and an evaluation. It is lost if it does not end as
+`done` (an exception of its own: `failed`), a step if it is not in `metrics.jsonl` once. Identical: the hash of the weights, and
+every number of every step, are those of the same run when nothing disturbs it.
+
+{date}, {machine}. **{times} faults in {runs} runs: {lost} runs lost, {lost_steps} steps lost.**
+"""
+
+
+def inject(settings: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+    """The tests on one cluster, started."""
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "junit_family=legacy",
+        *TESTS,
+        f"--junitxml={folder}/{settings['SLURM_PROCTRACK']}.xml",
+    ]
+    return subprocess.Popen([ROOT / "tests/slurm/with.sh", *pytest], cwd=ROOT, env=os.environ | settings)
+
+
+def outcomes(report: Path) -> list[dict[str, str]]:
+    """What each test recorded; nothing where the cluster could not be started, of which with.sh has said why."""
+    if not report.exists():
+        return []
+    return [outcome(case) for case in ElementTree.parse(report).iter("testcase") if case.find("skipped") is None]
+
+
+def outcome(case: ElementTree.Element) -> dict[str, str]:
+    facts = {str(found.get("name")): str(found.get("value")) for found in case.iter("property")}
+    failed = case.find("failure") is not None or case.find("error") is not None
+    if failed or not facts:
+        return {"fault": str(case.get("name")), "outcome": "**the test failed**", "times": "1", "runs": "1", "identical": "no"}
+    return facts
+
+
+def page(by_cluster: dict[str, list[dict[str, str]]]) -> str:
+    rows = [row for of_cluster in by_cluster.values() for row in of_cluster]
+    failed = [row for row in rows if row["identical"] == "no"]
+    text = HEAD.format(
+        date=time.strftime("%Y-%m-%d"), machine=machine(), times=sum(int(row["times"]) for row in rows),
+        runs=sum(int(row["runs"]) for row in rows), lost=len(failed), lost_steps=0 if not failed else "some",
+    )  # fmt: skip
+    for name, of_cluster in by_cluster.items():
+        text += f"\n## {name}\n\n| fault | injected | what happened | lost | identical |\n|---|---|---|---|---|\n"
+        for row in of_cluster:
+            lost = "0" if row["identical"] != "no" else row["runs"]
+            text += f"| {row['fault']} | {row['times']} | {row['outcome']} | {lost} | {row['identical']} |\n"
+    return text
+
+
+def machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, no GPU"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        clusters = [inject(settings, Path(folder)) for settings in CLUSTERS.values()]
+        ended = {cluster.wait() for cluster in clusters}
+        if not ended <= {0, 1}:
+            sys.exit("interrupted: docs/reliability.md is as it was")
+        reports = {name: Path(folder) / f"{settings['SLURM_PROCTRACK']}.xml" for name, settings in CLUSTERS.items()}
+        by_cluster = {name: outcomes(report) for name, report in reports.items()}
+    if not any(by_cluster.values()):
+        sys.exit("no cluster could be started here: docs/reliability.md is as it was")
+    PAGE.write_text(page(by_cluster))
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    if any(row["identical"] == "no" for rows in by_cluster.values() for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
