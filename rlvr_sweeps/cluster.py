@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlvr_sweeps import assets, model_folder, outlook, slurm
+from rlvr_sweeps import assets, model_folder, outlook, slurm, versions
 from rlvr_sweeps.admission import admit
 from rlvr_sweeps.compose import Point
 from rlvr_sweeps.control import remember
@@ -71,6 +71,7 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         show_departed(plan, live, console)
         outlook.refuse_unfit(plan)
         if todo:
+            versions.refuse_unknown(todo[0].cfg)
             admit(todo, params, folder, console)
             assets.ensure([planned.cfg for planned in todo])
             with ThreadPoolExecutor(WRITERS) as pool:

@@ -191,6 +191,7 @@ class Config:
 
     grading: str = "boxed_after_thinking"  # where an answer must stand; the others are boxed and any (rlvr_sweeps/grading.py)
     analysis: str = "none"  # spectra of the update: none | final | checkpoints (at each of them too)
+    untested_versions: bool = False  # run on versions of torch, TRL, vLLM, … that are no known set (rlvr_sweeps/versions.py)
     sweep: str | None = None  # a label: which sweep asked; no part of a run's identity
     runs_dir: str = "runs"
     plan: bool = False  # print what would run, and stop

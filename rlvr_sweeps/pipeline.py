@@ -18,6 +18,7 @@ from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.tracking import mirrored
+from rlvr_sweeps.versions import refuse_unknown
 
 Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
 PR_SET_PDEATHSIG = 1
@@ -87,6 +88,7 @@ def run_stage(stage: str, run: Run) -> None:
     start = time.monotonic()
     try:
         cfg = run.config()
+        refuse_unknown(cfg)
         with mirrored(run, cfg, is_leader()):
             work(stage)(run, cfg)
             if is_leader():

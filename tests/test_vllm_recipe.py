@@ -11,8 +11,10 @@ import pytest
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.run import all_runs
 from tests.conftest import ROOT
+from tests.test_distributed import together, wait_until
 from tests.test_vllm_rollouts import ON_CPU
 from tests.toy import make_r1, write_problems
+from tests.two_processes import overrides
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
@@ -73,6 +75,20 @@ def test_the_recipe_runs_is_killed_and_resumes(launch, recipe, tmp_path):
     assert read_rows(killed.samples_path("local")) == read_rows(whole.samples_path("local"))
 
 
+def test_ranks_by_ddp_and_by_zero_are_one_process(composer, twelve, launch, tmp_path):
+    """The same completions, rewards and losses of the same global batch, from one engine or from one per rank."""
+    spec = ",".join(("lora", *ON_CPU))
+    fewer = ("benchmark.tier1.k=1", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)))
+    launch(*overrides(composer, spec, twelve, "single", 1), *fewer, runs=tmp_path / "alone")
+    wanted = read_rows(only(tmp_path / "alone").metrics_path)
+    for kind in ("ddp", "zero2_offload"):
+        result = together(kind, [spec], twelve, tmp_path)[spec]
+        assert result["weights"][0] == result["weights"][1]
+        for mine, one in zip(result["rows"], wanted, strict=True):
+            assert mine["reward_mean"] == one["reward_mean"] and mine["loss"] == pytest.approx(one["loss"], abs=1e-4), kind
+            assert mine["sampler_kl"] < 1e-5 and mine["sampler_ratio_mean"] == pytest.approx(1, abs=1e-3)
+
+
 def test_runs_of_one_launch_leave_nothing_behind(launch, tmp_path):
     """Two vLLM runs one after another from one warm process, and the second alone: the same bits."""
     small = (
@@ -85,11 +101,3 @@ def test_runs_of_one_launch_leave_nothing_behind(launch, tmp_path):
     (after,) = (run for run in all_runs(tmp_path / "both") if run.name == alone.name)
     assert weights(after) == weights(alone)
     assert "RANK" not in os.environ
-
-
-def wait_until(condition):
-    for _ in range(1500):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("waited too long")
