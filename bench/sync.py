@@ -44,9 +44,9 @@ def make_base(folder: Path) -> Path:
 
 def sampler_of(base: Path, sync: str) -> Any:
     cfg = offline_composer().point([
-        "rollout=vllm", "model=local", "model.name=bench", f"model.path={base}", "data.path=none.jsonl",
-        "benchmark.local.path=none.jsonl", "rollout.max_tokens=128", f"rollout.sync={sync}", "rank=32", "rollout.vllm.enforce_eager=true",
-        "+rollout.vllm.kv_cache_memory_bytes=67108864", "untested_versions=true",
+        "rollout=vllm", "model=local", "model.name=bench", f"model.path={base}", "data.path=none.jsonl", "rank=32",
+        "benchmark.local.path=none.jsonl", "rollout.max_tokens=128", f"rollout.sync={sync}", "rollout.vllm.enforce_eager=true",
+        "+rollout.vllm.kv_cache_memory_bytes=67108864",
     ]).cfg  # fmt: skip
     policy = attach(Qwen2ForCausalLM.from_pretrained(base, dtype=torch.float32), cfg["peft"], seed=0)
     with torch.no_grad():
