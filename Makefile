@@ -12,11 +12,11 @@ ARGS ?=
 RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
-.PHONY: $(TABLES) $(FIGURES) paper
+.PHONY: $(TABLES) $(FIGURES) paper lr_fair
 .PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm faults lint types bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(READY) ## make or refresh .venv from the pins in constraints.txt
 
@@ -37,7 +37,8 @@ launch = PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py sweep=$@ $(asked) wait=
 
 table3: venv ## Table 3, what is missing of it run; also table4 table5 table6 (MODEL=tiny CLUSTER=local: here. SEEDS= WAIT=0 ARGS=)
 fig1: venv ## Figure 1, likewise; also fig3 fig4 fig5
-paper: venv ## all tables and figures, launched as one
+paper: venv ## all tables and figures, launched as one, and the figures that the paper lacks
+lr_fair: venv ## each method at learning rates of its own, chosen on held-out training prompts: table and figures
 
 $(TABLES): venv
 	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $(@:table%=%) $(asked); exit $$status
@@ -48,7 +49,11 @@ $(FIGURES): venv
 paper:
 	@status=0; $(launch) || status=$$?; \
 	for number in $(TABLES:table%=%); do $(BIN)/rlvr table $$number $(asked) || status=$$?; done; \
-	for number in $(FIGURES:fig%=%); do $(BIN)/rlvr figure $$number $(asked) || status=$$?; done; exit $$status
+	for name in $(FIGURES:fig%=%) forest cost spectra; do $(BIN)/rlvr figure $$name $(asked) || status=$$?; done; exit $$status
+
+lr_fair:
+	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(asked) || status=$$?; \
+	for name in lr reach; do $(BIN)/rlvr figure $$name $(asked) || status=$$?; done; exit $$status
 
 test: venv chromium test-vllm test-slurm ## every test, with real training
 	$(BIN)/pytest -n 2 --dist worksteal --ignore-glob 'tests/test_vllm*' --ignore tests/slurm
