@@ -1,12 +1,10 @@
 """A launch on Slurm: plan, submit what is missing, say what to type next; with wait=true, watch until all has ended."""
 
 import copy
-import fcntl
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,14 @@ from rlvr_sweeps.admission import admit
 from rlvr_sweeps.compose import Point
 from rlvr_sweeps.control import remember
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, try_lock
+from rlvr_sweeps.files import read_json
 from rlvr_sweeps.identity import Resolved, is_trained
-from rlvr_sweeps.launches import record
+from rlvr_sweeps.launches import only_one, record
 from rlvr_sweeps.local import point_of, refuse_unwritable
 from rlvr_sweeps.plan import Planned, make_plan, show
 from rlvr_sweeps.run import Run, State, all_runs
 from rlvr_sweeps.submit import WRITERS, Submitted, resources, submit
 from rlvr_sweeps.watch import Watch
-
-SUBMITTING_S = 600.0  # how long another launch may hold the folder while it submits
 
 
 def launch(cfg: DictConfig) -> None:
@@ -102,15 +98,6 @@ def release_canary(todo: Sequence[Planned], params: Mapping[str, Any], folder: P
     (*_, last) = submit([Planned(run, cfg, "new", True, 1)], params, folder, report=False).jobs
     console.print(f"canary: job {last}, {cfg['steps']} steps of {todo[0].run.name}; the others wait for it", highlight=False)
     return last
-
-
-@contextmanager
-def only_one(runs_dir: Path) -> Iterator[None]:
-    """Hold a folder's submission lock: two launches at once would both find the same runs missing."""
-    with (runs_dir / ".submitting").open("w") as lock:
-        if not try_lock(lock.fileno(), fcntl.LOCK_EX, SUBMITTING_S):
-            raise Refused(f"Another launch has been submitting into {runs_dir} for {SUBMITTING_S:.0f} s. Try again later.")
-        yield
 
 
 def gpu_hours(cfg: Resolved) -> float:

@@ -4,12 +4,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps import slurm
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.launches import only_one
 from rlvr_sweeps.plan import Planned
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.submit import submit
@@ -59,6 +61,13 @@ def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def retry(runs: Sequence[Run]) -> list[str]:
     """Submit failed and lost runs again, as they were; returns the new jobs. Refused where a run needs none."""
+    with ExitStack() as held:
+        for folder in sorted({run.path.parent for run in runs}):
+            held.enter_context(only_one(folder))
+        return submit_again(runs)
+
+
+def submit_again(runs: Sequence[Run]) -> list[str]:
     live = slurm.live()
     by_launch: dict[str, list[Planned]] = {}
     for run in runs:

@@ -46,11 +46,15 @@ def load_problems(source: Mapping[str, Any]) -> list[Problem]:
 
 
 def split(problems: Sequence[Problem], holdout: int) -> tuple[list[Problem], list[Problem]]:
-    """What is trained on and what is held out, each in its order: held out are the `holdout` smallest hashes of their ids."""
+    """What is trained on and what is held out, each in its order: held out are the `holdout` smallest hashes of their ids.
+
+    A question that is held out is trained on nowhere: its copies are in neither part.
+    """
     if holdout >= len(problems) > 0:
         raise Refused(f"data.holdout={holdout} leaves nothing to train on: there are {len(problems)} problems.")
     held_out = {problem.id for problem in sorted(problems, key=lambda problem: text_id(f"held out {problem.id}"))[:holdout]}
-    return [one for one in problems if one.id not in held_out], [one for one in problems if one.id in held_out]
+    asked = {problem.question for problem in problems if problem.id in held_out}
+    return [one for one in problems if one.question not in asked], [one for one in problems if one.id in held_out]
 
 
 def imported_path(source: Mapping[str, Any]) -> Path:

@@ -95,7 +95,9 @@ class Supervisor:
                 raise RunError(f"{self.run.name} is held by another process that did not leave within {PATIENCE_S:.0f} s")
             if self.run.is_done(self.task.stage, cfg):
                 return "done before"
+            log = self.run.log_path(self.task.stage)
             for again in range(self.task.retries + 1):
+                begins = log.stat().st_size if log.exists() else 0
                 status = self.run_child()
                 if self.superseded():
                     sys.exit(ELSEWHERE)
@@ -104,9 +106,10 @@ class Supervisor:
                     return "done"
                 if self.asked:
                     self.leave()
-                why = why_it_may_pass(status, self.run.log_path(self.task.stage))
+                why = why_it_may_pass(status, log, begins)
                 if why is None or again == self.task.retries:
                     self.give_up(status)
+                self.run.failure_path.unlink(missing_ok=True)  # what passed is no failure
                 self.run.log_event("again", stage=self.task.stage, why=why)
         raise AssertionError("a stage is done, left or given up")
 
@@ -123,7 +126,8 @@ class Supervisor:
             node_name=os.environ.get("SLURMD_NODENAME"), gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
         )  # fmt: skip
         name = f"{self.run.name} {self.task.stage}"
-        subprocess.run(["scontrol", "update", f"JobId={self.job}", f"JobName={name}"], capture_output=True)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # a name for people; a container may hold no scontrol
+            subprocess.run(["scontrol", "update", f"JobId={self.job}", f"JobName={name}"], capture_output=True, timeout=10)
         self.beat()
 
     def follow(self) -> str:
@@ -159,13 +163,14 @@ class Supervisor:
         except OSError:  # a full disk: Slurm will end us anyway
             return
         if self.task.stage != "train" and self.child:  # its samples are written as they come
-            os.killpg(self.child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a second signal finds it gone
+                os.killpg(self.child.pid, signal.SIGKILL)
 
     def run_child(self) -> int:
         """The stage in a child of its own session; returns its exit code, negative for a signal."""
         nodes = int(self.environment.num_nodes)
         if nodes * self.task.processes > 1 and self.task.stage != "analyse":
-            port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 30_000
+            port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) + self.tries()) % 30_000  # another one where the last was taken
             lead = self.environment.hostnames[0]
             meet = [f"--nnodes={nodes}", f"--node-rank={self.environment.node}", f"--master-addr={lead}"]
             started = command(self.task.stage, self.run, self.task.processes, [*meet, f"--master-port={port}"])

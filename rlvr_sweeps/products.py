@@ -93,17 +93,8 @@ def points(sections: Mapping[str, Section], model: str, arguments: Sequence[str]
     Refused where something is typed that the rows set themselves. `model` chooses the rows' values; a row that names its
     own model (Table 6) keeps it, whoever asks.
     """
-    launched = [section for section in sections.values() if section.launched]
-    rows = [(section, row) for section in launched for row in expand(section.instead.get(model, section.grids))]
-    fixed = {key_of(override) for _, row in rows for override in row} - {"model"}
-    for argument in OverridesParser.create().parse_overrides(list(arguments)):
-        key = argument.get_key_element()
-        if key in fixed or (key == "model" and argument.is_sweep_override()):
-            why = "takes its values from one model" if key == "model" else f"sets {key} itself"
-            raise Refused(
-                f"{argument.input_line} was given, but this sweep {why} (conf/sweep/). Leave it out, or launch a grid of your "
-                "own: python launch.py -m …"
-            )
+    refuse_taken(sections, model, arguments)
+    rows = launched_rows(sections, model)
     crossed = []
     given = {key_of(argument) for argument in arguments}
     for section, row in rows:
@@ -113,6 +104,24 @@ def points(sections: Mapping[str, Section], model: str, arguments: Sequence[str]
             rest.append(f"seed={','.join(map(str, seeds(section.seeds)))}")
         crossed += [list(point) for point in expand([" ".join(row)], rest)]
     return crossed
+
+
+def launched_rows(sections: Mapping[str, Section], model: str) -> list[tuple[Section, tuple[str, ...]]]:
+    launched = [section for section in sections.values() if section.launched]
+    return [(section, row) for section in launched for row in expand(section.instead.get(model, section.grids))]
+
+
+def refuse_taken(sections: Mapping[str, Section], model: str, arguments: Sequence[str]) -> None:
+    """Raise Refused for an argument that a sweep's rows set themselves: in its launch and in its table alike."""
+    fixed = {key_of(override) for _, row in launched_rows(sections, model) for override in row} - {"model"}
+    for argument in OverridesParser.create().parse_overrides(list(arguments)):
+        key = argument.get_key_element()
+        if key in fixed or (key == "model" and argument.is_sweep_override()):
+            why = "takes its values from one model" if key == "model" else f"sets {key} itself"
+            raise Refused(
+                f"{argument.input_line} was given, but this sweep {why} (conf/sweep/). Leave it out, or launch a grid of your "
+                "own: python launch.py -m …"
+            )
 
 
 def expand(grids: Sequence[str], rest: Sequence[str] = ()) -> list[tuple[str, ...]]:

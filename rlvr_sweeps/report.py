@@ -83,7 +83,7 @@ def page(runs_dir: Path, found: Sequence[Found], rows: Sequence[Cell]) -> str:
     if not columns:
         return render(samples=None)
     room = PAGE_BYTES - len(render(samples=Packed("", "")).encode())
-    return render(samples=pack(columns, room))
+    return render(samples=pack(columns, room) if room > 0 else None)
 
 
 def asset(name: str) -> str:

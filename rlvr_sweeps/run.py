@@ -95,9 +95,9 @@ class Run:
     @property
     def small_files(self) -> list[Path]:
         """What states, tables, figures and comparisons are made from, where it is there: megabytes, not gigabytes."""
-        single = [self.config_path, self.record_path, self.metrics_path, self.reach_path, self.stopped_early_path,
-                  self.merged_path / "config.json", self.right_path, self.questions_path, self.summary_path,
-                  self.analysis_path, self.spectra_path]  # fmt: skip
+        single = [self.config_path, self.attempts_path, self.record_path, self.metrics_path, self.reach_path,
+                  self.stopped_early_path, self.merged_path / "config.json", self.right_path, self.questions_path,
+                  self.summary_path, self.analysis_path, self.spectra_path]  # fmt: skip
         return [path for path in [*single, *(self.stage_path(stage) for stage in STAGES)] if path.exists()]
 
     def log_path(self, stage: str) -> Path:

@@ -6,6 +6,7 @@ arrays and submitit's executor do it; what is kept here is which run became whic
 
 import contextlib
 import io
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", 
               "srun_args")  # fmt: skip
 WRITERS = 16  # threads that write runs' files: a shared disk answers an fsync after milliseconds, but many at once
 REPORT = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
-LIMIT = ("limit", "Limit")  # in sbatch's words where an account may have no more jobs
+LIMIT = ("MaxSubmitJob", "job submit limit", "MaxJobCount")  # in sbatch's words where no more jobs are taken
 
 
 @dataclass
@@ -139,7 +140,7 @@ def send(
         more |= {"dependency": depends, "kill-on-invalid-dep": "yes"}
     # USR2 is the supervisor's; scancel --full and --signal=B: send it to the job's shell too, which would die of it.
     # Safe path: python -m would look into the folder of the launch first, where the code may have been edited since.
-    frozen = f"export PYTHONSAFEPATH=1 PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"
+    frozen = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     setup = ["trap '' USR2", *(params.get("setup") or []), frozen]
     srun = ["--kill-on-bad-exit=1", *(params.get("srun_args") or [])]
     if wanted.get("cpus_per_task"):

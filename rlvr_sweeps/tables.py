@@ -15,7 +15,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.footnotes import footnotes
 from rlvr_sweeps.formats import Column, Entry, Line, Sheet, show, write
 from rlvr_sweeps.identity import exams, is_trained
-from rlvr_sweeps.products import Product, key_of, load_product
+from rlvr_sweeps.products import Product, key_of, load_product, refuse_taken
 from rlvr_sweeps.run import Run
 
 BASELINE = "peft=lora"  # with every other dial its model's own: what the paper varies one thing around
@@ -50,6 +50,7 @@ def gather(name: str, overrides: Sequence[str], source: Source = from_files) -> 
             base.append(str(override.input_line))
     model = str(composer.compose([one for one in base if not key_of(one).startswith("hydra")]).model.name)
     product = load_product(name, model, composer)
+    refuse_taken(product.sections, model, overrides)
     return Asked(product, composer, tuple(overrides), tuple(base), fill(product, composer, base, seeds, source), model)
 
 
@@ -87,12 +88,17 @@ def accuracy(asked: Asked) -> Sheet:
     """Avg and Pass by benchmark and overall, and each row's difference to LoRA."""
     rows, product = asked.rows, asked.product
     names = exams(rows[0].cfg["benchmark"])
-    baseline = baseline_of(asked, rows[0])
-    found = contrasts(rows, baseline)
+    found: dict[str, Contrast] = {}
+    baselines = set()
+    for model in dict.fromkeys(row.cfg["model"]["name"] for row in rows):  # LoRA of a row's own model
+        same = [row for row in rows if row.cfg["model"]["name"] == model]
+        baseline = baseline_of(asked, same[0])
+        baselines.add(baseline)
+        found |= contrasts(same, baseline)
     columns = accuracy_columns(rows, names)
     blocks: dict[str, list[Line]] = {}
     for row in rows:
-        line = accuracy_line(row, names, found.get(row.asked[0].name), row.asked[0].name == baseline)
+        line = accuracy_line(row, names, found.get(row.asked[0].name), row.asked[0].name in baselines)
         blocks.setdefault(product.sections[row.row.section].title, []).append(line)
     bold = [f"{name}/{kind}" for name in [*names, "overall"] for kind in ("avg", "pass")]
     blocks = {title: with_best(lines, bold) for title, lines in blocks.items()}

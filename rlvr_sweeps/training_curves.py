@@ -7,6 +7,7 @@ from rlvr_sweeps.collect import reward_curves
 from rlvr_sweeps.panels import Panel, Plot, Row, Series, counted, trained
 
 WINDOW = 9  # steps of the moving average
+POINTS = 256  # of a curve that are drawn, evenly spaced: a run of thousands of steps has no more to show on a page
 REWARD = "accuracy reward, %"
 BAND = (
     f"Accuracy reward over everything sampled, moving average of {WINDOW} steps; a band spans the lowest to the highest seed."
@@ -27,12 +28,14 @@ def reward_series(row: Row) -> Series | None:
     steps = min(map(len, curves), default=0)
     if not steps:
         return None
-    columns = [[100 * curve[place] for curve in curves] for place in range(steps)]
+    count = min(steps, POINTS)
+    places = [round(index * (steps - 1) / max(1, count - 1)) for index in range(count)]
+    columns = [[100 * curve[place] for curve in curves] for place in places]
     means = [statistics.fmean(column) for column in columns]
-    says = [f"step {place + 1}: {mean:.1f} %" for place, mean in enumerate(means)]
+    says = [f"step {place + 1}: {mean:.1f} %" for place, mean in zip(places, means, strict=True)]
     several = len(curves) > 1
     low, high = ([min(column) for column in columns], [max(column) for column in columns]) if several else (None, None)
-    return Series(row.in_section or row.label, [float(step) for step in range(1, steps + 1)], means, says, "line", low, high)
+    return Series(row.in_section or row.label, [float(place + 1) for place in places], means, says, "line", low, high)
 
 
 def reward_panel(rows: Sequence[Row], title: str = "") -> Panel | None:

@@ -5,17 +5,20 @@ import signal
 from pathlib import Path
 
 TRANSIENT = re.compile(
-    r"NCCL (?:error|WARN)|ncclSystemError|uncorrectable ECC|Address already in use|Connection reset by peer|EADDRINUSE"
+    r"NCCL error|ncclSystemError|uncorrectable ECC|Address already in use|Connection reset by peer|EADDRINUSE"
     r"|ProcessGroupNCCL.*timeout|CUDA error: an illegal instruction|Stale file handle"
 )
 TAIL = 20_000  # bytes of a log in which such words are looked for
 
 
-def why_it_may_pass(status: int, log: Path) -> str | None:
-    """The reason, from an exit code (negative for a signal) and the end of the stage's log; None where there is none."""
+def why_it_may_pass(status: int, log: Path, begins: int) -> str | None:
+    """The reason, from an exit code (negative for a signal) and the end of the stage's log; None where there is none.
+
+    `begins`: the log's size before this try, whose own words alone count.
+    """
     if status == -signal.SIGKILL:
         return "its process was killed"
-    text = log.read_bytes()[-TAIL:].decode(errors="replace")
+    text = log.read_bytes()[begins:][-TAIL:].decode(errors="replace")
     found = TRANSIENT.search(text)
     if found:
         return found.group()

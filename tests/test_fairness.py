@@ -7,7 +7,7 @@ import pytest
 
 from rlvr_sweeps.collect import Cell, Filled, Result
 from rlvr_sweeps.contrasts import contrasts, smallest_difference
-from rlvr_sweeps.data import load_problems, split
+from rlvr_sweeps.data import Problem, load_problems, split
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.fairness import choose
 from rlvr_sweeps.identity import evaluation_spec, run_id
@@ -83,6 +83,14 @@ def test_held_out_prompts_are_neither_trained_on_nor_an_exam(point, world, tmp_p
     summary = summarise(run, cfg)
     assert summary["heldout/avg"] == 1 and summary["avg"] == summary["avg_over_samples"] == 0.25
     assert json.loads(run.right_path.read_text())["heldout"]["k"] == 4
+
+
+def test_a_question_that_is_held_out_is_trained_on_nowhere():
+    """Also where the set asks it twice, under an id of its own."""
+    problems = [Problem(f"{n}{copy}", f"{n}?", str(n)) for n in range(100) for copy in ("", "-2")]
+    trained, held_out = split(problems, 30)
+    assert len(held_out) == 30 and trained
+    assert not {one.question for one in trained} & {one.question for one in held_out}
 
 
 @pytest.mark.parametrize("given", [HELD_OUT[:1], (*HELD_OUT, "benchmark.heldout.held_out=20"), ("benchmark.tier1.held_out=5",)])

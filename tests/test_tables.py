@@ -126,3 +126,27 @@ def test_every_format_says_the_same(tmp_path):
     show(SHEET, Console(file=text, width=100))
     assert "12.3 ± 0.6*" in text.getvalue() and "Pass@8" not in text.getvalue()
     assert [path.name for path in write(SHEET, tmp_path)] == ["t.md", "t.tex", "t.csv", "t.json"]
+
+
+def test_a_row_is_compared_with_lora_of_its_own_model():
+    """`paper` holds both models: the 7B's rows are not measured against the 1.5B's LoRA."""
+
+    def made(run, cfg):
+        right = 20 if cfg["model"]["name"] == "r1_qwen_7b" else 4
+        counts = {
+            name: {
+                "k": source["k"],
+                "golds": "g",
+                "right": dict.fromkeys(map(str, range(source["problems"])), min(right, source["k"])),
+            }
+            for name, source in cfg["benchmark"].items()
+        }
+        scores = {f"{name}/avg": 0.5 for name in counts}
+        summary = {"run": run.name, "evaluation": "e", "grader": 1, "avg": 0.5, "avg_se": 0.01, "seed": cfg["seed"], **scores}
+        return Result(summary, counts)
+
+    _, sheet = tables.make("paper", ["model=r1_qwen_1_5b", "seed=42,43,44"], made)
+    lines = [line for block in sheet.blocks.values() for line in block]
+    differences = [line.entries["difference"].value for line in lines]
+    assert differences.count("baseline") >= 2
+    assert all(line.facts["points"] == 0 for line in lines if line.facts.get("points") is not None)

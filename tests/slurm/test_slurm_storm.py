@@ -52,5 +52,6 @@ def test_a_storm(slurm, tmp_path, record_property):
     assert {run.name for run in runs} == set(whole)
     for run in runs:
         assert weights(run) == weights(whole[run.name]) and numbers(run) == numbers(whole[run.name]), run.name
+    assert injected, "the storm never came"
     kinds = ", ".join(f"{count} × {fault}" for fault, count in sorted(injected.items()))
     record(record_property, "a storm at random moments", kinds, times=injected.total(), runs=len(runs))
