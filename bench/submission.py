@@ -24,7 +24,14 @@ from rlvr_sweeps.run import all_runs
 SIX = {"peft": ["dora", "lora", "pissa"], "algo": ["dapo", "grpo"]}
 HUNDRED = AXES | {"seed": range(1)}
 NO_GPU = ["cluster=slurm", "cluster.train.gpus_per_node=0", "cluster.evaluate.gpus_per_node=0"]
-SHORT = ["peft=lora", "algo=grpo", "steps=2", "benchmark.tier1.k=1", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5))]
+SHORT = [
+    "peft=lora",
+    "algo=grpo",
+    "steps=2",
+    "analysis=none",
+    "benchmark.tier1.k=1",
+    *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
+]
 REPEATS = 4
 
 

@@ -25,7 +25,7 @@ from rlvr_sweeps import slurm
 from rlvr_sweeps.environment import ENVIRONMENT
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
-from rlvr_sweeps.pipeline import ELSEWHERE, PR_SET_PDEATHSIG, command, fail, keep_room
+from rlvr_sweeps.pipeline import ALONE, ELSEWHERE, PR_SET_PDEATHSIG, command, fail, keep_room
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.transient import why_it_may_pass
 
@@ -170,10 +170,7 @@ class Supervisor:
         """The stage in a child of its own session; returns its exit code, negative for a signal."""
         nodes = int(self.environment.num_nodes)
         if nodes * self.task.processes > 1 and self.task.stage != "analyse":
-            port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) + self.tries()) % 30_000  # another one where the last was taken
-            lead = self.environment.hostnames[0]
-            meet = [f"--nnodes={nodes}", f"--node-rank={self.environment.node}", f"--master-addr={lead}"]
-            started = command(self.task.stage, self.run, self.task.processes, [*meet, f"--master-port={port}"])
+            started = command(self.task.stage, self.run, self.task.processes, self.meet() if nodes > 1 else ALONE)
         else:
             started = [sys.executable, "-m", "rlvr_sweeps.pipeline", self.task.stage, str(self.run.path)]
         ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -200,6 +197,12 @@ class Supervisor:
                     os.killpg(self.child.pid, signal.SIGKILL)
                 else:
                     self.beat()
+
+    def meet(self) -> list[str]:
+        """How torchrun's processes find each other across nodes: another port at each try, should one be taken."""
+        port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) + 1_009 * self.tries()) % 30_000
+        nodes, rank, lead = self.environment.num_nodes, self.environment.node, self.environment.hostnames[0]
+        return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={lead}", f"--master-port={port}"]
 
     def superseded(self) -> bool:
         """Whether a newer attempt has begun."""
