@@ -231,8 +231,7 @@ class Supervisor:
         failure = read_json(self.run.failure_path)
         if failure is None:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
-            log = self.run.log_path(self.task.stage)
-            fail(self.run, self.task.stage, f"the stage's process {how} without saying why; its log is {log}")
+            fail(self.run, self.task.stage, f"the stage's process {how} without saying why: {self.run.log_path(self.task.stage)}")
             failure = read_json(self.run.failure_path)
         self.run.log_event("failed", stage=self.task.stage, job=self.job)
         raise RunError(f"{self.run.name}: {failure['error']}\n{failure.get('traceback', '')}")
