@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import POLICIES
 from rlvr_sweeps.identity import HELD_OUT, Resolved, analysis_of, is_trained
+from rlvr_sweeps.sampler_checks import refuse_unfit_sampler
 from rlvr_sweeps.shapes import architecture, linear_shapes
 
 ENGINES = ("auto", "vllm", "transformers")
@@ -80,40 +81,10 @@ def refuse(cfg: Resolved) -> None:
         if not allowed(cfg[dial]):
             raise Refused(f"{dial}={cfg[dial]} is not possible. Allowed: {words}.")
     refuse_uneven_batch(cfg)
-    if cfg["rollout"]["engine"] == "vllm":
-        refuse_unfit_sampler(cfg)
+    refuse_unfit_sampler(cfg)
     if cfg["peft"]["trains"] == "adapter":
         refuse_unfit_adapter(cfg)
         refuse_wrong_reference(cfg)
-
-
-# vllm.LLM's arguments that follow from the run, or that would change what is sampled while the run's id stays.
-NOT_FOR_VLLM = (
-    "model", "tokenizer", "revision", "tokenizer_revision", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "seed",
-    "generation_config", "logprobs_mode", "distributed_executor_backend", "enable_lora", "max_lora_rank", "max_loras",
-    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_sleep_mode",
-)  # fmt: skip
-
-
-def refuse_unfit_sampler(cfg: Resolved) -> None:
-    """Raise Refused for a sampler that would not be the policy, or not as it was asked for."""
-    rollout, method = cfg["rollout"], cfg["peft"]
-    if taken := sorted(set(NOT_FOR_VLLM) & rollout["vllm"].keys()):
-        raise Refused(
-            f"rollout.vllm.{taken[0]}={rollout['vllm'][taken[0]]} is not yours to set: it follows from the run, or would "
-            "change what is sampled without changing the run's id. Leave it out."
-        )
-    if rollout["sync"] not in ("merged", "adapter"):
-        raise Refused(f"rollout.sync={rollout['sync']} is not possible. Allowed: merged, adapter.")
-    config = method["config"]
-    starts_at_zero = not method["initialisation"] and config.get("init_lora_weights", True) is True
-    plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero
-    if rollout["sync"] == "adapter" and not plain_lora:
-        raise Refused(
-            f"rollout.sync=adapter with peft={method['name']}: vLLM adds B·A to the published weights, and that is this "
-            "method's policy only for LoRA and its kin that start at zero (lora, rslora, lora_plus, lora_fa). Use "
-            "rollout.sync=merged."
-        )
 
 
 def refuse_trained_on(cfg: Resolved) -> None:

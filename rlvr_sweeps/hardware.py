@@ -1,5 +1,6 @@
 """The constants of the plan's model (conf/hardware.yaml), and which GPU a run will have."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,7 +52,7 @@ def gpu_of(cfg: Resolved) -> Gpu | None:
 
 def named(name: str | None) -> Gpu | None:
     """The known kind that a driver's name for a GPU means."""
-    return next((gpu for gpu in known_gpus().values() if name and gpu.product in name), None)
+    return next((gpu for gpu in known_gpus().values() if name and re.search(rf"\b{re.escape(gpu.product)}\b", name)), None)
 
 
 @cache

@@ -24,7 +24,7 @@ NOT_SCIENCE = (
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
     "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "*.unavailable", "model.architecture.*", "model.opens_think", "data.problems",
-    "rollout.vllm.*", "rollout.sync", "rollout.check_every", "rollout.tolerance_nats.*",
+    "rollout.vllm.*", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say

@@ -231,20 +231,9 @@ class Supervisor:
         failure = read_json(self.run.failure_path)
         if failure is None:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
-            fail(self.run, self.task.stage, f"the stage's process {how} without saying why: {self.run.log_path(self.task.stage)}")
+            fail(
+                self.run, self.task.stage, f"the stage's process {how} without saying why: {self.run.log_path(self.task.stage)}"
+            )
             failure = read_json(self.run.failure_path)
         self.run.log_event("failed", stage=self.task.stage, job=self.job)
         raise RunError(f"{self.run.name}: {failure['error']}\n{failure.get('traceback', '')}")
-
-
-@dataclass(frozen=True)
-class ReportTask:
-    """The last job of a launch: tables and the report of the folder its runs are in."""
-
-    runs_dir: str
-
-    def __call__(self) -> str:
-        from rlvr_sweeps.report import write_report
-
-        page, _, rows = write_report(Path(self.runs_dir), Path(self.runs_dir) / "report.html")
-        return f"{page}: {len(rows)} rows"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlvr_sweeps import snapshot
+from rlvr_sweeps import snapshot, versions
 from rlvr_sweeps.adapters import expected_scaling, is_trained
 from rlvr_sweeps.checks import accumulation
 from rlvr_sweeps.errors import Refused
@@ -140,4 +140,5 @@ def surroundings() -> Record:
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **{package: version(package) for package in PACKAGES},
+        **versions.installed(),
     }

@@ -18,7 +18,7 @@ from rlvr_sweeps import slurm, snapshot
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.identity import Resolved
-from rlvr_sweeps.job import ReportTask, StageTask
+from rlvr_sweeps.job import StageTask
 from rlvr_sweeps.plan import Planned
 from rlvr_sweeps.run import Run
 
@@ -112,6 +112,19 @@ def submit_chunk(chunk: Sequence[Planned], params: Mapping[str, Any], folder: Pa
 def task(planned: Planned, stage: str, asked: Resources) -> StageTask:
     gpus, nodes, count = asked.get("gpus_per_node", 0), asked.get("nodes", 1), planned.cfg["distributed"]["processes"]
     return StageTask(str(planned.run.path), stage, gpus or max(1, count // nodes), planned.cfg["cluster"]["retries"])
+
+
+@dataclass(frozen=True)
+class ReportTask:
+    """The last job of a launch: tables and the report of the folder its runs are in."""
+
+    runs_dir: str
+
+    def __call__(self) -> str:
+        from rlvr_sweeps.report import write_report
+
+        page, _, rows = write_report(Path(self.runs_dir), Path(self.runs_dir) / "report.html")
+        return f"{page}: {len(rows)} rows"
 
 
 def submit_report(runs_dir: str, params: Mapping[str, Any], folder: Path, code: Path, done: Submitted) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,7 +70,11 @@ def start(run: Run, cfg: Resolved) -> subprocess.Popen[str]:
 
 def tell(mirror: subprocess.Popen[str], word: str, patience_s: float) -> None:
     """Say how the stage ended. A mirror that has ended before, or does not end, is no failure of the stage."""
+    assert mirror.stdin
+    with suppress(BrokenPipeError):  # first the word, whatever the patience: communicate() would not send it within none
+        mirror.stdin.write(f"{word}\n")
+        mirror.stdin.close()
     try:
-        mirror.communicate(f"{word}\n", timeout=patience_s)
+        mirror.wait(timeout=patience_s)
     except subprocess.TimeoutExpired:
         print(f"W&B: the mirror is still sending after {patience_s:.0f} s and is left to itself", file=sys.stderr, flush=True)

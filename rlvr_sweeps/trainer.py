@@ -81,7 +81,7 @@ class RlvrTrainer(GRPOTrainer):
             scored = super()._generate_and_score_completions([row for group in mine for row in group.rows])
         finally:
             del self._generate, self._calculate_rewards
-        if self.use_vllm:
+        if self.use_vllm and self.vllm_importance_sampling_correction:  # without it TRL scores nothing again
             self.columns |= self.sampler_mismatch(scored)
         return scored
 

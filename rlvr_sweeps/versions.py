@@ -9,7 +9,7 @@ from rlvr_sweeps.identity import Resolved
 
 COMMON = {
     "torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0", "peft": "0.21.2", "accelerate": "1.15.0", "datasets": "5.2.0",
-    "deepspeed": "0.19.8",
+    "deepspeed": "0.19.8", "math-verify": "0.9.0", "latex2sympy2_extended": "1.11.0",
 }  # fmt: skip
 KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by what is known of them
     "make test runs on them": COMMON,
