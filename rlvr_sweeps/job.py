@@ -163,7 +163,7 @@ class Supervisor:
 
     def run_child(self) -> int:
         """The stage in a child of its own session; returns its exit code, negative for a signal."""
-        nodes = int(self.environment.num_nodes)
+        nodes, tries = int(self.environment.num_nodes), self.tries()
         if nodes * self.task.processes > 1 and self.task.stage != "analyse":
             started = command(self.task.stage, self.run, self.task.processes, self.meet() if nodes > 1 else ALONE)
         else:
@@ -188,7 +188,9 @@ class Supervisor:
             try:
                 return self.child.wait(timeout=BEAT_S)
             except subprocess.TimeoutExpired:
-                if self.superseded():  # Slurm thought this node dead: the stage must not outlive its successor's patience
+                if self.superseded() or (
+                    not self.leads and self.tries() != tries
+                ):  # a stage of the past, maybe waiting for ever
                     os.killpg(self.child.pid, signal.SIGKILL)
                 else:
                     self.beat()
