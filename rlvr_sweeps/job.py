@@ -79,7 +79,7 @@ class Supervisor:
         self.job = str(environment.job_id)  # array_task: the raw id of an array's last task is the whole array's
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         self.asked: str | None = None  # the signal that came first
-        self.attempt = ""
+        self.attempt, self.log_start = "", 0
         self.child: subprocess.Popen[bytes] | None = None
 
     def work(self) -> str:
@@ -104,7 +104,7 @@ class Supervisor:
                     return "done"
                 if self.asked:
                     self.leave()
-                why = why_it_may_pass(status, self.run.log_path(self.task.stage))
+                why = why_it_may_pass(status, self.run.log_path(self.task.stage), self.log_start)
                 if why is None or again == self.task.retries:
                     self.give_up(status)
                 self.run.log_event("again", stage=self.task.stage, why=why)
@@ -181,6 +181,7 @@ class Supervisor:
         log = self.run.log_path(self.task.stage if self.leads else f"{self.task.stage}.{self.environment.node}")
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
+            self.log_start = output.tell()
             self.child = subprocess.Popen(
                 started, stdout=output, stderr=subprocess.STDOUT, env=environment, preexec_fn=before, start_new_session=True
             )
@@ -188,9 +189,7 @@ class Supervisor:
             try:
                 return self.child.wait(timeout=BEAT_S)
             except subprocess.TimeoutExpired:
-                if self.superseded() or (
-                    not self.leads and self.tries() != tries
-                ):  # a stage of the past, maybe waiting for ever
+                if self.superseded() or (not self.leads and self.tries() != tries):  # of the past, maybe waiting for ever
                     os.killpg(self.child.pid, signal.SIGKILL)
                 else:
                     self.beat()
