@@ -79,7 +79,7 @@ class Supervisor:
         self.job = str(environment.job_id)  # array_task: the raw id of an array's last task is the whole array's
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         self.asked: str | None = None  # the signal that came first
-        self.attempt = ""
+        self.attempt, self.log_start = "", 0
         self.child: subprocess.Popen[bytes] | None = None
 
     def work(self) -> str:
@@ -95,9 +95,7 @@ class Supervisor:
                 raise RunError(f"{self.run.name} is held by another process that did not leave within {PATIENCE_S:.0f} s")
             if self.run.is_done(self.task.stage, cfg):
                 return "done before"
-            log = self.run.log_path(self.task.stage)
             for again in range(self.task.retries + 1):
-                begins = log.stat().st_size if log.exists() else 0
                 status = self.run_child()
                 if self.superseded():
                     sys.exit(ELSEWHERE)
@@ -106,7 +104,7 @@ class Supervisor:
                     return "done"
                 if self.asked:
                     self.leave()
-                why = why_it_may_pass(status, log, begins)
+                why = why_it_may_pass(status, self.run.log_path(self.task.stage), self.log_start)
                 if why is None or again == self.task.retries:
                     self.give_up(status)
                 self.run.failure_path.unlink(missing_ok=True)  # what passed is no failure
@@ -168,7 +166,7 @@ class Supervisor:
 
     def run_child(self) -> int:
         """The stage in a child of its own session; returns its exit code, negative for a signal."""
-        nodes = int(self.environment.num_nodes)
+        nodes, tries = int(self.environment.num_nodes), self.tries()
         if nodes * self.task.processes > 1 and self.task.stage != "analyse":
             started = command(self.task.stage, self.run, self.task.processes, self.meet() if nodes > 1 else ALONE)
         else:
@@ -186,6 +184,7 @@ class Supervisor:
         log = self.run.log_path(self.task.stage if self.leads else f"{self.task.stage}.{self.environment.node}")
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
+            self.log_start = output.tell()
             self.child = subprocess.Popen(
                 started, stdout=output, stderr=subprocess.STDOUT, env=environment, preexec_fn=before, start_new_session=True
             )
@@ -193,7 +192,7 @@ class Supervisor:
             try:
                 return self.child.wait(timeout=BEAT_S)
             except subprocess.TimeoutExpired:
-                if self.superseded():  # Slurm thought this node dead: the stage must not outlive its successor's patience
+                if self.superseded() or (not self.leads and self.tries() != tries):  # of the past, maybe waiting for ever
                     os.killpg(self.child.pid, signal.SIGKILL)
                 else:
                     self.beat()

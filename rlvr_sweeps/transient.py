@@ -11,14 +11,11 @@ TRANSIENT = re.compile(
 TAIL = 20_000  # bytes of a log in which such words are looked for
 
 
-def why_it_may_pass(status: int, log: Path, begins: int) -> str | None:
-    """The reason, from an exit code (negative for a signal) and the end of the stage's log; None where there is none.
-
-    `begins`: the log's size before this try, whose own words alone count.
-    """
+def why_it_may_pass(status: int, log: Path, since: int) -> str | None:
+    """The reason, from an exit code (negative for a signal) and what the log got from byte `since` on; None without one."""
     if status == -signal.SIGKILL:
         return "its process was killed"
-    text = log.read_bytes()[begins:][-TAIL:].decode(errors="replace")
+    text = log.read_bytes()[since:][-TAIL:].decode(errors="replace")
     found = TRANSIENT.search(text)
     if found:
         return found.group()
