@@ -45,7 +45,7 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
     runs_dirs = {point.cfg["runs_dir"] for point in points}
     only_plan = any(point.cfg["plan"] for point in points)
     if only_plan:
-        live = slurm.live() if slurm.present() else {}
+        live = slurm.reached() or {}
         plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
         show(plan, console)
         outlook.show(plan, console)

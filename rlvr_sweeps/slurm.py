@@ -73,6 +73,14 @@ def how_ended(jobs: Iterable[str]) -> dict[str, str]:
     return dict(line.split("|") for line in lines)
 
 
+def reached() -> Live | None:
+    """`live`; None where there is no Slurm, or it does not answer: files then say what they can."""
+    try:
+        return live() if present() else None
+    except Refused:
+        return None
+
+
 def limit(name: str, default: int) -> int:
     """A number of `scontrol show config`, such as MaxArraySize."""
     found = re.search(rf"^{name}\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from rlvr_sweeps import slurm
 from rlvr_sweeps.collect import Found, find
-from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.plan import STYLE
 from rlvr_sweeps.run import Run
@@ -23,17 +22,9 @@ Row = dict[str, Any]
 IN_SLURM = ("job", "node", "tries", "requeues", "heartbeat_s")  # columns where a run was submitted
 
 
-def queue() -> Mapping[str, slurm.Job] | None:
-    """The jobs in the queue; None where there is no Slurm, or it does not answer: files then say what they can."""
-    try:
-        return slurm.live() if slurm.present() else None
-    except Refused:
-        return None
-
-
 def rows(runs_dir: Path, sweep: str | None = None) -> list[Row]:
     """One plain row per run, of one sweep where its label is given: what --json prints."""
-    live = queue()
+    live = slurm.reached()
     found = [item for item in find(runs_dir, live) if sweep is None or (item.cfg and item.cfg["sweep"] == sweep)]
     shown = [row(item, live or {}) for item in found]
     lost = {item["job"]: item for item in shown if item["state"] == "lost" and item["job"]}
