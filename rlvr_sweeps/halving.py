@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.run import Run
@@ -38,7 +38,11 @@ class Competitor:
 
     @property
     def is_over(self) -> bool:
-        return self.study.get_trials(deepcopy=False)[self.trial.number].state.is_finished()
+        return self.kept().state.is_finished()
+
+    def kept(self) -> FrozenTrial:
+        """The trial as the journal has it."""
+        return self.study.get_trials(deepcopy=False)[self.trial.number]
 
     def is_rung(self, step: int) -> bool:
         rung = self.first
@@ -47,9 +51,14 @@ class Competitor:
         return rung == step
 
     def falls_behind(self, step: int, reward: float) -> bool:
-        """State the reward at a rung; whether the run is to stop there. A rung that was passed before a resume stays passed."""
+        """State the reward at a rung; whether the run is to stop there. A verdict stands, also for a run that begins anew."""
+        kept, name = self.kept(), f"stops at {step}"
+        if kept.state == TrialState.PRUNED or name in kept.user_attrs:
+            return bool(kept.state == TrialState.PRUNED or kept.user_attrs[name])
         self.trial.report(reward, step)
-        return self.trial.should_prune()
+        verdict = self.trial.should_prune()
+        self.trial.set_user_attr(name, verdict)
+        return verdict
 
     def leave(self, reward: float, pruned: bool) -> None:
         """Say that the run has ended, by the rule or at its last step."""

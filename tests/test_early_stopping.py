@@ -128,6 +128,8 @@ def test_the_best_third_goes_on_at_each_rung(prepared):
     assert [place.falls_behind(16, reward) for place, reward in zip(places, rewards, strict=True)] == [
         False, True, False, True, True, False,
     ]  # fmt: skip
+    resumed = [Competitor(*prepared(*asha, f"seed={seed}")).falls_behind(16, 0.9) for seed in (1, 2)]
+    assert resumed == [True, False]  # a verdict stands, whatever the reward is now
 
 
 @pytest.mark.slow
