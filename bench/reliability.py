@@ -17,7 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 CLUSTERS = {
     "proctrack/linuxproc, no slurmdbd": {"SLURM_PROCTRACK": "linuxproc", "SLURM_DBD": "0", "SLURM_BASE_PORT": "27817"},
-    "proctrack/cgroup, slurmdbd": {"SLURM_PROCTRACK": "cgroup", "SLURM_DBD": "1", "SLURM_BASE_PORT": "28817"},
+    "proctrack/cgroup, slurmdbd": {
+        "SLURM_PROCTRACK": "cgroup",
+        "SLURM_DBD": "1",
+        "SLURM_BASE_PORT": "28817",
+        "SLURM_FIRST_JOB": "5001",
+    },
 }
 TESTS = ["tests/slurm/test_slurm_faults.py", "tests/slurm/test_slurm_storm.py"]
 HEAD = """# Faults
