@@ -80,7 +80,7 @@ test-slurm: venv ## the tests on a real Slurm of two virtual nodes, which is sta
 	tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "not accounting and not long"
 	SLURM_PROCTRACK=cgroup SLURM_DBD=1 tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "twice or accounting"
 
-faults: venv ## every fault, injected into a real Slurm under both process trackings: writes docs/reliability.md; half an hour
+faults: venv ## every fault, injected into a real Slurm under both process trackings: writes docs/reliability.md; a quarter of an hour
 	$(BIN)/python bench/reliability.py
 
 lint: venv ## ruff: rules and format
