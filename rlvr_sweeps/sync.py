@@ -28,7 +28,7 @@ def own_tensors(layer: Any) -> dict[str, torch.nn.Parameter]:
 
 @torch.no_grad()
 def merged_tensors(layer: Any) -> dict[str, Tensor]:
-    """The layer's effective weight (and bias), in the base's dtype; the layer is left as it was."""
+    """The layer's effective weight (and bias), in the base's dtype, whatever autocast is on; the layer is left as it was."""
     if isinstance(layer, LNTuningLayer):  # a copy of the norm, not a change to it
         tuned = layer.ln_tuning_layers[layer.active_adapters[0]]
         return {key: value.data for key, value in tuned.named_parameters(recurse=False)}
@@ -37,7 +37,8 @@ def merged_tensors(layer: Any) -> dict[str, Tensor]:
     try:
         for parameter in parameters.values():
             parameter.data = parameter.data.to(torch.float32, copy=True)
-        layer.merge(safe_merge=False)
+        with torch.autocast(next(iter(originals.values())).device.type, enabled=False):
+            layer.merge(safe_merge=False)
         return {key: parameter.data.to(originals[key].dtype) for key, parameter in parameters.items()}
     finally:
         for key, parameter in parameters.items():

@@ -79,3 +79,12 @@ def test_merged_in_float32_and_cast_once(model, composer):
         a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
         wanted = layer.get_base_layer().weight.float() + layer.scaling["default"] * (b @ a)
         assert torch.equal(weights[plain_name(f"{name}.weight")], wanted.to(torch.bfloat16)), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_autocast_around_a_merge_does_not_reach_it(model, composer, name):
+    policy = adapted(model, composer, name)
+    alone = {key: value.clone() for key, value in policy_weights(policy)}
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = dict(policy_weights(policy))
+    assert all(torch.equal(value, inside[key]) for key, value in alone.items())
