@@ -74,6 +74,33 @@ def differing(sampler: Any) -> Iterator[tuple[str, float]]:
             yield name, float(off)
 
 
+def importance(trainers: Tensor, batch: dict[str, Any], low: float | None, high: float | None) -> Tensor:
+    """The sampled tokens' weights in the loss: trainer's over sampler's probability, cut to [low, high]; shape (rows, tokens).
+
+    What TRL computes in `token_truncate`: 1 where there is padding, or where vLLM gave no log-probability.
+    """
+    apart = (trainers - batch["sampling_per_token_logps"]) * batch["completion_mask"]
+    return apart.nan_to_num(nan=0.0).exp().clamp(min=low, max=high)
+
+
+class Scores:
+    """Both log-probabilities of what a step sampled, as its passes go."""
+
+    def __init__(self) -> None:
+        self.noted: list[Tensor] = []  # each (tokens, 2): the trainer's, the sampler's
+
+    def note(self, trainers: Tensor, batch: dict[str, Any]) -> None:
+        there = batch["completion_mask"].bool()
+        self.noted.append(torch.stack([trainers[there], batch["sampling_per_token_logps"][there]], dim=1))
+
+    def mismatch(self, accelerator: Any) -> dict[str, float]:
+        """How far the two are apart over all processes; forgets them."""
+        both = accelerator.gather(accelerator.pad_across_processes(torch.cat(self.noted), pad_index=torch.nan))
+        self.noted.clear()
+        trainers, samplers = both[~both.isnan().any(1)].T
+        return mismatch(trainers, samplers)
+
+
 def mismatch(trainer: Tensor, sampler: Tensor) -> dict[str, float]:
     """metrics.jsonl's columns about sampled tokens: r = trainer's over sampler's probability, 1-d inputs, in nats.
 

@@ -57,13 +57,15 @@ class MetricsWriter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "reward" not in logs or not state.is_world_process_zero:  # without: the closing summary
             return
-        rollout_s, reward_s = self.trainer.seconds["rollout"], self.trainer.seconds["reward"]
+        seconds = self.trainer.seconds
         row = {
             "step": state.global_step,
             **self.trainer.columns,
             **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
         }
-        row |= {"rollout_s": rollout_s, "reward_s": reward_s, "update_s": self.step_s - rollout_s - reward_s}
+        row |= {"rollout_s": seconds["rollout"], "reward_s": seconds["reward"], "logprobs_s": seconds["logprobs"]}
+        row |= {"update_s": self.step_s - seconds["sampling"]}
+        row |= {"rest_s": self.step_s - sum(row[phase] for phase in ("rollout_s", "reward_s", "logprobs_s", "update_s"))}
         append_rows(self.run.metrics_path, [row])
         if not math.isfinite(float(logs.get("loss", 0.0))) and not self.trainer.cfg["early_stopping"]["collapse"]:
             raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}; see {self.run.metrics_path}")

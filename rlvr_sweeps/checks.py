@@ -9,12 +9,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import POLICIES
-from rlvr_sweeps.identity import HELD_OUT, Resolved, analysis_of, is_trained
+from rlvr_sweeps.identity import HELD_OUT, Resolved, is_trained, leaves
 from rlvr_sweeps.sampler_checks import refuse_unfit_sampler
 from rlvr_sweeps.shapes import architecture, linear_shapes
 
-ENGINES = ("auto", "vllm", "transformers")
-ANALYSES = ("none", "final", "checkpoints")
+CHOICES = {
+    "evaluation.engine": ("auto", "vllm", "transformers"),
+    "grading": tuple(POLICIES),
+    "analysis": ("none", "final", "checkpoints"),
+    "training.micro_batches": ("by_length", "equal"),
+    "training.log_probabilities": ("once", "twice"),
+}
 METHOD_DIALS = ("rank", "alpha", "dropout")
 
 
@@ -54,12 +59,10 @@ def refuse(cfg: Resolved) -> None:
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
             raise Refused(f"{group}={name} is refused: {cfg[group]['unavailable']}.")
-    if cfg["evaluation"]["engine"] not in ENGINES:
-        raise Refused(f"evaluation.engine={cfg['evaluation']['engine']} is not possible. Allowed: {', '.join(ENGINES)}.")
-    if cfg["grading"] not in POLICIES:
-        raise Refused(f"grading={cfg['grading']} is not possible. Allowed: {', '.join(POLICIES)}.")
-    if analysis_of(cfg) not in ANALYSES:
-        raise Refused(f"analysis={analysis_of(cfg)} is not possible. Allowed: {', '.join(ANALYSES)}.")
+    stated = dict(leaves(cfg))
+    for key, choices in CHOICES.items():
+        if stated[key] not in choices:
+            raise Refused(f"{key}={stated[key]} is not possible. Allowed: {', '.join(choices)}.")
     refuse_trained_on(cfg)
     refuse_uneven_resources(cfg)
     refuse_too_long(cfg)

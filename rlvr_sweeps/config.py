@@ -107,6 +107,10 @@ class TrainingConf:
     per_device_batch_size: int = MISSING  # completions per forward pass
     save_every: int = MISSING  # steps between checkpoints
     gradient_checkpointing: bool = False
+    micro_batches: str = "by_length"  # how a step is cut into forward passes; equal: as TRL does, padded to the step's longest
+    log_probabilities: str = (
+        "once"  # vllm: the trainer's, from the update's own forward pass; twice: in a pass of their own before
+    )
     trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
 
 

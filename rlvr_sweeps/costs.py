@@ -10,7 +10,7 @@ from rlvr_sweeps.identity import is_trained
 from rlvr_sweeps.run import Run
 
 ENDS = ("stopped", "failed", "done")  # events that close an attempt
-PHASES = ("rollout_s", "reward_s", "update_s")
+PHASES = ("rollout_s", "reward_s", "logprobs_s", "update_s")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
     return Cost(
         wall_s=wall_s, open_attempts=open_attempts, attempts=attempts, device_hours=wall_s * processes / 3600,
         device=record.get("surroundings", {}).get("device"),
-        phases_s={phase: sum(row[phase] for row in steps) for phase in PHASES} if steps else {},
+        phases_s={phase: sum(row.get(phase, 0.0) for row in steps) for phase in PHASES} if steps else {},
         evaluate_s=(read_json(run.stage_path("evaluate")) or {}).get("seconds"),
         trained_tokens=sum(sampled) if steps or is_trained(cfg) else None,
         evaluated_tokens=sum(evaluated) if evaluated else None,
@@ -72,7 +72,7 @@ class CostRow:
     hours: str
     trained_tokens: str
     evaluated_tokens: str
-    phases: list[str]  # seconds: rollout, reward, update, evaluation, the rest
+    phases: list[str]  # seconds: rollout, reward, log-probabilities, update, evaluation, the rest
     attempts: str
 
 

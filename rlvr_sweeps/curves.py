@@ -30,7 +30,11 @@ CURVES = {
     "tokens_seen": "progress/tokens",
     "rollout_s": "seconds/rollout",
     "reward_s": "seconds/reward",
+    "logprobs_s": "seconds/log_probabilities",
     "update_s": "seconds/update",
+    "rest_s": "seconds/rest",
+    "update_positions": "update/positions",
+    "update_tokens": "update/tokens",
     "sync_s": "seconds/sync",
 }
 

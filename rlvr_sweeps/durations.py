@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from rlvr_sweeps.footprint import compute_bytes, footprint, key_value_bytes, sequence_tokens
 from rlvr_sweeps.hardware import Gpu, constants
-from rlvr_sweeps.identity import Resolved, is_trained
+from rlvr_sweeps.identity import Resolved, is_trained, training_of
+from rlvr_sweeps.micro_batches import by_length
 from rlvr_sweeps.parameters import base_parameters, head_size
 from rlvr_sweeps.shapes import Architecture
 
@@ -39,7 +40,7 @@ def step_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> fl
     base = base_parameters(model)
     if base is None:
         return None
-    return lengths.rounds * rollout_s(cfg, model, gpu, lengths) + update_s(cfg, model, gpu)
+    return lengths.rounds * rollout_s(cfg, model, gpu, lengths) + update_s(cfg, model, gpu, lengths)
 
 
 def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float:
@@ -86,22 +87,36 @@ def matrix_parameters(model: Architecture) -> int:
     return (base_parameters(model) or 0) - looked_up
 
 
-def update_s(cfg: Resolved, model: Architecture, gpu: Gpu) -> float:
-    """Forward and backward over a process's share, padded to its longest completion as TRL does.
+def update_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float:
+    """Forward and backward over a process's share.
 
     Products cost 2 operations per parameter forward, 2 backward through the layer and 2 for the gradient of what is trained;
-    checkpointing repeats the forward pass, and vLLM's importance correction adds one. Attention is causal: half the square.
+    checkpointing repeats the forward pass, and scoring samples in a pass of their own adds one. Attention is causal: half the
+    square. Cut by length, passes hold little padding, and lengths spread evenly up to twice the mean have 4/3 of its square;
+    otherwise every completion counts as the longest, to which TRL pads it.
     """
-    longest = sequence_tokens(cfg)
     rows = cfg["batch_size"] / cfg["distributed"]["processes"]
-    matrices = matrix_parameters(model)
-    passes = 2 + cfg["training"]["gradient_checkpointing"] + (cfg["peft"]["trains"] == "everything")
     corrected = cfg["rollout"]["trl"].get("vllm_importance_sampling_correction", False)
-    passes += int(cfg["rollout"]["engine"] == "vllm" and corrected)
-    heads = model["num_hidden_layers"] * model["num_attention_heads"]
-    attention = 2 * longest**2 * heads * head_size(model)
-    operations = rows * (2 * matrices * longest + attention) * passes
+    twice = training_of(cfg, "log_probabilities") == "twice"
+    passes = update_passes(cfg) + int(cfg["rollout"]["engine"] == "vllm" and corrected and twice)
+    mean = square = float(sequence_tokens(cfg))
+    square *= square
+    if by_length(cfg):
+        mean = cfg["data"]["max_prompt_tokens"] + lengths.completion
+        square = min(square, 4 / 3 * mean**2)
+    operations = passes * forward_operations(model, rows, mean, square)
     return float(operations / (constants()["achieved"]["training"] * gpu.bf16_tflops * 1e12))
+
+
+def forward_operations(model: Architecture, rows: float, mean: float, square: float) -> float:
+    """Floating-point operations of `rows` sequences going forward once; mean length in tokens, and mean of its square."""
+    heads = model["num_hidden_layers"] * model["num_attention_heads"]
+    return float(rows * (2 * matrix_parameters(model) * mean + 2 * square * heads * head_size(model)))
+
+
+def update_passes(cfg: Resolved) -> int:
+    """What an update costs, in forward passes: itself, backward through the layers, recomputing, and what is trained."""
+    return 2 + bool(cfg["training"]["gradient_checkpointing"]) + (cfg["peft"]["trains"] == "everything")
 
 
 def evaluation_s(cfg: Resolved, model: Architecture, gpu: Gpu, gpus: int) -> float | None:

@@ -25,7 +25,8 @@ NOT_SCIENCE = (
     "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "*.unavailable", "model.architecture.*", "model.opens_think", "data.problems",
     "rollout.vllm.*", "rollout.check_every", "rollout.tolerance_nats.*",
-    "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing",
+    "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing", "training.micro_batches",
+    "training.log_probabilities",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say
 HELD_OUT = "heldout"  # the benchmark of training prompts that were held out: no exam, no part of the overall average
@@ -100,6 +101,11 @@ def grading_of(cfg: Resolved) -> Policy:
 def analysis_of(cfg: Resolved) -> str:
     """When the update's spectra are taken; a run from before there was a choice asks for none."""
     return str(cfg.get("analysis", schema_defaults()["analysis"]))
+
+
+def training_of(cfg: Resolved, setting: str) -> str:
+    """How a run trains; one from before there was a choice goes on by the default, which is no other science."""
+    return str(cfg["training"].get(setting, schema_defaults()[f"training.{setting}"]))
 
 
 def evaluation_spec(cfg: Resolved) -> str:

@@ -14,6 +14,7 @@ from rlvr_sweeps.run import Run, all_runs
 from rlvr_sweeps.watch import last_rows
 
 ROWS = 32  # steps of a run that are read, from its end
+PHASES = ("rollout_s", "reward_s", "logprobs_s", "update_s", "rest_s")  # of a step
 RUNS = 3  # runs per shape that are read, the newest
 
 
@@ -83,7 +84,7 @@ def pace_of(run: Run) -> Pace | None:
         return None
     gpu = named(surroundings["device"])
     return Pace(
-        cfg, gpu.name if gpu else None, statistics.median(row["rollout_s"] + row["reward_s"] + row["update_s"] for row in rows),
+        cfg, gpu.name if gpu else None, statistics.median(sum(row.get(phase, 0.0) for phase in PHASES) for row in rows),
         statistics.median(row["completion_tokens_mean"] for row in rows),
         statistics.fmean(row["sampling_rounds"] for row in rows),
     )  # fmt: skip

@@ -13,13 +13,15 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
+from trl.trainer.utils import shuffle_sequence_dict
 
 from rlvr_sweeps.adalora import AdaLoraSchedule
 from rlvr_sweeps.adapters import loraplus_optimizer
-from rlvr_sweeps.agreement import mismatch, refuse_disagreement
+from rlvr_sweeps.agreement import Scores, importance, refuse_disagreement
 from rlvr_sweeps.data import token_ids
 from rlvr_sweeps.files import write_json
-from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.identity import Resolved, training_of
+from rlvr_sweeps.micro_batches import MEANS_OVER_TOKENS, OVER_COMPLETIONS, by_length, count_positions, passes_of
 from rlvr_sweeps.rollouts import Group, PromptStream, fill
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.sync import merged
@@ -46,6 +48,8 @@ class RlvrTrainer(GRPOTrainer):
 
     optimizer: Any
     _last_loaded_step: int  # TRL's: the step whose weights vLLM holds, -1 before the first
+    _step: int  # TRL's: how often the loss was called
+    vllm_importance_sampling_correction: bool
     STREAM = "prompts.json"
 
     def __init__(self, cfg: Resolved, model: Any, train_dataset: Any, **kwargs: Any) -> None:
@@ -53,6 +57,9 @@ class RlvrTrainer(GRPOTrainer):
         self.seconds: dict[str, float] = defaultdict(float)
         self.columns: dict[str, float] = {}  # what this step adds to its row of metrics.jsonl
         self.prompts = PromptStream(train_dataset, cfg["seed"])
+        self.by_length = by_length(cfg)
+        self.scores = Scores()
+        self.in_pass: dict[str, Any] | None = None
         self.adalora = AdaLoraSchedule(model) if cfg["peft"]["config"].get("peft_type") == "ADALORA" else None
         with engine_of_ours(cfg):
             super().__init__(model=model, train_dataset=train_dataset, **kwargs)
@@ -63,6 +70,10 @@ class RlvrTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, fed from the prompt stream instead of `inputs`, whose number alone counts."""
+        with self.timed("sampling"):
+            return self.sampled_and_scored(inputs)
+
+    def sampled_and_scored(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
         pool = fill(self.roll, len(inputs) // size * world, self.cfg["algo"]["sampling_rounds"])
         self.columns |= pool.metrics()
@@ -77,13 +88,22 @@ class RlvrTrainer(GRPOTrainer):
         # TRL generates and scores inside; here both are done, and it is given the results.
         self._generate: Any = lambda _: generated
         self._calculate_rewards: Any = lambda *_: rewards
+        corrected = self.vllm_importance_sampling_correction
+        self.vllm_importance_sampling_correction = corrected and not self.scores_once  # if on, TRL scores everything here
         try:
             scored = super()._generate_and_score_completions([row for group in mine for row in group.rows])
         finally:
+            self.vllm_importance_sampling_correction = corrected
             del self._generate, self._calculate_rewards
-        if self.use_vllm and self.vllm_importance_sampling_correction:  # without it TRL scores nothing again
-            self.columns |= self.sampler_mismatch(scored)
+        if self.use_vllm and corrected and not self.scores_once:
+            self.scores.note(scored["old_per_token_logps"], scored)
         return scored
+
+    @property
+    def scores_once(self) -> bool:
+        """Whether the update's own forward pass gives what the importance correction needs: one update per rollout."""
+        known = self.use_vllm and self.vllm_importance_sampling_mode == "token_truncate" and self.loss_type != "vespo"
+        return bool(known and training_of(self.cfg, "log_probabilities") == "once")
 
     def roll(self, groups: int) -> list[Group]:
         """One round: `groups` prompts, the same on all processes, G completions each, shared out and gathered again."""
@@ -136,21 +156,22 @@ class RlvrTrainer(GRPOTrainer):
                 found = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
             self.columns["sync_gap_nats"] = found
 
-    def sampler_mismatch(self, scored: dict[str, Any]) -> dict[str, float]:
-        """How far trainer and sampler are apart on what was sampled, over all processes."""
-        there = scored["completion_mask"].bool()
-        both = torch.stack([scored["old_per_token_logps"][there], scored["sampling_per_token_logps"][there]], dim=1)
-        both = self.accelerator.gather(self.accelerator.pad_across_processes(both, pad_index=torch.nan))
-        trainers, samplers = both[~both.isnan().any(1)].T
-        return mismatch(trainers, samplers)
-
     def autocast(self) -> Any:
         """bfloat16 matrix products where the model asks for them; accelerate has none of its own under DeepSpeed."""
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            with self.autocast(), self.timed("logprobs"):
+                return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         with self.autocast():
-            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        count_positions(self.columns, args[2])
+        if self.in_pass:
+            limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
+            self.in_pass["importance_sampling_ratio"] = importance(found[0].detach(), self.in_pass, *limits)
+            self.scores.note(found[0].detach(), self.in_pass)
+        return found
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -162,6 +183,27 @@ class RlvrTrainer(GRPOTrainer):
 
     # Update
 
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One of a step's calls; the first samples. With passes cut by length there may be fewer passes than calls."""
+        calls = self.args.steps_per_generation
+        place = self._step % calls
+        if self.by_length and place == 0:
+            model.train()
+            batch = shuffle_sequence_dict(self._generate_and_score_completions(inputs))
+            self._buffered_inputs: Any = passes_of(batch, self.cfg, calls, self.accelerator.gather)
+        if self.by_length and self._buffered_inputs[place] is None:
+            self._step += 1
+            return torch.zeros((), device=self.accelerator.device)
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.scores.noted and place == calls - 1:
+            self.columns |= self.scores.mismatch(self.accelerator)
+        return loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        if self.by_length and self.model.training:
+            return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return super()._prepare_inputs(generation_batch)
+
     def create_optimizer(self, model: Any = None) -> Any:
         ratio = self.cfg["peft"]["lr_ratio"]
         if ratio is None or self.optimizer is not None:
@@ -172,11 +214,22 @@ class RlvrTrainer(GRPOTrainer):
         return self.optimizer
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        loss = super()._compute_loss(model, inputs)
+        self.in_pass = inputs if self.scores_once and self.vllm_importance_sampling_correction else None
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.in_pass = None
+        calls, share = self.current_gradient_accumulation_steps, inputs.get("share")
+        part = share.completions if share else 1 / calls
+        if self.loss_type in OVER_COMPLETIONS:
+            loss = loss * (part * calls)
+        if share:
+            for name in MEANS_OVER_TOKENS:
+                self._metrics["train"][name][-1] *= share.tokens * share.passes
         if self.adalora:
             penalty = self.adalora.orthogonality()
             self.columns |= {"rank_mean": self.adalora.mean_rank(), "orthogonality_loss": float(penalty.detach())}
-            loss = loss + penalty / self.current_gradient_accumulation_steps
+            loss = loss + penalty * part
         return loss
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:

@@ -89,6 +89,26 @@ def test_ranks_by_ddp_and_by_zero_are_one_process(composer, twelve, launch, tmp_
             assert mine["sampler_kl"] < 1e-5 and mine["sampler_ratio_mean"] == pytest.approx(1, abs=1e-3)
 
 
+def test_log_probabilities_from_the_update_are_those_of_a_pass_of_their_own(launch, tmp_path):
+    """Without dropout: the same importance weights, loss and gradient, one forward pass less; with several passes to a step."""
+    small = (
+        *ON_CPU, "steps=2", "batch_size=32", "rollout.max_tokens=40", "algo=grpo", "dropout=0", "benchmark.tier1.k=1",
+        "training.per_device_batch_size=8", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
+    )  # fmt: skip
+    found = {}
+    for way, micro in (("once", "by_length"), ("once", "equal"), ("twice", "equal")):
+        launch(*small, f"training.log_probabilities={way}", f"training.micro_batches={micro}", runs=tmp_path / way / micro)
+        found[way, micro] = read_rows(only(tmp_path / way / micro).metrics_path)
+    for here, plain in zip(found["once", "by_length"], found["twice", "equal"], strict=True):
+        assert here["reward_mean"] == plain["reward_mean"]
+        assert here["loss"] == pytest.approx(plain["loss"], abs=1e-5)
+        assert here["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+        assert here["sampler_kl"] == pytest.approx(plain["sampler_kl"], abs=1e-8)
+        assert here["sampler_ratio_p99"] == pytest.approx(plain["sampler_ratio_p99"], abs=1e-5)
+        assert here["logprobs_s"] == 0 < plain["logprobs_s"]
+    assert [row["loss"] for row in found["once", "equal"]] == pytest.approx([row["loss"] for row in found["twice", "equal"]])
+
+
 def test_runs_of_one_launch_leave_nothing_behind(launch, tmp_path):
     """Two vLLM runs one after another from one warm process, and the second alone: the same bits."""
     small = (
