@@ -164,7 +164,8 @@ def test_cost_sums_over_seeds_and_dashes_where_nothing_is_known(evaluated, tmp_p
         run = evaluated("peft=lora", f"seed={seed}")
         events = [{"event": "start", "time": 0}, {"event": "done", "time": 3600}]
         run.attempts_path.write_text("".join(json.dumps(event) + "\n" for event in events))
-        step = {"completion_tokens_mean": 10.0, "sampled_groups": 2, "rollout_s": 5.0, "reward_s": 1.0, "update_s": 4.0}
+        step = {"completion_tokens_mean": 10.0, "sampled_groups": 2}
+        step |= {"rollout_s": 5.0, "reward_s": 1.0, "logprobs_s": 3.0, "update_s": 4.0}
         run.metrics_path.write_text(json.dumps(step | {"step": 1, "reward_mean": 0.5}) + "\n")
         record = {"built": {"processes": 4}, "asked": {}, "surroundings": {"device": "NVIDIA"}}
         write_json(run.record_path, read_json(run.record_path) | record)
@@ -175,6 +176,6 @@ def test_cost_sums_over_seeds_and_dashes_where_nothing_is_known(evaluated, tmp_p
     assert unit == "GPU-hours" and by_label["LoRA"].hours == "8"
     assert by_label["LoRA"].trained_tokens == str(2 * 10 * 2 * rows[1].cfg["rollout"]["group_size"])
     assert by_label["LoRA"].evaluated_tokens == str(2 * 24 * 5)
-    assert by_label["LoRA"].phases == ["10", "2", "8", "2", f"{2 * 3600 - 22:,}"]
-    assert by_label["Base"].trained_tokens == "-" and by_label["Base"].phases[:3] == ["-", "-", "-"]
+    assert by_label["LoRA"].phases == ["10", "2", "6", "8", "2", f"{2 * 3600 - 28:,}"]
+    assert by_label["Base"].trained_tokens == "-" and by_label["Base"].phases[:4] == ["-", "-", "-", "-"]
     assert by_label["All"].hours == "8"
