@@ -19,6 +19,7 @@ CHOICES = {
     "analysis": ("none", "final", "checkpoints"),
     "training.micro_batches": ("by_length", "equal"),
     "training.log_probabilities": ("once", "twice"),
+    "training.worst_case_first": ("gpu", "always", "never"),
 }
 METHOD_DIALS = ("rank", "alpha", "dropout")
 

@@ -108,9 +108,8 @@ class TrainingConf:
     save_every: int = MISSING  # steps between checkpoints
     gradient_checkpointing: bool = False
     micro_batches: str = "by_length"  # how a step is cut into forward passes; equal: as TRL does, padded to the step's longest
-    log_probabilities: str = (
-        "once"  # vllm: the trainer's, from the update's own forward pass; twice: in a pass of their own before
-    )
+    log_probabilities: str = "once"  # vllm: the trainer's come from the update's own pass; twice: from one before, as TRL does
+    worst_case_first: str = "gpu"  # a dry step of full-length completions before the first: where there is a GPU, always, never
     trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
 
 

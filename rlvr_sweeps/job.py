@@ -27,6 +27,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.pipeline import ALONE, ELSEWHERE, PR_SET_PDEATHSIG, command, fail, keep_room
 from rlvr_sweeps.run import Run
+from rlvr_sweeps.smaller import shrink
 from rlvr_sweeps.transient import why_it_may_pass
 
 BEAT_S = 5.0
@@ -95,7 +96,8 @@ class Supervisor:
                 raise RunError(f"{self.run.name} is held by another process that did not leave within {PATIENCE_S:.0f} s")
             if self.run.is_done(self.task.stage, cfg):
                 return "done before"
-            for again in range(self.task.retries + 1):
+            again = 0
+            while True:
                 status = self.run_child()
                 if self.superseded():
                     sys.exit(ELSEWHERE)
@@ -104,12 +106,13 @@ class Supervisor:
                     return "done"
                 if self.asked:
                     self.leave()
-                why = why_it_may_pass(status, self.run.log_path(self.task.stage), self.log_start)
-                if why is None or again == self.task.retries:
+                why = shrink(self.run, self.task.stage, self.log_start)
+                if why is None:  # what passes by itself is tried a few times; the other ends at one completion
+                    again, why = again + 1, why_it_may_pass(status, self.run.log_path(self.task.stage), self.log_start)
+                if why is None or again > self.task.retries:
                     self.give_up(status)
                 self.run.failure_path.unlink(missing_ok=True)  # what passed is no failure
                 self.run.log_event("again", stage=self.task.stage, why=why)
-        raise AssertionError("a stage is done, left or given up")
 
     def begin(self) -> None:
         """Number this attempt: from now on an older one has lost its right to write."""

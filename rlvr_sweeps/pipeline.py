@@ -17,6 +17,7 @@ from rlvr_sweeps.errors import Stopped, Superseded
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.run import Run
+from rlvr_sweeps.smaller import fitted, shrink
 from rlvr_sweeps.tracking import mirrored
 from rlvr_sweeps.versions import refuse_unknown
 
@@ -42,7 +43,7 @@ def supervise(run: Run, start: Start) -> int:
         for stage in run.stages(cfg):
             if run.is_done(stage, cfg):
                 continue
-            status = start(stage, run)
+            status = started(stage, run, start)
             if os.WIFSIGNALED(status):
                 name = signal.Signals(os.WTERMSIG(status)).name
                 run.log_event("stopped", stage=stage, signal=name)
@@ -57,6 +58,19 @@ def supervise(run: Run, start: Start) -> int:
                 return FAILED
         run.log_event("done")
         return 0
+
+
+def started(stage: str, run: Run, start: Start) -> int:
+    """The wait status of a stage's process; a training without memory for its forward passes starts again with smaller."""
+    while True:
+        log = run.log_path(stage)
+        since = log.stat().st_size if log.exists() else 0
+        status = start(stage, run)
+        decided = shrink(run, stage, since) if os.waitstatus_to_exitcode(status) > 0 else None
+        if decided is None:
+            return status
+        run.failure_path.unlink(missing_ok=True)
+        run.log_event("again", stage=stage, why=decided)
 
 
 def processes(cfg: Resolved, stage: str) -> int:
@@ -90,7 +104,7 @@ def run_stage(stage: str, run: Run) -> None:
         cfg = run.config()
         refuse_unknown(cfg)
         with mirrored(run, cfg, is_leader()):
-            work(stage)(run, cfg)
+            work(stage)(run, fitted(run, cfg))
             if is_leader():
                 run.finish(stage, cfg, time.monotonic() - start)
     except Stopped:

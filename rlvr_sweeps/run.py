@@ -5,6 +5,7 @@ train.json           what was asked beside what was built
 metrics.jsonl        one row per optimizer step
 reach.jsonl          at each checkpoint, how far each kind of layer moved; frozen tensors that changed (none)
 stopped_early.json   at which step and why, if it did
+per_device.json      completions per forward pass, where tries found no memory for those that were asked
 start.safetensors    A and B at step 0, where they are not what a seed gives (PiSSA, MiLoRA)
 checkpoints/         the latest complete training state
 merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
@@ -60,6 +61,7 @@ class Run:
     parsed_path = property(lambda self: self.path / ".config.json")  # config.yaml already parsed: a hundred times faster
     record_path = property(lambda self: self.path / "train.json")
     metrics_path = property(lambda self: self.path / "metrics.jsonl")
+    per_device_path = property(lambda self: self.path / "per_device.json")
     reach_path = property(lambda self: self.path / "reach.jsonl")
     stopped_early_path = property(lambda self: self.path / "stopped_early.json")
     start_path = property(lambda self: self.path / "start.safetensors")

@@ -34,6 +34,7 @@ from rlvr_sweeps.run import Run
 from rlvr_sweeps.stopping import EarlyStopping, last_step
 from rlvr_sweeps.sync import policy_weights
 from rlvr_sweeps.trainer import RlvrTrainer
+from rlvr_sweeps.worst_case import WorstCaseFirst
 
 
 def train(run: Run, cfg: Resolved) -> None:
@@ -85,6 +86,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(MetricsWriter(run, trainer))
+    trainer.add_callback(WorstCaseFirst(run, trainer))
     if cfg["early_stopping"]["name"] != "none":
         trainer.add_callback(EarlyStopping(run, trainer))
     trainer.add_callback(StopWhenAsked(run, trainer))

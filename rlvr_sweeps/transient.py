@@ -11,11 +11,16 @@ TRANSIENT = re.compile(
 TAIL = 20_000  # bytes of a log in which such words are looked for
 
 
+def said_since(log: Path, since: int) -> str:
+    """The end of what a log got from byte `since` on; nothing where there is no log."""
+    return log.read_bytes()[since:][-TAIL:].decode(errors="replace") if log.exists() else ""
+
+
 def why_it_may_pass(status: int, log: Path, since: int) -> str | None:
     """The reason, from an exit code (negative for a signal) and what the log got from byte `since` on; None without one."""
     if status == -signal.SIGKILL:
         return "its process was killed"
-    text = log.read_bytes()[since:][-TAIL:].decode(errors="replace")
+    text = said_since(log, since)
     found = TRANSIENT.search(text)
     if found:
         return found.group()

@@ -1,0 +1,128 @@
+"""Out of GPU memory: the same run with smaller forward passes. No GPU is needed to be told that one is full, only its error."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from rlvr_sweeps import train as train_stage
+from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.pipeline import FAILED, run_stage, supervise
+from rlvr_sweeps.run import Run
+from rlvr_sweeps.smaller import fitted, shrink
+from rlvr_sweeps.warm import fork
+
+SAID = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB."
+
+
+@pytest.fixture
+def run(composer, tmp_path):
+    def make(*overrides, folder="runs"):
+        asked = ("batch_size=24", "training.per_device_batch_size=12", *overrides, f"runs_dir={tmp_path / folder}")
+        cfg = composer.point(asked).cfg
+        found = Run.of(cfg)
+        found.prepare(cfg)
+        found.log_path("train").parent.mkdir(exist_ok=True)
+        return found
+
+    return make
+
+
+def test_half_as_many_down_to_one(run):
+    found = run()
+    log = found.log_path("train")
+    log.write_text(SAID)
+    reached = []
+    while decided := shrink(found, "train", 0):
+        assert "out of GPU memory" in decided
+        reached.append(fitted(found, found.config())["training"]["per_device_batch_size"])
+    assert reached == [6, 3, 1]
+    assert found.config()["training"]["per_device_batch_size"] == 12, "what was asked stays what was asked"
+
+
+def test_only_where_the_batch_is_still_cut_evenly(run):
+    found = run("batch_size=80", "training.per_device_batch_size=40", "distributed=ddp", "distributed.processes=2")
+    found.log_path("train").write_text(SAID)
+    assert shrink(found, "train", 0) and read_json(found.per_device_path) == 20
+    assert shrink(found, "train", 0) and read_json(found.per_device_path) == 10
+
+
+def test_other_failures_and_earlier_tries_change_nothing(run):
+    found = run()
+    log = found.log_path("train")
+    log.write_text(f"{SAID}\nValueError: no\n")
+    assert shrink(found, "train", len(SAID) + 1) is None
+    assert shrink(found, "evaluate", 0) is None and not found.per_device_path.exists()
+
+
+def full_above(rows, found, monkeypatch):
+    """A run whose update raises what CUDA raises where a pass has more than `rows` rows; its stages are forked."""
+    real = train_stage.RlvrTrainer._get_per_token_logps_and_entropies
+
+    def limited(self, model, ids, *rest, **more):
+        if len(ids) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return real(self, model, ids, *rest, **more)
+
+    monkeypatch.setattr(train_stage.RlvrTrainer, "_get_per_token_logps_and_entropies", limited)
+
+    def start(stage, which):
+        def work():
+            run_stage(stage, which)
+            return 0
+
+        return os.waitpid(fork(work), 0)[1]
+
+    return supervise(found, start)
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_with_smaller_passes_and_is_the_same(run, monkeypatch):
+    small = ("steps=2", "rollout.max_tokens=24", "dropout=0", "rollout.group_size=4", "benchmark.tier1.k=1", "analysis=none",
+             "training.micro_batches=equal", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)))  # fmt: skip
+    wanted = run(*small)
+    train_stage.train(wanted, wanted.config())
+    rows = read_rows(wanted.metrics_path)
+    found = run(*small, folder="other")
+    assert full_above(6, found, monkeypatch) == 0
+    again = [row for row in read_rows(found.attempts_path) if row["event"] == "again"]
+    assert len(again) == 1 and "12 completions per forward pass: 6" in again[0]["why"]
+    assert not found.failure_path.exists() and found.state() == "done"
+    for mine, one in zip(read_rows(found.metrics_path), rows, strict=True):
+        assert mine["reward_mean"] == one["reward_mean"] and mine["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert json.loads(found.record_path.read_text())["built"]["completions_per_step"] == 24
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_one_completion_fails_and_says_why(run, monkeypatch):
+    found = run("steps=2", "rollout.max_tokens=24", "rollout.group_size=4", "training.micro_batches=equal")
+    assert full_above(0, found, monkeypatch) == FAILED
+    assert "out of memory" in read_json(found.failure_path)["error"] and read_json(found.per_device_path) == 1
+
+
+@pytest.mark.slow
+def test_the_dry_step_leaves_nothing_behind(run, monkeypatch):
+    shapes, weights = [], {}
+    real = train_stage.RlvrTrainer._get_per_token_logps_and_entropies
+
+    def noting(self, model, ids, *rest, **more):
+        shapes.append(tuple(ids.shape))
+        return real(self, model, ids, *rest, **more)
+
+    monkeypatch.setattr(train_stage.RlvrTrainer, "_get_per_token_logps_and_entropies", noting)
+    for wanted in ("never", "always"):
+        shapes.clear()
+        small = ("steps=2", "rollout.max_tokens=24", "rollout.group_size=4")
+        found = run(*small, f"training.worst_case_first={wanted}", folder=wanted)
+        train_stage.train(found, found.config())
+        events = [row["event"] for row in read_rows(found.attempts_path)]
+        assert ("worst_case" in events) == (wanted == "always")
+        weights[wanted] = (found.merged_path / "model.safetensors").read_bytes()
+    limit = found.config()["data"]["max_prompt_tokens"] + 24
+    assert shapes[0] == (12, limit) and all(width < limit for _, width in shapes[1:])
+    assert weights["never"] == weights["always"]
+
+
+def test_only_where_there_is_a_gpu_by_default(point):
+    assert point()["training"]["worst_case_first"] == "gpu"
