@@ -122,7 +122,12 @@ def refuse_early_stopping(asked: Resolved) -> None:
 
 def refuse_uneven_resources(cfg: Resolved) -> None:
     """Raise Refused where a Slurm job's nodes and GPUs are not those of the run's processes."""
-    train, evaluate = cfg["cluster"]["train"], cfg["cluster"]["evaluate"]
+    train, evaluate, sharing = cfg["cluster"]["train"], cfg["cluster"]["evaluate"], cfg["cluster"]["runs_per_gpu"]
+    if sharing < 1 or (sharing > 1 and cfg["cluster"]["name"] != "local"):
+        raise Refused(
+            f"cluster.runs_per_gpu={sharing} with cluster={cfg['cluster']['name']}. Allowed: a whole number from 1; on "
+            "Slurm 1, since sharing is the site's there (shards, MIG), asked for by hydra.launcher.additional_parameters."
+        )
     processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], train["gpus_per_node"]
     if nodes < 1 or processes % nodes or gpus not in (0, processes // nodes):
         raise Refused(

@@ -138,6 +138,7 @@ class ResourcesConf:
 @dataclass
 class ClusterConf:
     name: str = MISSING
+    runs_per_gpu: int = 1  # on this machine: small runs at once on each GPU, their memory shared out by the plan
     gpu: str | None = "auto"  # what memory and time are reckoned for: a kind of conf/hardware.yaml, this machine's, or null
     train: ResourcesConf = field(default_factory=ResourcesConf)
     evaluate: ResourcesConf = field(default_factory=ResourcesConf)

@@ -27,6 +27,7 @@ class Footprint:
     parts: dict[str, float]
     asleep: bool  # rollouts and updates do not hold memory at the same time
     sequences: float | None  # full-length sequences that vLLM's cache holds; None without vLLM
+    sharing: int = 1  # runs that the GPU has at once
 
     @property
     def peak(self) -> float:
@@ -34,7 +35,7 @@ class Footprint:
         return state + (max(update, rollout) if self.asleep else update + rollout)
 
     def fits(self, gpu: Gpu) -> bool:
-        return self.peak <= gpu.memory_gib * GIB and (self.sequences is None or self.sequences >= 1)
+        return self.peak * self.sharing <= gpu.memory_gib * GIB and (self.sequences is None or self.sequences >= 1)
 
 
 def key_value_bytes(model: Architecture, each: float) -> float:
@@ -77,7 +78,7 @@ def footprint(cfg: Resolved, model: Architecture, gpu: Gpu) -> Footprint | None:
         parts["rollout"] = merged + rows * model["vocab_size"] * size["draw"]
         held += parts["KV cache"] + parts["rollout"]
     parts["rest"] = known["context_gib"] * GIB + known["fragmentation"] * held
-    return Footprint(parts, asleep, sequences)
+    return Footprint(parts, asleep, sequences, cfg["cluster"].get("runs_per_gpu", 1))
 
 
 def optimizer_bytes(cfg: Resolved, trained: int) -> float:
@@ -146,6 +147,7 @@ def refuse_what_cannot_fit(cfg: Resolved, model: Architecture, gpu: Gpu) -> None
         why = (
             f"it would take {found.peak / GIB:.0f} GiB of the {gpu.memory_gib:.0f} that one {gpu.product} has, "
             f"{found.parts[largest] / GIB:.0f} of them {largest}."
+            + (f" cluster.runs_per_gpu={found.sharing} runs share it." if found.sharing > 1 else "")
         )
     raise Refused(f"{name} does not fit: {why} {what_fits(cfg, model, gpu)}")
 

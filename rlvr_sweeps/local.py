@@ -65,7 +65,7 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     if only_plan or not todo:
         return plan
     versions.refuse_unknown(todo[0].cfg)
-    gpus = visible_gpus()
+    gpus, sharing = visible_gpus(), max(planned.cfg["cluster"]["runs_per_gpu"] for planned in todo)
     refuse_more_processes_than_gpus(todo, gpus)
     refuse_vllm_without_gpu(todo, gpus)
     assets.ensure([planned.cfg for planned in todo])
@@ -74,7 +74,8 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
             if mine:
                 planned.run.prepare(planned.cfg)
     try:
-        exits = run_all(todo, workers or len(gpus) or len(os.sched_getaffinity(0)), gpus, console)
+        at_once = workers or len(gpus) * sharing or len(os.sched_getaffinity(0))
+        exits = run_all(outlook.longest_first(todo), at_once, gpus * sharing, console)
     except KeyboardInterrupt:
         raise Refused("Interrupted. Nothing finished is lost; the same command goes on from the last checkpoints.") from None
     conclude(todo, exits, console)
@@ -153,9 +154,12 @@ def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console:
             while waiting or running:
                 while ready and waiting and len(running) < workers:
                     needed = waiting[0].cfg["distributed"]["processes"] if gpus else 0
-                    if needed > len(free):
+                    devices = list(dict.fromkeys(free))[:needed]  # a GPU that several runs share stands there several times
+                    if needed > len(devices):
                         break
-                    run, devices = waiting.popleft().run, [free.pop(0) for _ in range(needed)]
+                    run = waiting.popleft().run
+                    for device in devices:
+                        free.remove(device)
                     running[str(run.path)] = (run, devices)
                     watch.started(run)
                     warm.stdin.write(json.dumps({"run": str(run.path), "gpus": devices}).encode() + b"\n")

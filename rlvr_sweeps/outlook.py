@@ -93,6 +93,25 @@ def outlooks(plan: Sequence[Planned], measure: bool) -> list[Outlook]:
     return list(shapes.values())
 
 
+def longest_first(todo: Sequence[Planned]) -> list[Planned]:
+    """The runs in the order in which to start them: the longest first, so that none is left over for the end.
+
+    By their seconds where all are known, else by how much is computed. What is only evaluated comes last.
+    """
+    found = [(outlook, planned) for outlook in outlooks(todo, measure=True) for planned in outlook.runs]
+    known = all(outlook.step(planned.cfg)[0] is not None for outlook, planned in found if is_trained(planned.cfg))
+
+    def length(outlook: Outlook, cfg: Resolved) -> float:
+        if not is_trained(cfg):
+            return 0.0
+        work = durations.update_passes(cfg) * cfg["batch_size"] * cfg["rollout"]["max_tokens"]
+        each = outlook.step(cfg)[0] if known else work
+        return float(cfg["steps"] * (each or 0.0))
+
+    lengths = {planned.run.name: length(outlook, planned.cfg) for outlook, planned in found}
+    return sorted(todo, key=lambda planned: -lengths[planned.run.name])
+
+
 def refuse_unfit(plan: Sequence[Planned]) -> None:
     """Raise Refused for the first run that its GPU cannot hold."""
     for outlook in outlooks(plan, measure=False):

@@ -1,4 +1,4 @@
-"""A training that ran out of GPU memory is tried again with fewer completions per forward pass: more passes, the same batch."""
+"""A training that ran out of memory is tried again with fewer completions per forward pass: more passes, the same batch."""
 
 import copy
 import re
@@ -8,7 +8,7 @@ from rlvr_sweeps.identity import Resolved
 from rlvr_sweeps.run import Run
 from rlvr_sweeps.transient import said_since
 
-OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory")
+OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: can't allocate")
 
 
 def fitted(run: Run, cfg: Resolved) -> Resolved:
@@ -35,4 +35,4 @@ def shrink(run: Run, stage: str, since: int) -> str | None:
     if not fewer:
         return None
     write_json(run.per_device_path, fewer[-1])
-    return f"out of GPU memory with {asked} completions per forward pass: {fewer[-1]} from now on, in more passes"
+    return f"out of memory with {asked} completions per forward pass: {fewer[-1]} from now on, in more passes"

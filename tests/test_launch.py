@@ -156,6 +156,16 @@ def test_each_run_gets_gpus_of_its_own(launch, monkeypatch):
     launch("-m", "peft=lora,rslora", "algo=grpo", *SHORT)
     given = {json.loads(run.record_path.read_text())["surroundings"]["gpus"] for run in all_runs(launch.runs)}
     assert given == {"4", "7"}
+    launch(
+        "-m", "peft=lora,rslora", "algo=dapo_released,dr_grpo", "cluster.runs_per_gpu=2", *SHORT, runs=launch.runs / "shared"
+    )
+    runs = all_runs(launch.runs / "shared")
+    shared = [json.loads(run.record_path.read_text())["surroundings"]["gpus"] for run in runs]
+    assert sorted(shared) == ["4", "4", "7", "7"]
+    rows = [row for run in runs for row in read_rows(run.attempts_path)]
+    assert max(row["time"] for row in rows if row["event"] == "start") < min(
+        row["time"] for row in rows if row["event"] == "done"
+    )
     three = ("distributed=ddp", "distributed.processes=4", "training.per_device_batch_size=16")
     assert "this machine has 2" in launch("peft=lora", *three, expect=1).stderr
 

@@ -182,3 +182,24 @@ def test_vllm_on_a_machine_that_cannot(composer, tmp_path):
     with pytest.raises(Refused, match="rollout=hf"):
         refuse_vllm_without_gpu(plan, [])
     refuse_vllm_without_gpu(make_plan([composer.point(["rollout=vllm", "peft=none"])], retry=False), [])
+
+
+def test_the_longest_run_starts_first(composer, tmp_path):
+    def order(*points):
+        plan = make_plan([composer.point([*overrides, f"runs_dir={tmp_path}"]) for overrides in points], retry=False)
+        return [planned.cfg["seed"] for planned in outlook.longest_first(plan)]
+
+    assert order(["seed=1"], ["seed=2", "steps=90"], ["seed=3", "peft=full"], ["seed=4", "peft=none"]) == [2, 3, 1, 4]
+    finished(composer, tmp_path, None, 9.0, "seed=7")  # a step of LoRA took long: nothing is known of the other
+    assert order(["seed=1"], ["seed=3", "peft=full"]) == [3, 1]
+    finished(composer, tmp_path, None, 0.5, "seed=7", "peft=full")
+    assert order(["seed=3", "peft=full"], ["seed=1"], ["seed=2", "steps=5"]) == [1, 2, 3]
+
+
+def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):
+    shared = [*LARGE, "distributed=single", "training.per_device_batch_size=1", f"runs_dir={tmp_path}"]
+    outlook.refuse_unfit(make_plan([composer.point(shared)], retry=False))
+    with pytest.raises(Refused, match="3 runs share it"):
+        outlook.refuse_unfit(make_plan([composer.point([*shared, "cluster.runs_per_gpu=3"])], retry=False))
+    with pytest.raises(Refused, match="sharing is the site's there"):
+        composer.point([*shared, "cluster=slurm", "cluster.runs_per_gpu=2"])

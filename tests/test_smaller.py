@@ -35,7 +35,7 @@ def test_half_as_many_down_to_one(run):
     log.write_text(SAID)
     reached = []
     while decided := shrink(found, "train", 0):
-        assert "out of GPU memory" in decided
+        assert "out of memory" in decided
         reached.append(fitted(found, found.config())["training"]["per_device_batch_size"])
     assert reached == [6, 3, 1]
     assert found.config()["training"]["per_device_batch_size"] == 12, "what was asked stays what was asked"

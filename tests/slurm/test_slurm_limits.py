@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.run import all_runs
 from tests.slurm.conftest import all_ended, only, queue, sh, until
 
@@ -32,6 +33,17 @@ def test_arrays_are_cut(slurm):
     until(all_ended)
     assert states(slurm) == ["done"] * 9
     assert len({run.jobs()["evaluate"].partition("_")[0] for run in all_runs(slurm.runs)}) == 2
+
+
+def test_a_training_without_memory_goes_on_with_smaller_passes(slurm):
+    """The job's memory is really too little for 1,024 full-length completions at once."""
+    worst = ("batch_size=1024", "rollout.max_tokens=8", "data.max_prompt_tokens=180", "training.worst_case_first=always")
+    slurm(*worst, "steps=1", "hydra.launcher.setup=[ulimit -v 7000000]")
+    until(all_ended)
+    (run,) = all_runs(slurm.runs)
+    assert run.state() == "done" and read_json(run.per_device_path) in (128, 256, 512)
+    whys = [row["why"] for row in read_rows(run.attempts_path) if row["event"] == "again"]
+    assert whys and all("out of memory" in why for why in whys)
 
 
 @pytest.mark.accounting
