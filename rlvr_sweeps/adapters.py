@@ -11,6 +11,7 @@ from peft import initialize_lora_eva_weights
 from peft.optimizers import create_loraplus_optimizer
 from transformers import set_seed
 
+from rlvr_sweeps.dora import factor_norms
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.svd import Side, cached_triplets
 from rlvr_sweeps.sync import tuner_layers
@@ -43,6 +44,8 @@ def attach(
         start_from_activations(adapted, prompts)
     elif method["initialisation"]:
         start_from_singular_triplets(adapted, method["initialisation"], model_key)
+    if method.get("factored_norm", True):
+        factor_norms(adapted)
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(is_trained(name, method))
     return adapted

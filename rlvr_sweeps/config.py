@@ -38,6 +38,7 @@ class PeftConf:
     initialisation: str | None = None  # principal (PiSSA) | minor (MiLoRA) | activations (EVA)
     lr_ratio: float | None = None  # LoRA+'s λ = η_B / η_A
     not_the_base_in_training: str | None = None  # why the train-mode policy at step 0 is not the base, where it is not
+    factored_norm: bool = True  # DoRA's, without making BA; false: as PEFT computes it
     trained: list[str] = field(default_factory=list)  # names the adapter's trained parameters hold; any other is frozen
     unavailable: str | None = None  # why launching this method is refused, where it is
 

@@ -23,7 +23,8 @@ NOT_SCIENCE = (
     "rank", "alpha", "dropout",  # read through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
     "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
-    "*.title", "peft.not_the_base_in_training", "*.unavailable", "model.architecture.*", "model.opens_think", "data.problems",
+    "*.title", "peft.not_the_base_in_training", "peft.factored_norm", "*.unavailable", "model.architecture.*",
+    "model.opens_think", "data.problems",
     "rollout.vllm.*", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing", "training.micro_batches",
     "training.log_probabilities", "training.worst_case_first",

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 MODULES = sorted(path for path in (ROOT / "rlvr_sweeps").glob("*.py"))
 COMPUTE = {
     "worst_case",
+    "dora",
     "analyse",
     "adalora",
     "adapters",

@@ -1,0 +1,67 @@
+"""A DoRA step against a LoRA step: PEFT's DoRA, and with its norm from factors.
+
+    python bench/dora.py [--hidden 1536 --intermediate 8960 --layers 1 --tokens 512]
+
+Forward and backward through random Qwen2 layers, rank 32 on all linear layers, medians of interleaved rounds. On a GPU where
+there is one (bfloat16 autocast), else on one core in float32.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from rlvr_sweeps.adapters import attach
+from rlvr_sweeps.compose import offline_composer
+
+ROUNDS = 7
+
+
+def policy(asked: argparse.Namespace, method: str, factored: bool, dropout: float, device: str) -> Any:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=1024, hidden_size=asked.hidden, intermediate_size=asked.intermediate, num_hidden_layers=asked.layers,
+        num_attention_heads=12, num_key_value_heads=2,
+    )  # fmt: skip
+    cfg = offline_composer().point([f"peft={method}", "rank=32", f"dropout={dropout}", f"peft.factored_norm={factored}"]).cfg
+    return attach(Qwen2ForCausalLM(config), cfg["peft"], seed=0).to(device).train()
+
+
+def seconds(model: Any, ids: torch.Tensor) -> float:
+    model.zero_grad()
+    start = time.perf_counter()
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
+        loss = model(input_ids=ids).logits.float().square().mean()
+    loss.backward()
+    if ids.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name, value in (("hidden", 1536), ("intermediate", 8960), ("layers", 1), ("tokens", 512)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    asked = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
+    where = torch.cuda.get_device_name() if device == "cuda" else "one core"
+    print(f"{time.strftime('%Y-%m-%d')}, {where}; hidden {asked.hidden}, {asked.layers} layers, {asked.tokens} tokens, rank 32")
+    ids = torch.randint(0, 1024, (1, asked.tokens), device=device)
+    for dropout in (0.0, 0.05):
+        kinds = {"LoRA": ("lora", True), "DoRA, PEFT's": ("dora", False), "DoRA, factored": ("dora", True)}
+        models = {name: policy(asked, method, factored, dropout, device) for name, (method, factored) in kinds.items()}
+        times: dict[str, list[float]] = {name: [] for name in models}
+        for round_ in range(ROUNDS + 1):
+            for name, model in models.items():
+                times[name] += [seconds(model, ids)] if round_ else [seconds(model, ids)][:0]
+        middle = {name: statistics.median(values) for name, values in times.items()}
+        for name, value in middle.items():
+            print(f"  dropout {dropout:<4}  {name:<16} {value:7.3f} s   {value / middle['LoRA']:.2f} times LoRA")
+
+
+if __name__ == "__main__":
+    main()
