@@ -218,8 +218,14 @@ def floor_divide(numerator: int, denominator: int) -> int:
     return numerator // denominator
 
 
+def where(value: Any, case: Any, then: Any, otherwise: Any) -> Any:
+    """`then` where the value is the case, as in `${where:${peft.trains},everything,0.15,0.3}`."""
+    return then if value == case else otherwise
+
+
 def register() -> None:
     """Make the schema and the resolvers known to Hydra; safe to call twice."""
     ConfigStore.instance().store(name="schema", node=Config, provider="rlvr_sweeps")
     OmegaConf.register_new_resolver("mul", multiply, replace=True)
     OmegaConf.register_new_resolver("floordiv", floor_divide, replace=True)
+    OmegaConf.register_new_resolver("where", where, replace=True)

@@ -4,6 +4,8 @@ import pytest
 
 from rlvr_sweeps.collect import fill
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.outlook import refuse_unfit
+from rlvr_sweeps.plan import make_plan
 from rlvr_sweeps.products import Section, expand, load_product, points, reference, rows_of, seeds
 from rlvr_sweeps.run import Run
 
@@ -30,6 +32,14 @@ def test_the_papers_tables_are_26_distinct_runs(composer):
     """14 of Table 3, 8 more around the LoRA baseline, 4 of the 7B; what tables share is computed once, Base has no seed."""
     whole = names(composer, "paper", "r1_qwen_1_5b", "seed=42,43")
     assert len(whole) == 1 + 2 * 25 and sum("_7b-" in name for name in whole) == 2 * 4
+
+
+def test_the_papers_runs_fit_the_gpus_that_they_are_planned_for(composer, tmp_path):
+    rest = ["sweep=paper", "model=r1_qwen_1_5b", "cluster=slurm", "cluster.gpu=h100", f"runs_dir={tmp_path}"]
+    asked = points(sections_of("paper", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", rest)
+    plan = make_plan([composer.point(point) for point in asked], retry=False)
+    assert "full" in {planned.cfg["peft"]["name"] for planned in plan} and len({planned.run.name for planned in plan}) == 26
+    refuse_unfit(plan)
 
 
 def test_every_known_value_of_the_paper_is_in_a_row(composer):
