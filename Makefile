@@ -13,7 +13,7 @@ RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair
-.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm faults lint types bench clean
+.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm faults lint types bench clean bench-sweep
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench: venv ## the measurements in docs/performance.md
 	$(BIN)/python bench/quickstart.py
 	$(BIN)/python bench/planning.py
 	SLURM_MAX_ARRAY=1001 tests/slurm/with.sh $(BIN)/python bench/submission.py
+
+bench-sweep: venv ## twelve runs against twelve plain TRL scripts, one by one and as many at once as there are cores; half an hour
+	$(BIN)/python bench/quickstart.py --seeds 42 43
 
 clean: ## remove .venv and caches; runs stay
 	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache *.egg-info
