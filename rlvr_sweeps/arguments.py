@@ -48,8 +48,6 @@ def parser() -> argparse.ArgumentParser:
         several.add_argument("runs", nargs="+", metavar="RUN")
     for named in (compare, regrade, audit, logs, profile, cancel, retry):
         named.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are named; runs")
-    for printed in (status, compare, audit, logs, profile, cancel, retry):
-        printed.add_argument("--json", action="store_true", help="machine-readable")
     moved = commands.add_parser("data", help="problem sets for machines without the hub: export, import")
     moved.add_argument("way", choices=["export", "import"], help="export: write them into a folder; import: check and use them")
     moved.add_argument("folder", type=Path)
@@ -58,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what of this site would stop a sweep")
     doctor.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     doctor.add_argument("--job", action="store_true", help="start a job of a minute, and look from its node too")
-    doctor.add_argument("--json", action="store_true", help="machine-readable")
+    for printed in (status, report, table, figure, compare, regrade, audit, logs, profile, cancel, retry, moved, doctor):
+        printed.add_argument("--json", action="store_true", help="machine-readable")
     add_wandb(commands.add_parser("wandb", help="the mirror on Weights & Biases: sync, pull, workspace, report"))
     return whole
 

@@ -29,14 +29,22 @@ def show_table(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import tables
 
     name = f"table{asked.name}" if asked.name.isdigit() else asked.name
-    tables.render(name, asked.overrides, asked.out, console)
+    paths = tables.render(name, asked.overrides, asked.out, Console(quiet=True) if asked.json else console)
+    if asked.json:
+        print(next(path for path in paths if path.suffix == ".json").read_text())
 
 
 def draw_figure(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps import figures
 
     model, plot = figures.make_figure(asked.name, asked.overrides)
-    for path in figures.write_figure(plot, asked.name, asked.out or Path("results") / model):
+    paths = figures.write_figure(plot, asked.name, asked.out or Path("results") / model)
+    if asked.json:
+        print(
+            json.dumps({"figure": asked.name, "model": model, "files": [str(path) for path in paths], "caption": plot.caption})
+        )
+        return
+    for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False)
     console.print(plot.caption, style="dim")
 
@@ -58,6 +66,10 @@ def show_report(asked: argparse.Namespace, console: Console) -> None:
 
     folder = existing(asked.runs_dir, "report")
     page, table, rows = report.write_report(folder, asked.out or folder / "report.html")
+    if asked.json:
+        found = [summary for row in rows for summary in row.summaries]
+        print(json.dumps({"page": str(page.absolute()), "table": str(table.absolute()), "runs": found}, indent=1))
+        return
     accuracy.show(rows, console)
     console.print(f"report: {page.absolute()}\ntable:  {table.absolute()}", soft_wrap=True, highlight=False)
 
@@ -79,6 +91,9 @@ def show_regrading(asked: argparse.Namespace, console: Console) -> None:
 
     for run in [named_run(name, asked.runs_dir) for name in asked.runs]:
         changes, before, after = regrade.regrade(run, asked.dry_run)
+        if asked.json:  # a line per run
+            print(json.dumps(regrade.as_facts(run, changes, before, after)))
+            continue
         regrade.show(run, changes, before, after, asked.dry_run, console)
 
 

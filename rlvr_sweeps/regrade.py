@@ -88,6 +88,12 @@ def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
     return changes, before, after
 
 
+def as_facts(run: Run, changes: Sequence[Change], before: Row, after: Row) -> Row:
+    """What `show` shows, for programs."""
+    changed = [{"benchmark": change.benchmark, "before": change.before, "after": change.after} for change in changes]
+    return {"run": run.name, "avg_before": before["avg"], "avg_after": after["avg"], "changes": changed}
+
+
 def show(run: Run, changes: Sequence[Change], before: Row, after: Row, dry_run: bool, console: Console) -> None:
     kinds = Counter(change.kind for change in changes)
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no verdict changed"

@@ -94,6 +94,9 @@ def run(asked: argparse.Namespace, console: Console) -> None:
         if asked.way == "export"
         else import_sets(asked.folder, chosen if asked.sets else known)
     )
+    if asked.json:
+        print(json.dumps({"folder": str(asked.folder.absolute()), "sets": entries}, indent=1))
+        return
     for name, entry in entries.items():
         console.print(f"{name:16} {entry['rows']:>6} rows  sha256 {entry['sha256'][:16]}", highlight=False)
     done = f"written to {asked.folder.absolute()}" if asked.way == "export" else "checked, and used from now on on this machine"

@@ -2,10 +2,12 @@
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
 from rlvr_sweeps.baseline import families
+from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.collect import cells, find
 from rlvr_sweeps.drawing import METHODS, as_svg, styles
 from rlvr_sweeps.errors import Refused
@@ -199,7 +201,7 @@ def test_the_same_numbers_are_the_same_bytes(trained, tmp_path):
     assert as_svg(plot, "x") == as_svg(plot, "x")
 
 
-def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path):
+def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path, capsys):
     few = ["~benchmark.tier3", "~benchmark.tier4", "~benchmark.tier5", "steps=5", "analysis=none"]
     few += [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in ("problems=3", "k=4")]
     few += [f"benchmark.{tier}.path={tmp_path}/problems.jsonl" for tier in ("tier1", "tier2")]
@@ -213,6 +215,9 @@ def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path)
     assert [path.name for path in paths] == [f"figure3.{kind}" for kind in ("pdf", "png", "svg", "html")]
     begins = [path.read_bytes()[:4] for path in paths]
     assert begins == [b"%PDF", b"\x89PNG", b"<svg", b"<!do"]
+    rlvr(["figure", "3", "model=tiny", f"runs_dir={tmp_path}/runs", *few, "--out", str(tmp_path / "again"), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["caption"] == plot.caption and all((tmp_path / "again" / Path(file).name).exists() for file in said["files"])
 
 
 def test_what_is_refused_says_what_would_help(tmp_path):
