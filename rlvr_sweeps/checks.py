@@ -128,6 +128,11 @@ def refuse_uneven_resources(cfg: Resolved) -> None:
             f"cluster.runs_per_gpu={sharing} with cluster={cfg['cluster']['name']}. Allowed: a whole number from 1; on "
             "Slurm 1, since sharing is the site's there (shards, MIG), asked for by hydra.launcher.additional_parameters."
         )
+    if sharing > 1 and (cfg["rollout"]["engine"] == "vllm" or cfg["evaluation"]["engine"] != "transformers"):
+        raise Refused(
+            f"cluster.runs_per_gpu={sharing} with vLLM, which takes its share of a GPU at its start and fails beside "
+            "another that does the same. Use rollout=hf evaluation.engine=transformers, or cluster.runs_per_gpu=1."
+        )
     processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], train["gpus_per_node"]
     if nodes < 1 or processes % nodes or gpus not in (0, processes // nodes):
         raise Refused(

@@ -35,6 +35,8 @@ def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
     wall_s, open_attempts, attempts = spent(read_rows(run.attempts_path))
     record = read_json(run.record_path) or {}
     processes = record.get("built", {}).get("processes", cfg["distributed"]["processes"])
+    device = record.get("surroundings", {}).get("device")
+    sharing = cfg["cluster"].get("runs_per_gpu", 1) if device else 1
     sampled = [row["completion_tokens_mean"] * row["sampled_groups"] * cfg["rollout"]["group_size"] for row in steps]
     evaluated = [
         summary[f"{name}/tokens_mean"] * summary[f"{name}/n"] * summary[f"{name}/k"]
@@ -42,8 +44,8 @@ def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
         if f"{name}/tokens_mean" in summary
     ]
     return Cost(
-        wall_s=wall_s, open_attempts=open_attempts, attempts=attempts, device_hours=wall_s * processes / 3600,
-        device=record.get("surroundings", {}).get("device"),
+        wall_s=wall_s, open_attempts=open_attempts, attempts=attempts, device_hours=wall_s * processes / sharing / 3600,
+        device=device,
         phases_s={phase: sum(row.get(phase, 0.0) for row in steps) for phase in PHASES} if steps else {},
         evaluate_s=(read_json(run.stage_path("evaluate")) or {}).get("seconds"),
         trained_tokens=sum(sampled) if steps or is_trained(cfg) else None,

@@ -146,4 +146,4 @@ def gpu_hours(cfg: Resolved, model: Architecture, gpu: Gpu, seconds_per_step: fl
     if evaluation is None or (is_trained(cfg) and seconds_per_step is None):
         return None
     training = cfg["steps"] * (seconds_per_step or 0.0) if is_trained(cfg) else 0.0
-    return (training + evaluation) * processes / 3600
+    return (training + evaluation) * processes / cfg["cluster"].get("runs_per_gpu", 1) / 3600

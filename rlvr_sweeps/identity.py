@@ -27,7 +27,7 @@ NOT_SCIENCE = (
     "model.opens_think", "data.problems",
     "rollout.vllm.*", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing", "training.micro_batches",
-    "training.log_probabilities", "training.worst_case_first",
+    "training.worst_case_first",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say
 HELD_OUT = "heldout"  # the benchmark of training prompts that were held out: no exam, no part of the overall average

@@ -65,7 +65,7 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     if only_plan or not todo:
         return plan
     versions.refuse_unknown(todo[0].cfg)
-    gpus, sharing = visible_gpus(), max(planned.cfg["cluster"]["runs_per_gpu"] for planned in todo)
+    gpus, sharing = visible_gpus(), min(planned.cfg["cluster"]["runs_per_gpu"] for planned in todo)
     refuse_more_processes_than_gpus(todo, gpus)
     refuse_vllm_without_gpu(todo, gpus)
     assets.ensure([planned.cfg for planned in todo])
@@ -154,7 +154,9 @@ def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console:
             while waiting or running:
                 while ready and waiting and len(running) < workers:
                     needed = waiting[0].cfg["distributed"]["processes"] if gpus else 0
-                    devices = list(dict.fromkeys(free))[:needed]  # a GPU that several runs share stands there several times
+                    devices = sorted(dict.fromkeys(free), key=lambda gpu: -free.count(gpu))[
+                        :needed
+                    ]  # a shared one stands there twice
                     if needed > len(devices):
                         break
                     run = waiting.popleft().run

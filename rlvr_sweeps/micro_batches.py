@@ -12,10 +12,9 @@ from typing import Any
 from rlvr_sweeps.identity import Resolved, training_of
 
 # TRL's losses that are a mean over a pass's completions, and those that divide by the step's tokens. What means over a pass's
-# tokens (bnpo, the entropy bonus) depends on how a step is cut.
+# tokens (bnpo, the entropy bonus), or takes a quantile of them, depends on how a step is cut.
 OVER_COMPLETIONS = ("grpo", "dr_grpo", "sapo", "luspo")
 OVER_TOKENS = ("dapo", "cispo", "vespo")
-MEANS_OVER_TOKENS = ("entropy", "clip_ratio/region_mean")  # of a pass, as TRL logs them
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,11 @@ class Share:
 
 
 def by_length(cfg: Resolved) -> bool:
-    """Whether a run's steps are cut by length: asked for, and its objective does not depend on the cut."""
+    """Whether a run's steps are cut by length: asked for, one update per rollout, an objective that does not mind the cut."""
     trl = cfg["training"]["trl"] | cfg["algo"]["trl"]
-    known = trl["loss_type"] in OVER_COMPLETIONS + OVER_TOKENS and not trl.get("entropy_coef")
-    return training_of(cfg, "micro_batches") == "by_length" and bool(known)
+    bonus = trl.get("entropy_coef") or trl.get("use_adaptive_entropy") or trl.get("top_entropy_quantile", 1.0) < 1
+    known = trl["loss_type"] in OVER_COMPLETIONS + OVER_TOKENS and trl.get("num_iterations", 1) == 1 and not bonus
+    return training_of(cfg, "micro_batches") == "by_length" and known
 
 
 def budget(cfg: Resolved) -> int:
@@ -78,6 +78,17 @@ def rows_of(batch: dict[str, Any], chosen: Any) -> dict[str, Any]:
     return rows
 
 
+def weigh(metrics: dict[str, list[float]], share: Share, level: str) -> None:
+    """TRL logs a step's mean over its passes of what is a mean within a pass: weigh the last pass by its part of the step.
+
+    Entropy is a mean over tokens, the clipped share one over what is clipped: tokens or sequences (`level`). Not every loss clips.
+    """
+    parts = {"entropy": share.tokens, "clip_ratio/region_mean": share.tokens if level == "token" else share.completions}
+    for name, part in parts.items():
+        if metrics.get(name):
+            metrics[name][-1] *= part * share.passes
+
+
 def count_positions(columns: dict[str, float], mask: Any) -> None:
     """Add a forward pass of this process to its step's row: positions computed, and how many of them are no padding."""
     columns["update_positions"] = columns.get("update_positions", 0) + mask.numel()
@@ -95,6 +106,7 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     everyone = gather(tokens).view(-1, len(tokens))
     widths = (everyone.max(0).values + prompt).tolist()
     count = calls if cfg["distributed"]["deepspeed"] else len(cut(widths, budget(cfg)))
+    assert count <= calls, f"{count} forward passes do not fit the {calls} that a step has"
     if count == 1:
         return [*[None] * (calls - 1), batch | {"share": Share(1, 1.0, 1.0)}]
     found: list[dict[str, Any] | None] = [None] * (calls - count)

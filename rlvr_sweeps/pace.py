@@ -9,8 +9,9 @@ from pathlib import Path
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.hardware import named
-from rlvr_sweeps.identity import Resolved, is_trained
+from rlvr_sweeps.identity import Resolved, is_trained, training_of
 from rlvr_sweeps.run import Run, all_runs
+from rlvr_sweeps.smaller import fitted
 from rlvr_sweeps.watch import last_rows
 
 ROWS = 32  # steps of a run that are read, from its end
@@ -44,7 +45,9 @@ def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
     return (
         *model_shape(cfg, gpu), method["name"], rank, cfg["dropout"] > 0, repr(method["config"].get("target_modules")),
         cfg["batch_size"], cfg["rollout"]["group_size"], cfg["training"]["per_device_batch_size"],
-        cfg["training"]["gradient_checkpointing"], cfg["algo"]["sampling_rounds"], repr(cfg["rollout"]["trl"]),
+        cfg["training"]["gradient_checkpointing"], training_of(cfg, "micro_batches"),
+        training_of(cfg, "log_probabilities"), method.get("factored_norm", True), cfg["cluster"].get("runs_per_gpu", 1),
+        cfg["algo"]["sampling_rounds"], repr(cfg["rollout"]["trl"]),
         cfg["rollout"]["temperature"],
     )  # fmt: skip
 
@@ -75,7 +78,7 @@ def read(folders: Iterable[str]) -> Paces:
 def pace_of(run: Run) -> Pace | None:
     """One run's pace; None where its files do not say it."""
     try:
-        cfg = run.config()
+        cfg = as_it_ran(fitted(run, run.config()))
     except Refused:
         return None
     surroundings = (read_json(run.record_path) or {}).get("surroundings", {})
@@ -88,3 +91,10 @@ def pace_of(run: Run) -> Pace | None:
         statistics.median(row["completion_tokens_mean"] for row in rows),
         statistics.fmean(row["sampling_rounds"] for row in rows),
     )  # fmt: skip
+
+
+def as_it_ran(cfg: Resolved) -> Resolved:
+    """A configuration from before there was a choice says nothing: then steps were padded to their longest and scored twice."""
+    before = {"micro_batches": "equal", "log_probabilities": "twice"}
+    method = {"factored_norm": False} if "micro_batches" not in cfg["training"] else {}
+    return cfg | {"training": before | cfg["training"], "peft": method | cfg["peft"]}

@@ -113,7 +113,8 @@ def run_stage(stage: str, run: Run) -> None:
         print(left, file=sys.stderr)
         sys.exit(ELSEWHERE)
     except Exception as error:
-        fail(run, stage, f"{type(error).__name__}: {error}", traceback.format_exc())
+        if not run.failure_path.exists():  # the first of several processes knows the reason, the others miss it
+            fail(run, stage, f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
 
 

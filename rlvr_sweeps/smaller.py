@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.identity import Resolved
@@ -12,27 +13,34 @@ OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAlloc
 
 
 def fitted(run: Run, cfg: Resolved) -> Resolved:
-    """The run's configuration with the completions per forward pass that earlier tries came down to."""
+    """The run's configuration with the completions per forward pass that earlier tries came down to, asked as it is now."""
     known = read_json(run.per_device_path)
-    if known is None:
+    if known is None or known["asked"] != question(cfg):
         return cfg
     other = copy.deepcopy(cfg)
-    other["training"]["per_device_batch_size"] = known
+    other["training"]["per_device_batch_size"] = known["fits"]
     return other
+
+
+def question(cfg: Resolved) -> dict[str, Any]:
+    """What an answer in per_device.json was to: with other settings the user's word counts again."""
+    return {"per_device_batch_size": cfg["training"]["per_device_batch_size"], "processes": cfg["distributed"]["processes"]}
 
 
 def shrink(run: Run, stage: str, since: int) -> str | None:
     """If the stage's failure, or its log from byte `since` on, says that a training found no memory: note fewer completions.
 
-    Returns what was decided, in words; None where memory was not the reason, or where one completion is too many.
+    Returns what was decided, in words; None where memory was not the reason, or where one completion is too many: then smaller
+    passes were no cure, and the next launch begins as asked.
     """
     said = (read_json(run.failure_path) or {}).get("error", "") + said_since(run.log_path(stage), since)
     if stage != "train" or not OUT_OF_MEMORY.search(said):
         return None
-    cfg = fitted(run, run.config())
-    asked, processes = cfg["training"]["per_device_batch_size"], cfg["distributed"]["processes"]
+    cfg = run.config()
+    asked, processes = fitted(run, cfg)["training"]["per_device_batch_size"], cfg["distributed"]["processes"]
     fewer = [rows for rows in range(1, asked // 2 + 1) if cfg["batch_size"] % (rows * processes) == 0]
     if not fewer:
+        run.per_device_path.unlink(missing_ok=True)
         return None
-    write_json(run.per_device_path, fewer[-1])
+    write_json(run.per_device_path, {"asked": question(cfg), "fits": fewer[-1]})
     return f"out of memory with {asked} completions per forward pass: {fewer[-1]} from now on, in more passes"

@@ -21,7 +21,7 @@ from rlvr_sweeps.agreement import Scores, importance, refuse_disagreement
 from rlvr_sweeps.data import token_ids
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.identity import Resolved, training_of
-from rlvr_sweeps.micro_batches import MEANS_OVER_TOKENS, OVER_COMPLETIONS, by_length, count_positions, passes_of
+from rlvr_sweeps.micro_batches import OVER_COMPLETIONS, by_length, count_positions, passes_of, weigh
 from rlvr_sweeps.rollouts import Group, PromptStream, fill
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.sync import merged
@@ -102,8 +102,8 @@ class RlvrTrainer(GRPOTrainer):
     @property
     def scores_once(self) -> bool:
         """Whether the update's own forward pass gives what the importance correction needs: one update per rollout."""
-        known = self.use_vllm and self.vllm_importance_sampling_mode == "token_truncate" and self.loss_type != "vespo"
-        return bool(known and training_of(self.cfg, "log_probabilities") == "once")
+        asked = self.use_vllm and training_of(self.cfg, "log_probabilities") == "once" and self.num_iterations == 1
+        return bool(asked and self.vllm_importance_sampling_mode == "token_truncate" and self.loss_type != "vespo")
 
     def roll(self, groups: int) -> list[Group]:
         """One round: `groups` prompts, the same on all processes, G completions each, shared out and gathered again."""
@@ -224,8 +224,7 @@ class RlvrTrainer(GRPOTrainer):
         if self.loss_type in OVER_COMPLETIONS:
             loss = loss * (part * calls)
         if share:
-            for name in MEANS_OVER_TOKENS:
-                self._metrics["train"][name][-1] *= share.tokens * share.passes
+            weigh(self._metrics["train"], share, self.importance_sampling_level)
         if self.adalora:
             penalty = self.adalora.orthogonality()
             self.columns |= {"rank_mean": self.adalora.mean_rank(), "orthogonality_loss": float(penalty.detach())}

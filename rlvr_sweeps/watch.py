@@ -126,7 +126,7 @@ def last_rows(run: Run, window: int = REWARD_WINDOW) -> list[dict[str, Any]]:
     try:
         with run.metrics_path.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - 1000 * window))
+            file.seek(max(0, file.tell() - 4000 * window))
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return []

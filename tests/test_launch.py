@@ -157,7 +157,13 @@ def test_each_run_gets_gpus_of_its_own(launch, monkeypatch):
     given = {json.loads(run.record_path.read_text())["surroundings"]["gpus"] for run in all_runs(launch.runs)}
     assert given == {"4", "7"}
     launch(
-        "-m", "peft=lora,rslora", "algo=dapo_released,dr_grpo", "cluster.runs_per_gpu=2", *SHORT, runs=launch.runs / "shared"
+        "-m",
+        "peft=lora,rslora",
+        "algo=dapo_released,dr_grpo",
+        "cluster.runs_per_gpu=2",
+        "evaluation.engine=transformers",
+        *SHORT,
+        runs=launch.runs / "shared",
     )
     runs = all_runs(launch.runs / "shared")
     shared = [json.loads(run.record_path.read_text())["surroundings"]["gpus"] for run in runs]

@@ -83,7 +83,9 @@ def test_processes_make_as_many_passes_of_as_many_rows(point):
 
 def test_objectives_that_depend_on_the_cut_keep_trls(point):
     assert by_length(point()) and not by_length(point("training.micro_batches=equal"))
-    assert not by_length(point("algo.trl.loss_type=bnpo")) and not by_length(point("training.trl.entropy_coef=0.01"))
+    for other in ("algo.trl.loss_type=bnpo", "training.trl.entropy_coef=0.01", "+training.trl.use_adaptive_entropy=true",
+                  "training.trl.top_entropy_quantile=0.2", "training.trl.num_iterations=2"):  # fmt: skip
+        assert not by_length(point(other)), other
 
 
 def step_of(trainer, rewards, lengths, monkeypatch):
@@ -98,9 +100,17 @@ def step_of(trainer, rewards, lengths, monkeypatch):
     return float(sum(losses)), gradients, sum(entropy) / len(entropy), len(entropy)
 
 
+# TRL's further losses: sapo is a mean over completions without a clip, cispo one over tokens with a clip of its own.
+FURTHER = [
+    "grpo algo.trl.loss_type=sapo",
+    "dapo algo.trl.loss_type=cispo",
+    "dapo training.trl.importance_sampling_level=sequence",
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "adalora"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, *FURTHER])
 def test_loss_and_gradient_are_those_of_equal_passes(prepared, name, method, monkeypatch):
     rng = random.Random(3)
     rewards = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
@@ -108,7 +118,9 @@ def test_loss_and_gradient_are_those_of_equal_passes(prepared, name, method, mon
     found = {}
     for way, size in (("equal", 4), ("equal", 16), ("by_length", 4)):
         settings = ("steps=9", "batch_size=16", "rollout.group_size=4", "dropout=0", f"training.per_device_batch_size={size}")
-        trainer, _ = train_stage.build(*prepared(f"algo={name}", f"peft={method}", *settings, f"training.micro_batches={way}"))
+        trainer, _ = train_stage.build(
+            *prepared(*f"algo={name}".split(), f"peft={method}", *settings, f"training.micro_batches={way}")
+        )
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in trainer.model.parameters():

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rlvr_sweeps import durations, outlook, pace
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import write_json
+from rlvr_sweeps.files import as_yaml, write_json, write_text
 from rlvr_sweeps.footprint import SHARES, footprint, refuse_what_cannot_fit
 from rlvr_sweeps.hardware import constants, gpu_of, known_gpus, named
 from rlvr_sweeps.local import refuse_vllm_without_gpu
@@ -197,9 +197,31 @@ def test_the_longest_run_starts_first(composer, tmp_path):
 
 
 def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):
-    shared = [*LARGE, "distributed=single", "training.per_device_batch_size=1", f"runs_dir={tmp_path}"]
+    shared = [*LARGE, "rollout=hf", "evaluation.engine=transformers", "distributed=single", "training.per_device_batch_size=1",
+              "batch_size=8", "rollout.max_tokens=4096", f"runs_dir={tmp_path}"]  # fmt: skip
     outlook.refuse_unfit(make_plan([composer.point(shared)], retry=False))
-    with pytest.raises(Refused, match="3 runs share it"):
-        outlook.refuse_unfit(make_plan([composer.point([*shared, "cluster.runs_per_gpu=3"])], retry=False))
-    with pytest.raises(Refused, match="sharing is the site's there"):
-        composer.point([*shared, "cluster=slurm", "cluster.runs_per_gpu=2"])
+    with pytest.raises(Refused, match="16 runs share it"):
+        outlook.refuse_unfit(make_plan([composer.point([*shared, "cluster.runs_per_gpu=16"])], retry=False))
+    refused = {
+        "cluster=slurm": "sharing is the site's there",
+        "rollout=vllm": "with vLLM",
+        "evaluation.engine=auto": "with vLLM",
+    }
+    for more, why in refused.items():
+        with pytest.raises(Refused, match=why):
+            composer.point([*shared, "cluster.runs_per_gpu=2", more])
+
+
+def test_runs_of_before_are_not_taken_for_what_is_asked_now(composer, tmp_path):
+    """A run whose steps were padded to their longest says nothing exact about one whose steps are cut by length."""
+    cfg = finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 500.0, *LARGE, "peft=lora", "seed=7")
+    assert "measured (1 run)" in shown([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
+    run = Run.of(cfg)
+    for key in ("micro_batches", "log_probabilities"):
+        del cfg["training"][key]
+    del cfg["peft"]["factored_norm"]
+    write_text(run.config_path, as_yaml(cfg))
+    run.parsed_path.unlink(missing_ok=True)
+    assert "measured (1 run)" not in shown([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
+    padded = ("training.micro_batches=equal", "training.log_probabilities=twice", "peft.factored_norm=false")
+    assert "measured (1 run)" in shown([composer.point([*LARGE, "peft=lora", *padded, f"runs_dir={tmp_path}"])])

@@ -38,14 +38,15 @@ def test_half_as_many_down_to_one(run):
         assert "out of memory" in decided
         reached.append(fitted(found, found.config())["training"]["per_device_batch_size"])
     assert reached == [6, 3, 1]
+    assert not found.per_device_path.exists(), "smaller passes were no cure: the next launch begins as asked"
     assert found.config()["training"]["per_device_batch_size"] == 12, "what was asked stays what was asked"
 
 
 def test_only_where_the_batch_is_still_cut_evenly(run):
     found = run("batch_size=80", "training.per_device_batch_size=40", "distributed=ddp", "distributed.processes=2")
     found.log_path("train").write_text(SAID)
-    assert shrink(found, "train", 0) and read_json(found.per_device_path) == 20
-    assert shrink(found, "train", 0) and read_json(found.per_device_path) == 10
+    assert shrink(found, "train", 0) and read_json(found.per_device_path)["fits"] == 20
+    assert shrink(found, "train", 0) and read_json(found.per_device_path)["fits"] == 10
 
 
 def test_other_failures_and_earlier_tries_change_nothing(run):
@@ -54,6 +55,18 @@ def test_other_failures_and_earlier_tries_change_nothing(run):
     log.write_text(f"{SAID}\nValueError: no\n")
     assert shrink(found, "train", len(SAID) + 1) is None
     assert shrink(found, "evaluate", 0) is None and not found.per_device_path.exists()
+
+
+def test_what_is_asked_anew_counts(run):
+    found = run()
+    found.log_path("train").write_text(SAID)
+    assert shrink(found, "train", 0)
+    cfg = found.config()
+    assert fitted(found, cfg)["training"]["per_device_batch_size"] == 6
+    cfg["training"]["per_device_batch_size"] = 2
+    assert fitted(found, cfg)["training"]["per_device_batch_size"] == 2
+    cfg["training"]["per_device_batch_size"], cfg["distributed"]["processes"] = 12, 2
+    assert fitted(found, cfg)["training"]["per_device_batch_size"] == 12
 
 
 def full_above(rows, found, monkeypatch):
@@ -98,7 +111,7 @@ def test_the_run_goes_on_with_smaller_passes_and_is_the_same(run, monkeypatch):
 def test_what_does_not_fit_one_completion_fails_and_says_why(run, monkeypatch):
     found = run("steps=2", "rollout.max_tokens=24", "rollout.group_size=4", "training.micro_batches=equal")
     assert full_above(0, found, monkeypatch) == FAILED
-    assert "out of memory" in read_json(found.failure_path)["error"] and read_json(found.per_device_path) == 1
+    assert "out of memory" in read_json(found.failure_path)["error"] and not found.per_device_path.exists()
 
 
 @pytest.mark.slow

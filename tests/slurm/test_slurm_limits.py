@@ -41,7 +41,7 @@ def test_a_training_without_memory_goes_on_with_smaller_passes(slurm):
     slurm(*worst, "steps=1", "hydra.launcher.setup=[ulimit -v 7000000]")
     until(all_ended)
     (run,) = all_runs(slurm.runs)
-    assert run.state() == "done" and read_json(run.per_device_path) in (128, 256, 512)
+    assert run.state() == "done" and read_json(run.per_device_path)["fits"] in (128, 256, 512)
     whys = [row["why"] for row in read_rows(run.attempts_path) if row["event"] == "again"]
     assert whys and all("out of memory" in why for why in whys)
 
