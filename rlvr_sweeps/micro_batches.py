@@ -81,7 +81,7 @@ def rows_of(batch: dict[str, Any], chosen: Any) -> dict[str, Any]:
 def weigh(metrics: dict[str, list[float]], share: Share, level: str) -> None:
     """TRL logs a step's mean over its passes of what is a mean within a pass: weigh the last pass by its part of the step.
 
-    Entropy is a mean over tokens, the clipped share one over what is clipped: tokens or sequences (`level`). Not every loss clips.
+    Entropy is a mean over tokens, the clipped share over what is clipped: tokens or sequences (`level`). Not every loss clips.
     """
     parts = {"entropy": share.tokens, "clip_ratio/region_mean": share.tokens if level == "token" else share.completions}
     for name, part in parts.items():
