@@ -91,14 +91,20 @@ def table(found: list[Row]) -> RenderableType:
         reward = "-" if item["reward"] is None else f"{item['reward']:.2f}"
         state = Text(item["state"], STYLE.get(item["state"], "red"))
         beat = "-" if item["heartbeat_s"] is None else f"{item['heartbeat_s']:.0f} s"
-        slurm_cells = [str(item[key] if item[key] is not None else "-") for key in IN_SLURM[:-1]] + [beat]
+        slurm_cells = [shortened(str(item[key] if item[key] is not None else "-")) for key in IN_SLURM[:-1]] + [beat]
         cells: list[str | Text] = [item["run"], state, step, reward, percent(item["avg"], item["avg_se"])]
         lines.append([*cells, *(slurm_cells if submitted else [])])
-    shown.add_row(*(Text("\n").join(map(as_text, column)) for column in zip(*lines, strict=True)))
+    if lines:
+        shown.add_row(*(Text("\n").join(map(as_text, column)) for column in zip(*lines, strict=True)))
     counts = {state: sum(item["state"] == state for item in found) for state in sorted({item["state"] for item in found})}
     words = f"{len(found)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) if found else "no runs"
     errors = [Text(f"{item['run']}: {item['error'].splitlines()[0]}", "red") for item in found if item["error"]]
     return Group(shown, *errors, Text(words))
+
+
+def shortened(cell: str) -> str:
+    """A node's name, or Slurm's reason for waiting: either may be long, and the state beside it must be read."""
+    return cell if len(cell) <= 24 else f"{cell[:23]}…"
 
 
 def as_text(cell: str | Text) -> Text:
