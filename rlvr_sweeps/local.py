@@ -154,9 +154,8 @@ def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console:
             while waiting or running:
                 while ready and waiting and len(running) < workers:
                     needed = waiting[0].cfg["distributed"]["processes"] if gpus else 0
-                    devices = sorted(dict.fromkeys(free), key=lambda gpu: -free.count(gpu))[
-                        :needed
-                    ]  # a shared one stands there twice
+                    # A GPU that runs share stands there several times: the emptiest first, and no run twice on one.
+                    devices = sorted(dict.fromkeys(free), key=lambda gpu: -free.count(gpu))[:needed]
                     if needed > len(devices):
                         break
                     run = waiting.popleft().run

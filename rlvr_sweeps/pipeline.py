@@ -37,6 +37,8 @@ def supervise(run: Run, start: Start) -> int:
         if not mine:
             return ELSEWHERE
         cfg = run.config()
+        if all(run.is_done(stage, cfg) for stage in run.stages(cfg)):  # by another launch, since this one planned
+            return ELSEWHERE
         run.failure_path.unlink(missing_ok=True)
         keep_room(run)
         run.log_event("start")
