@@ -105,7 +105,7 @@ def analysis_of(cfg: Resolved) -> str:
 
 
 def training_of(cfg: Resolved, setting: str) -> str:
-    """How a run trains; one from before there was a choice goes on by the default, which is no other science."""
+    """How a run trains; a configuration without the setting, of an older version, goes on by the default."""
     return str(cfg["training"].get(setting, schema_defaults()[f"training.{setting}"]))
 
 

@@ -79,7 +79,7 @@ def in_slurm(found: Found, live: Mapping[str, slurm.Job]) -> Row:
 
 
 def table(found: list[Row]) -> RenderableType:
-    """A column is one text of many lines: rich lays a thousand rows of cells out in ten times the time."""
+    """A column is one text of many lines: rich lays a thousand rows of cells out in three times the time."""
     submitted = any(item["job"] for item in found)
     shown = Table(box=None, pad_edge=False, header_style="dim")
     names = ("run", "state", "step", "reward", "accuracy %", *(IN_SLURM_SHOWN if submitted else ()))
