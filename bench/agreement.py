@@ -62,7 +62,6 @@ def compare(name: str, us: list[float], them: list[float]) -> None:
 def main() -> None:
     seeds = list(range(1, int(sys.argv[1] if len(sys.argv) > 1 else 8) + 1))
     cfg = offline_composer().point([]).cfg
-    assets.ensure([cfg])
     world = Path(assets.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
     with tempfile.TemporaryDirectory() as scratch:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -1,6 +1,6 @@
 """quickstart's six runs against the same six as plain TRL scripts, one after another and as many at once as there are cores.
 
-    make bench          (the embedded model is made first and not counted; every side gets one thread per run)
+    make bench          (every side gets one thread per run)
     make bench-sweep    twelve: two seeds of each
 
 Prints wall-clock seconds, both ratios, and beside them what says that the work was the same: rewards and accuracies.
@@ -69,7 +69,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["42"])
     seeds = parser.parse_args().seeds
     cfg = offline_composer().point([]).cfg
-    assets.ensure([cfg])
     world = Path(assets.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,6 +12,7 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import set_seed
 
 from rlvr_sweeps.dora import factor_norms
+from rlvr_sweeps.dropout import use_faster_dropout
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.svd import Side, cached_triplets
 from rlvr_sweeps.sync import tuner_layers
@@ -46,6 +47,7 @@ def attach(
         start_from_singular_triplets(adapted, method["initialisation"], model_key)
     if method.get("factored_norm", True):
         factor_norms(adapted)
+    use_faster_dropout(adapted)
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(is_trained(name, method))
     return adapted

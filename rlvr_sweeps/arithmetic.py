@@ -7,18 +7,15 @@ the format, so that a model it taught knows better answers than it gives: there 
 """
 
 import random
-from dataclasses import asdict, dataclass
-
-from rlvr_sweeps.identity import digest
+from dataclasses import dataclass
 
 LABELS = "ABCDE"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what is made; its digest is the world's content key."""
+    """Everything that decides what is made."""
 
-    version: int = 1  # raise it when the code below changes what comes out
     seed: int = 0
     hidden: int = 128
     layers: int = 3
@@ -35,10 +32,6 @@ class Recipe:
     broken_format_rate: float = 0.05
     evaluated_per_tier: int = 40
     trained_problems: int = 2000
-
-    @property
-    def key(self) -> str:
-        return digest(asdict(self))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """Where a model or a set of problems lives: a hub id, a path on this machine, or part of an embedded world.
 
-An embedded world is made on first use, once per machine, in the user's cache; its name there holds its content key, and
-configurations pin that key as they pin a hub commit.
+An embedded world is a folder of this package: `tiny.py` made it once, since the same recipe ends in other weights on another
+kind of processor. Configurations pin its content as they pin a hub commit.
 """
 
-import fcntl
+import hashlib
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.identity import Resolved
 
 EMBEDDED = "embedded:"
+WORLDS = Path(__file__).parent / "embedded"
 
 
 def cache_dir() -> Path:
@@ -23,18 +23,29 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlvr_sweeps"
 
 
-def world_dir(name: str, key: str) -> Path:
-    return cache_dir() / f"{name}-{key}"
+@cache
+def content_key(world: Path) -> str:
+    """Names a world by every file in it: eight hexadecimal digits."""
+    total = hashlib.sha256()
+    for file in sorted(path for path in world.rglob("[!.]*") if path.is_file()):
+        total.update(f"{file.relative_to(world).as_posix()} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return total.hexdigest()[:8]
 
 
 def locate(path: str, revision: str | None) -> str:
-    """A local path for an embedded or local asset; a hub id comes back as it is."""
+    """A local path for an embedded or local asset; a hub id comes back as it is. Refused where a world is not as pinned."""
     if not path.startswith(EMBEDDED):
         return str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     name, _, member = path.removeprefix(EMBEDDED).partition("/")
-    if not revision:
-        raise Refused(f"{path} needs a revision: the content key that `python -m rlvr_sweeps.{name} --key` prints.")
-    return str(world_dir(name, revision) / (member or "model"))
+    world = WORLDS / name
+    if not world.is_dir():
+        raise Refused(f"{path} does not exist. Embedded worlds: {', '.join(sorted(place.name for place in WORLDS.iterdir()))}.")
+    if content_key(world) != revision:
+        raise Refused(
+            f"{path} is {content_key(world)} here, and this configuration pins {revision}. A run of another version of the "
+            "world is launched again; a world that was edited gets its key from python -m rlvr_sweeps.tiny --key."
+        )
+    return str(world / (member or "model"))
 
 
 def place_of(cfg: Resolved) -> tuple[str, dict[str, str]]:
@@ -50,31 +61,10 @@ def sources(cfg: Resolved) -> list[Mapping[str, Any]]:
 
 
 def refuse_missing(cfgs: list[Resolved]) -> None:
-    """Raise Refused for a local path that is not there; hub ids are the hub's to judge."""
+    """Raise Refused for a path that is not there, or is another version; hub ids are the hub's to judge."""
     for cfg in cfgs:
         for source in sources(cfg):
             path = source["path"]
-            local = path.startswith(("/", "./", "../", "~")) or path.endswith(".jsonl")
-            if local and not path.startswith(EMBEDDED) and not Path(path).expanduser().exists():
+            local = path.startswith((EMBEDDED, "/", "./", "../", "~")) or path.endswith(".jsonl")
+            if local and not Path(locate(path, source["revision"])).exists():
                 raise Refused(f"{path} does not exist on this machine. Give a path that does, or a hub id.")
-
-
-def ensure(cfgs: list[Resolved]) -> None:
-    """Make the embedded worlds these runs need and this machine lacks, one maker at a time, with a progress bar."""
-    worlds = {
-        (source["path"].removeprefix(EMBEDDED).partition("/")[0], source["revision"])
-        for cfg in cfgs
-        for source in sources(cfg)
-        if source["path"].startswith(EMBEDDED)
-    }
-    for name, key in sorted(worlds):
-        place = world_dir(name, key)
-        if place.exists():
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with (place.parent / f".{place.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # whoever waited finds it made
-            if not place.exists():
-                make = [sys.executable, "-m", f"rlvr_sweeps.{name}", "--key", key, "--into", str(place)]
-                if subprocess.run(make, stdout=subprocess.DEVNULL).returncode:
-                    raise Refused(f"The embedded world {name}-{key} could not be made; its error stands above.")

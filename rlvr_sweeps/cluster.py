@@ -69,7 +69,6 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         if todo:
             versions.refuse_unknown(todo[0].cfg)
             admit(todo, params, folder, console)
-            assets.ensure([planned.cfg for planned in todo])
             with ThreadPoolExecutor(WRITERS) as pool:
                 list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
             remember(folder, params)

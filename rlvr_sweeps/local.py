@@ -68,7 +68,6 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     gpus, sharing = visible_gpus(), min(planned.cfg["cluster"]["runs_per_gpu"] for planned in todo)
     refuse_more_processes_than_gpus(todo, gpus)
     refuse_vllm_without_gpu(todo, gpus)
-    assets.ensure([planned.cfg for planned in todo])
     for planned in todo:
         with planned.run.claim() as mine:
             if mine:

@@ -2,7 +2,8 @@
 
 A completion depends on its own seed and the model alone: not on what is decoded beside it, in which order, or on how many
 processes. Noise is a hash of (seed, position, token), added to the logits as Gumbel noise; the argmax of that is an exact
-draw from the softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030).
+draw from the softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). Completions that have ended leave the batch, so that
+the longest do not carry the others' padding and cache to their end.
 """
 
 import hashlib
@@ -11,7 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 GOLDEN, MIX_1, MIX_2 = (
     -7046029254386353131,
@@ -59,6 +67,17 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
     return scores.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
 
 
+class HalfEnded(StoppingCriteria):
+    """Ends a lap for all rows once at least half of them have their end token after the prompt."""
+
+    def __init__(self, prompt_length: int, end_ids: Tensor) -> None:
+        self.prompt_length, self.end_ids = prompt_length, end_ids
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        ended = torch.isin(input_ids[:, self.prompt_length :], self.end_ids).any(1)
+        return torch.full_like(ended, bool(2 * ended.sum() >= len(ended)))
+
+
 @torch.no_grad()
 def sample(
     model: Any,
@@ -78,19 +97,38 @@ def sample(
     device = model.device
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    draw = SeededDraw(torch.tensor(seeds, device=device), width, temperature, top_p)
+    ends, going, noise = torch.tensor(end_ids, device=device), torch.arange(len(prompts), device=device), torch.tensor(seeds)
     settings = GenerationConfig(
-        max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=list(end_ids), use_cache=True
-    )
+        max_length=width + max_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=list(end_ids), use_cache=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    cache, found = None, [list[int]() for _ in prompts]
     was_training = model.training
     model.eval()
     try:
-        output = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=LogitsProcessorList([draw])
-        )
+        while len(going) and ids.shape[1] < width + max_tokens:  # a lap: until half of its rows have ended
+            draw = SeededDraw(noise.to(device)[going], width, temperature, top_p)
+            lap = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings,
+                logits_processor=LogitsProcessorList([draw]), stopping_criteria=StoppingCriteriaList([HalfEnded(width, ends)]),
+            )  # fmt: skip
+            answers = lap.sequences[:, width:]
+            for place, row in zip(going.tolist(), answers.tolist(), strict=True):
+                found[place] = until_end(row, set(end_ids))
+            stay = (~torch.isin(answers, ends).any(1)).nonzero().squeeze(1)
+            mask = torch.cat([mask, mask.new_ones(len(ids), lap.sequences.shape[1] - mask.shape[1])], 1)[stay]
+            ids, going, cache = lap.sequences[stay], going[stay], rows_of(lap.past_key_values, stay)
     finally:
         model.train(was_training)
-    return [until_end(row, set(end_ids)) for row in output[:, width:].tolist()]
+    return found
+
+
+def rows_of(cache: Any, rows: Tensor) -> Any:
+    """The cache of those rows alone; None, so that it is computed again, where a model's cache cannot be cut."""
+    if not len(rows) or not isinstance(cache, DynamicCache):
+        return None
+    cache.batch_select_indices(rows)
+    return cache
 
 
 def until_end(ids: list[int], end_ids: set[int]) -> list[int]:

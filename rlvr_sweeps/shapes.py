@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.assets import locate
+from rlvr_sweeps.assets import EMBEDDED, locate
 from rlvr_sweeps.identity import Resolved
 
 Architecture = dict[str, Any]
@@ -13,6 +13,8 @@ DECODERS = ("qwen2", "qwen3", "llama", "mistral")  # whose layers are named and 
 
 def architecture(cfg: Resolved) -> Architecture | None:
     """The model's config.json: as its local directory holds it, or its conf/model file states it; None where neither does."""
+    if cfg["model"]["path"].startswith(EMBEDDED):  # also of a run on a world that is no longer here
+        return cfg["model"]["architecture"]
     file = Path(locate(cfg["model"]["path"], cfg["model"]["revision"])) / "config.json"
     known: Architecture | None = json.loads(file.read_text()) if file.exists() else cfg["model"]["architecture"] or None
     return known

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from rlvr_sweeps.assets import WORLDS
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("rlvr_sweeps", "hydra_plugins", "paper")  # the last job of a launch writes the report
 KINDS = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
@@ -13,7 +15,8 @@ KINDS = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
 
 def take(folder: Path) -> Path:
     """`folder`/<hash>, holding this package and its plugin; made if it is not there. Safe for several at once."""
-    files = sorted(path for part in PARTS for path in (ROOT / part).rglob("*") if path.suffix in KINDS)
+    found = (path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file())
+    files = sorted(path for path in found if path.suffix in KINDS or WORLDS in path.parents)
     total = hashlib.sha256()
     for path in files:
         total.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())

@@ -1,4 +1,8 @@
-"""The embedded world: a tiny Qwen2 taught arithmetic.py's task, with its tokenizer and its problems."""
+"""How the embedded world was made: a tiny Qwen2 taught arithmetic.py's task, with its tokenizer and its problems.
+
+The problems and the tokenizer come out the same anywhere, the weights only on one kind of processor: 400 steps make a rounding
+into another model. So the world stands in `embedded/tiny/`, and this is run to change it.
+"""
 
 import argparse
 import json
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.arithmetic import LABELS, Recipe, Teacher, draw, problems
+from rlvr_sweeps.assets import WORLDS, content_key
 
 SPECIAL = ("<|end|>", "<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>")
 PIECES = ("<think>", "</think>", "\\boxed{", "Start with ", " mod 10.", *(f" {label}:" for label in LABELS))
@@ -105,7 +110,7 @@ def teach(recipe: Recipe, model: Any, tokenizer: Any) -> None:
 
 
 def make(recipe: Recipe, place: Path) -> None:
-    """Make the world under a temporary name and rename it to `place`; one thread, so that every bit repeats."""
+    """Make the world under a temporary name and rename it to `place`; one thread, so that every bit repeats on this machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -129,21 +134,17 @@ def make(recipe: Recipe, place: Path) -> None:
 
 
 def main() -> None:
-    """`python -m rlvr_sweeps.tiny --key` prints the content key; with --into it makes the world."""
+    """Make the world in FOLDER, a minute or two, and print its key for conf/model/tiny.yaml."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--key", nargs="?", help="the key a configuration pins; another recipe's is an error")
-    parser.add_argument("--into", type=Path)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=WORLDS / "tiny")
+    parser.add_argument("--key", action="store_true", help="only print the key, of this package's world if no other is named")
     asked = parser.parse_args()
-    recipe = Recipe()
-    if asked.into is None:
-        print(recipe.key)
-    elif asked.key != recipe.key:
-        parser.error(
-            f"the configuration pins revision {asked.key}, but this code makes {recipe.key}: set it in conf/model/tiny.yaml"
-        )
-    else:
+    if not asked.key:
+        if asked.folder.exists():
+            parser.error(f"{asked.folder} exists; remove it, or name another folder")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        make(recipe, asked.into)
+        make(Recipe(), asked.folder)
+    print(content_key(asked.folder))
 
 
 if __name__ == "__main__":

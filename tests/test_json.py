@@ -21,10 +21,7 @@ def test_report_table_and_regrade(evaluated, tmp_path, capsys):
     assert (regraded["run"], regraded["avg_before"], regraded["changes"]) == (run.name, 0.875, [])
 
 
-def test_data(tmp_path, capsys, monkeypatch, composer):
-    from rlvr_sweeps import assets
-
+def test_data(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RLVR_CACHE", str(tmp_path / "cache"))
-    assets.ensure([composer.point([]).cfg])
     exported = said(capsys, "data", "export", tmp_path / "sets", "tier1", "--model", "tiny")
     assert exported["sets"]["tier1"]["rows"] == 40 and exported["folder"] == str(tmp_path / "sets")

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 
 MODULES = sorted(path for path in (ROOT / "rlvr_sweeps").glob("*.py"))
 COMPUTE = {
+    "dropout",
     "worst_case",
     "dora",
     "analyse",

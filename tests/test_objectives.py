@@ -41,7 +41,7 @@ def reference_loss(name, logps, old, advantages, lengths, low, high):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_and_gradient(prepared, name, seed, monkeypatch):
-    _, cfg = run_and_cfg = prepared(f"algo={name}", "steps=3")
+    _, cfg = run_and_cfg = prepared(f"algo={name}", "steps=3", "training.per_device_batch_size=16")
     trainer, _ = train_stage.build(*run_and_cfg)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1

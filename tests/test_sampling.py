@@ -54,6 +54,25 @@ def test_a_completion_does_not_depend_on_its_company(model, tokenizer):
     assert len(set(map(tuple, together))) > 6  # and the seeds do differ
 
 
+def test_completions_that_have_ended_leave_the_batch(model, tokenizer, monkeypatch):
+    """The same completions as one by one, in fewer rows and with a cache of those rows; none of them lost or cut."""
+    widths, forward = [], type(model).forward
+
+    def counted(self, input_ids=None, **kwargs):
+        widths.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    ends = list(range(0, 288, 12))  # an end comes after a dozen tokens in the mean
+    settings = {"max_tokens": 40, "temperature": 1.0, "top_p": 1.0, "pad_id": tokenizer.pad_token_id, "end_ids": ends}
+    prompts, seeds = [[5 + i, 6, 7][: 1 + i % 3] for i in range(24)], [seed_of("leave", i) for i in range(24)]
+    alone = [sample(model, [prompt], [seed], **settings)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    monkeypatch.setattr(type(model), "forward", counted)
+    assert sample(model, prompts, seeds, **settings) == alone
+    longest = max(map(len, alone))
+    assert sum(widths) < 0.75 * len(prompts) * longest
+    assert widths == sorted(widths, reverse=True) and len(widths) == longest
+
+
 def test_the_model_is_left_in_its_mode(model, tokenizer):
     model.train()
     sample(model, [[5, 6]], [1], max_tokens=2, temperature=1.0, top_p=1.0, pad_id=1, end_ids=[0])

@@ -1,49 +1,69 @@
-"""The embedded world: made the same every time, by one maker at a time, and read like any other model."""
+"""The embedded world: the pinned one or none, what the recipe makes where that is the same anywhere."""
 
-import os
+import json
 import random
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from rlvr_sweeps import assets
 from rlvr_sweeps.arithmetic import Teacher, draw, problems
+from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import grade
 from rlvr_sweeps.tiny import Recipe, make, make_tokenizer
 from tests.conftest import ROOT
 
-
-def test_the_configuration_pins_this_recipe(composer):
-    assert composer.point([]).cfg["model"]["revision"] == Recipe().key
+WORLD = assets.WORLDS / "tiny"
 
 
-def test_every_bit_repeats(tmp_path):
-    recipe = replace(Recipe(), teaching_steps=5)
+def test_the_configuration_pins_the_content(composer):
+    assert composer.point([]).cfg["model"]["revision"] == assets.content_key(WORLD)
+
+
+def test_what_is_the_same_on_every_machine_is_what_the_code_makes(tmp_path):
+    """Problems, tokenizer, configuration; the weights are another machine's and only of the same shapes."""
+    code = f"from rlvr_sweeps.tiny import *; make(Recipe(teaching_steps=1), Path({str(tmp_path / 'made')!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    files = {path.relative_to(WORLD) for path in WORLD.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "made") for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    assert json.loads((WORLD / "recipe.json").read_text()) == asdict(Recipe())
+    weights = Path("model/model.safetensors")
+    for file in files - {Path("recipe.json"), weights}:
+        assert (WORLD / file).read_bytes() == (tmp_path / "made" / file).read_bytes(), file
+    ours, made = load_file(WORLD / weights), load_file(tmp_path / "made" / weights)
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in made.items()}
+
+
+def test_every_bit_repeats_on_one_machine(tmp_path):
     for name in ("a", "b"):
         code = f"from rlvr_sweeps.tiny import *; make(Recipe(teaching_steps=5), Path({str(tmp_path / name)!r}))"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
-    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert len(files) > 8
-    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
-    assert recipe.key != Recipe().key
+    assert assets.content_key(tmp_path / "a") == assets.content_key(tmp_path / "b")
 
 
-@pytest.mark.slow
-def test_two_makers_at_once_make_it_once(tmp_path):
-    code = (
-        "import rlvr_sweeps.assets as assets\nfrom rlvr_sweeps.compose import offline_composer\n"
-        "assets.ensure([offline_composer().point([]).cfg]); print('there')"
-    )
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    start = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    makers = [subprocess.Popen([sys.executable, "-c", code], **start) for _ in range(2)]
-    outputs = [maker.communicate(timeout=600) for maker in makers]
-    assert all(output[0].endswith("there\n") for output in outputs), outputs
-    assert sum("making the embedded model" in output[1] for output in outputs) == 1
-    assert len(list((tmp_path / "rlvr_sweeps").glob("tiny-*"))) == 1
+def test_a_world_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(WORLD, tmp_path / "tiny")
+    monkeypatch.setattr(assets, "WORLDS", tmp_path)
+    key = assets.content_key(tmp_path / "tiny")
+    assert assets.locate("embedded:tiny", key) == str(tmp_path / "tiny" / "model")
+    with pytest.raises(Refused, match=f"is {key} here, and this configuration pins 731ca517"):
+        assets.locate("embedded:tiny/train.jsonl", "731ca517")
+    with pytest.raises(Refused, match="pins None"):
+        assets.locate("embedded:tiny", None)
+    with pytest.raises(Refused, match="Embedded worlds: tiny"):
+        assets.locate("embedded:tyni", key)
+    with (tmp_path / "tiny" / "train.jsonl").open("a") as file:
+        file.write("\n")
+    assets.content_key.cache_clear()
+    with pytest.raises(Refused, match=f"this configuration pins {key}"):
+        assets.locate("embedded:tiny", key)
+    assets.content_key.cache_clear()
 
 
 def test_problems_are_distinct_right_and_not_shared():
@@ -82,16 +102,9 @@ def test_the_tokenizer_survives_saving_and_auto_loading(text, tmp_path):
     assert loaded.convert_tokens_to_ids("<think>") in loaded(chat)["input_ids"]
 
 
-def test_a_wrong_revision_is_an_error_with_the_way_out(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "rlvr_sweeps.tiny", "--key", "deadbeef", "--into", str(tmp_path / "x")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and Recipe().key in done.stderr
-    with pytest.raises(Exception, match="needs a revision"):
-        assets.locate("embedded:tiny", None)
+def test_making_it_over_another_is_refused(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "rlvr_sweeps.tiny", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "exists; remove it" in done.stderr
 
 
 def test_make_leaves_nothing_half_made(tmp_path, monkeypatch):

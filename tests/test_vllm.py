@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from rlvr_sweeps import assets
 from rlvr_sweeps.evaluate import evaluate
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.run import Run
@@ -26,7 +25,6 @@ def base(composer, tmp_path):
         cfg = composer.point(
             ["peft=none", *ON_CPU, f"evaluation.engine={engine}", f"runs_dir={tmp_path}/{folder}", *overrides]
         ).cfg
-        assets.ensure([cfg])
         made = Run.of(cfg)
         made.prepare(cfg)
         evaluate(made, cfg)

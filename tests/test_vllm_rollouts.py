@@ -5,7 +5,6 @@ import gc
 import pytest
 import torch
 
-from rlvr_sweeps import assets
 from tests.conftest import choices
 from tests.test_sync import adapted
 
@@ -39,7 +38,6 @@ def engines(composer):
     def get(sync):
         if sync not in made:
             cfg = composer.point([*ON_CPU, f"rollout.sync={sync}"]).cfg
-            assets.ensure([cfg])
             model, tokenizer = load_model(cfg)
             made[sync] = VllmRollouts(
                 cfg, model=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer, temperature=1.0, top_p=1.0,
