@@ -112,6 +112,17 @@ def compare(wanted: Record, found: Record) -> None:
         raise Refused(f"What was built is not what was asked, so nothing was trained:\n{lines}")
 
 
+def same_everywhere(accelerator: Any, cfg: Resolved) -> None:
+    """Raise RuntimeError unless all processes forward equally many completions: one that does not keeps the others waiting.
+
+    On several nodes each reads per_device.json itself, and a network's file system may show one of them what was there before.
+    """
+    mine = torch.tensor([cfg["training"]["per_device_batch_size"]], device=accelerator.device)
+    found = accelerator.gather(mine).tolist()
+    if len(set(found)) > 1:
+        raise RuntimeError(f"processes begin with different numbers of completions per forward pass, {found}: start again")
+
+
 def same(wanted: Any, found: Any) -> bool:
     if isinstance(wanted, float) and isinstance(found, (float, int)):
         return abs(wanted - found) <= 1e-9 * max(abs(wanted), abs(found))

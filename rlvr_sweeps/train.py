@@ -50,7 +50,7 @@ def train(run: Run, cfg: Resolved) -> None:
                 shutil.rmtree(folder)
         run.log_event("train", resumed_from=resume.name if resume else None)
     record.compare(facts["asked"], facts["built"])
-    trainer.accelerator.wait_for_everyone()
+    record.same_everywhere(trainer.accelerator, cfg)
     if resume:
         trainer.load_state_beside(resume)
     if step_of(resume) >= last_step(run, cfg):  # killed after the last step: only the export is missing

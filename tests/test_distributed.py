@@ -37,20 +37,35 @@ def alone(composer, twelve, tmp_path_factory):
     return rows
 
 
+def test_a_process_that_read_another_batch_is_found_at_the_start(tmp_path):
+    """Both processes end with the reason, and neither waits for the other."""
+    code = (
+        "import os\nfrom accelerate import Accelerator\nfrom rlvr_sweeps.record import same_everywhere\n"
+        "accelerator, rank = Accelerator(cpu=True), int(os.environ['RANK'])\n"
+        "same_everywhere(accelerator, {'training': {'per_device_batch_size': 8}})\n"
+        "try:\n    same_everywhere(accelerator, {'training': {'per_device_batch_size': 8 >> rank}})\n"
+        "except RuntimeError as error:\n    print(rank, error)\n"
+        "accelerator.end_training()"
+    )
+    (tmp_path / "two.py").write_text(code)
+    done = torchrun(tmp_path / "two.py")
+    for rank in (0, 1):
+        assert f"{rank} processes begin with different numbers of completions per forward pass, [8, 4]" in done.stdout
+
+
 def together(kind, methods, problems, folder):
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-    ]
-    command = [*torchrun, ROOT / "tests/two_processes.py", folder, problems, kind, *methods]
+    torchrun(ROOT / "tests/two_processes.py", folder, problems, kind, *methods)
+    return json.loads((folder / f"{kind}.json").read_text())
+
+
+def torchrun(*program):
+    """Two processes of a program; returns it finished, its output as text."""
+    options = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *program]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return json.loads((folder / f"{kind}.json").read_text())
+    return done
 
 
 @pytest.mark.parametrize(
