@@ -68,14 +68,14 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 class HalfEnded(StoppingCriteria):
-    """Ends a lap for all rows once at least half of them have their end token after the prompt."""
+    """Ends a lap for all rows once at least half of those it began with have drawn an end token."""
 
-    def __init__(self, prompt_length: int, end_ids: Tensor) -> None:
-        self.prompt_length, self.end_ids = prompt_length, end_ids
+    def __init__(self, end_ids: Tensor) -> None:
+        self.end_ids, self.ended = end_ids, torch.tensor(False, device=end_ids.device)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        ended = torch.isin(input_ids[:, self.prompt_length :], self.end_ids).any(1)
-        return torch.full_like(ended, bool(2 * ended.sum() >= len(ended)))
+        self.ended = self.ended | torch.isin(input_ids[:, -1], self.end_ids)
+        return (2 * self.ended.sum() >= len(self.ended)).expand(len(self.ended))
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def sample(
             draw = SeededDraw(noise.to(device)[going], width, temperature, top_p)
             lap = model.generate(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings,
-                logits_processor=LogitsProcessorList([draw]), stopping_criteria=StoppingCriteriaList([HalfEnded(width, ends)]),
+                logits_processor=LogitsProcessorList([draw]), stopping_criteria=StoppingCriteriaList([HalfEnded(ends)]),
             )  # fmt: skip
             answers = lap.sequences[:, width:]
             for place, row in zip(going.tolist(), answers.tolist(), strict=True):
