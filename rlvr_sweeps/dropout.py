@@ -1,4 +1,4 @@
-"""Dropout on the CPU in a third of the time: torch draws single bits there at 10 ns each, and uniform numbers at 4.
+"""Dropout on the CPU from uniform numbers, which torch draws faster there than single bits.
 
 Same distribution, same generator, hence resumed bit for bit; other draws than nn.Dropout's. GPUs have a kernel of their own.
 """

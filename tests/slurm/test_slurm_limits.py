@@ -38,7 +38,7 @@ def test_arrays_are_cut(slurm):
 def test_a_training_without_memory_goes_on_with_smaller_passes(slurm):
     """The job's memory is really too little for 1,024 full-length completions at once."""
     worst = ("batch_size=1024", "rollout.max_tokens=8", "data.max_prompt_tokens=180", "training.worst_case_first=always")
-    slurm(*worst, "steps=1", "hydra.launcher.setup=[ulimit -v 7000000]")
+    slurm(*worst, "training.per_device_batch_size=1024", "steps=1", "hydra.launcher.setup=[ulimit -v 7000000]")
     until(all_ended)
     (run,) = all_runs(slurm.runs)
     assert run.state() == "done" and read_json(run.per_device_path)["fits"] in (128, 256, 512)
