@@ -40,6 +40,7 @@ def test_what_is_the_same_on_every_machine_is_what_the_code_makes(tmp_path):
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in made.items()}
 
 
+@pytest.mark.slow
 def test_every_bit_repeats_on_one_machine(tmp_path):
     for name in ("a", "b"):
         code = f"from rlvr_sweeps.tiny import *; make(Recipe(teaching_steps=5), Path({str(tmp_path / name)!r}))"
