@@ -15,7 +15,7 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         if input.device.type != "cpu" or not self.training or not 0 < self.p < 1:
             return super().forward(input)
-        kept = torch.rand(input.shape).ge_(self.p).div_(1 - self.p)
+        kept = torch.rand(input.shape, dtype=torch.float32).ge_(self.p).div_(1 - self.p)
         return input * kept.to(input.dtype)
 
 
