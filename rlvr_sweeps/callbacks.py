@@ -63,7 +63,7 @@ class MetricsWriter(TrainerCallback):
             **self.trainer.columns,
             **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
         }
-        row |= {"rollout_s": seconds["rollout"], "reward_s": seconds["reward"], "logprobs_s": seconds["logprobs"]}
+        row |= {f"{phase}_s": seconds[phase] for phase in ("rollout", "sync", "reward", "logprobs")}  # sync is in the rollout
         row |= {"update_s": self.step_s - seconds["sampling"]}
         row |= {"rest_s": self.step_s - sum(row[phase] for phase in ("rollout_s", "reward_s", "logprobs_s", "update_s"))}
         append_rows(self.run.metrics_path, [row])

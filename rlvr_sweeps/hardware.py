@@ -51,8 +51,9 @@ def gpu_of(cfg: Resolved) -> Gpu | None:
 
 
 def named(name: str | None) -> Gpu | None:
-    """The known kind that a driver's name for a GPU means."""
-    return next((gpu for gpu in known_gpus().values() if name and re.search(rf"\b{re.escape(gpu.product)}\b", name)), None)
+    """The known kind that a driver's name for a GPU means; None for its slower sisters on a card, which are none of these."""
+    kinds = (gpu for gpu in known_gpus().values() if name and re.search(rf"\b{re.escape(gpu.product)}\b", name))
+    return None if name and re.search(r"\b(PCIe|NVL)\b", name) else next(kinds, None)
 
 
 @cache

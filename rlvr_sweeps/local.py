@@ -7,7 +7,6 @@ import os
 import select
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -132,10 +131,22 @@ def refuse_vllm_without_gpu(todo: Sequence[Planned], gpus: Sequence[str]) -> Non
         )
 
 
+def first_with_room(waiting: Sequence[Planned], free: Sequence[str], on_gpus: bool) -> tuple[int, list[str]] | None:
+    """The place of the first run that the free GPUs suffice for, and which it gets: one that wants more keeps none idle.
+
+    A GPU that runs share stands in `free` several times: the emptiest first, and no run twice on one.
+    """
+    devices = sorted(dict.fromkeys(free), key=lambda gpu: -list(free).count(gpu))
+    for place, planned in enumerate(waiting):
+        needed = planned.cfg["distributed"]["processes"] if on_gpus else 0
+        if needed <= len(devices):
+            return place, devices[:needed]
+    return None
+
+
 def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console: Console) -> dict[str, int]:
     """Exit code of each run by name; the warm process works, at most `workers` runs at once, each on GPUs of its own."""
-    waiting = deque(todo)
-    free = list(gpus)
+    waiting, free = list(todo), list(gpus)
     running: dict[str, tuple[Run, list[str]]] = {}
     exits: dict[str, int] = {}
     watch = Watch([(planned.run, planned.cfg) for planned in todo], console)
@@ -151,13 +162,9 @@ def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console:
             buffer = b""
             ready = False
             while waiting or running:
-                while ready and waiting and len(running) < workers:
-                    needed = waiting[0].cfg["distributed"]["processes"] if gpus else 0
-                    # A GPU that runs share stands there several times: the emptiest first, and no run twice on one.
-                    devices = sorted(dict.fromkeys(free), key=lambda gpu: -free.count(gpu))[:needed]
-                    if needed > len(devices):
-                        break
-                    run = waiting.popleft().run
+                while ready and len(running) < workers and (found := first_with_room(waiting, free, bool(gpus))):
+                    place, devices = found
+                    run = waiting.pop(place).run
                     for device in devices:
                         free.remove(device)
                     running[str(run.path)] = (run, devices)

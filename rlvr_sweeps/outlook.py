@@ -15,7 +15,9 @@ from rlvr_sweeps.hardware import GIB, Gpu, gpu_of
 from rlvr_sweeps.identity import Resolved, is_trained
 from rlvr_sweeps.pace import Pace, Paces
 from rlvr_sweeps.plan import Planned
+from rlvr_sweeps.run import Run
 from rlvr_sweeps.shapes import Architecture, architecture
+from rlvr_sweeps.watch import last_rows
 
 SHORT = {"gradients and optimizer": "grad+opt", "activations": "activ.", "vLLM's weights": "vLLM", "KV cache": "KV"}
 
@@ -52,7 +54,9 @@ class Outlook:
         return durations.Lengths(completion, fmean(each.rounds for each in known) if known else assumed.rounds)
 
     def kin(self, cfg: Resolved) -> Sequence[Pace]:
-        return self.paces.by_model.get(pace.model_shape(cfg, self.gpu.name if self.gpu else None), ())
+        """Finished runs of the model in this layout, else in any: lengths are the same, and the model's error nearly."""
+        every = self.paces.by_model.get(pace.model_shape(cfg, self.gpu.name if self.gpu else None), ())
+        return [each for each in every if pace.layout(each.cfg) == pace.layout(cfg)] or every
 
     def step(self, cfg: Resolved) -> tuple[float | None, str]:
         """Seconds per step, and where they come from: measured on such runs, scaled by others of the model, or reckoned."""
@@ -96,19 +100,21 @@ def outlooks(plan: Sequence[Planned], measure: bool) -> list[Outlook]:
 def longest_first(todo: Sequence[Planned]) -> list[Planned]:
     """The runs in the order in which to start them: the longest first, so that none is left over for the end.
 
-    By their seconds where all are known, else by how much is computed. What is only evaluated comes last.
+    By their seconds where all are known, else by how much is computed, of the steps that are left. What is only evaluated
+    comes last.
     """
     found = [(outlook, planned) for outlook in outlooks(todo, measure=True) for planned in outlook.runs]
     known = all(outlook.step(planned.cfg)[0] is not None for outlook, planned in found if is_trained(planned.cfg))
 
-    def length(outlook: Outlook, cfg: Resolved) -> float:
-        if not is_trained(cfg):
+    def length(outlook: Outlook, run: Run, cfg: Resolved) -> float:
+        if not is_trained(cfg) or run.is_done("train", cfg):
             return 0.0
         work = durations.update_passes(cfg) * cfg["batch_size"] * cfg["rollout"]["max_tokens"]
         each = outlook.step(cfg)[0] if known else work
-        return float(cfg["steps"] * (each or 0.0))
+        done = max((row["step"] for row in last_rows(run, 1)), default=0)
+        return float(max(0, cfg["steps"] - done) * (each or 0.0))
 
-    lengths = {planned.run.name: length(outlook, planned.cfg) for outlook, planned in found}
+    lengths = {planned.run.name: length(outlook, planned.run, planned.cfg) for outlook, planned in found}
     return sorted(todo, key=lambda planned: -lengths[planned.run.name])
 
 

@@ -43,7 +43,7 @@ def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
     method = cfg["peft"]
     rank = method["config"].get("r", method["config"].get("init_r"))
     return (
-        *model_shape(cfg, gpu), method["name"], rank, cfg["dropout"] > 0, repr(method["config"].get("target_modules")),
+        *model_shape(cfg, gpu), *layout(cfg), method["name"], rank, cfg["dropout"] > 0, repr(method["config"].get("target_modules")),
         cfg["batch_size"], cfg["rollout"]["group_size"], cfg["training"]["per_device_batch_size"],
         cfg["training"]["gradient_checkpointing"], training_of(cfg, "micro_batches"),
         training_of(cfg, "log_probabilities"), method.get("factored_norm", True), cfg["cluster"].get("runs_per_gpu", 1),
@@ -56,8 +56,12 @@ def model_shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
     """What the lengths of completions, and the model's error on a machine, depend on."""
     return (
         gpu, cfg["model"]["name"], cfg["model"]["path"], cfg["model"]["autocast_bf16"], cfg["data"]["path"],
-        cfg["rollout"]["engine"], cfg["rollout"]["max_tokens"], cfg["distributed"]["name"], cfg["distributed"]["processes"],
+        cfg["rollout"]["engine"], cfg["rollout"]["max_tokens"],
     )  # fmt: skip
+
+
+def layout(cfg: Resolved) -> tuple[str, int]:
+    return cfg["distributed"]["name"], cfg["distributed"]["processes"]
 
 
 def read(folders: Iterable[str]) -> Paces:

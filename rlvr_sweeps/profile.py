@@ -98,7 +98,10 @@ def operations(cfg: Resolved, rows: list[dict[str, Any]], model: Architecture | 
     trained = cfg["batch_size"] / processes
     tokens = fmean(row["update_tokens"] for row in rows) / trained
     forward = forward_operations(model, trained, tokens, tokens**2)
-    found = {"rollout": forward_operations(model, sampled, answer, answer**2), "update": forward * update_passes(cfg)}
+    prompt = max(0.0, tokens - answer)
+    read = prompt / size if cfg["rollout"]["engine"] == "vllm" else prompt  # vLLM reads a group's prompt once
+    rollout = forward_operations(model, sampled, read + answer, (prompt + answer) ** 2 - (1 - read / (prompt or 1)) * prompt**2)
+    found = {"rollout": rollout, "update": forward * update_passes(cfg)}
     return found | ({"log-probabilities": forward} if any(row["logprobs_s"] for row in rows) else {})
 
 

@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -42,8 +43,7 @@ def cached_triplets(weights: Mapping[str, Tensor], rank: int, side: Side, model_
         return {name: triplets(weight, rank, side) for name, weight in weights.items()}
     place = cache_dir() / "svd" / model_key / f"{side}-r{rank}.safetensors"
     place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one computes, the others wait and read
+    with alone(place):
         kept = load_file(place) if place.exists() else {}
         missing = [name for name in weights if f"{name}.s" not in kept]
         for name in tqdm(missing, desc=f"SVD, {side} {rank}", unit="layer", disable=not missing):
@@ -51,6 +51,14 @@ def cached_triplets(weights: Mapping[str, Tensor], rank: int, side: Side, model_
         if missing:
             write(kept, place)
     return {name: Triplets(*(kept[f"{name}.{part}"] for part in Triplets._fields)) for name in weights}
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """One process computes what is kept at `place`, the others wait and read."""
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write(tensors: dict[str, Tensor], place: Path) -> None:
@@ -81,8 +89,9 @@ def cached_smaller_side(model_key: str | None) -> SmallerSide:
 
     def provide(name: str, weight: Tensor) -> Tensor:
         place = folder / f"{name}.safetensors"
-        if not place.exists():
-            write({"vectors": smaller_side(weight).float().cpu().contiguous()}, place)
+        with alone(place):
+            if not place.exists():
+                write({"vectors": smaller_side(weight).float().cpu().contiguous()}, place)
         return load_file(place)["vectors"].to(weight.device).double()
 
     return provide

@@ -4,7 +4,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,14 @@ class RlvrTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
     ) -> Any:
-        rollout = self.cfg["rollout"]
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        rollout, policy = self.cfg["rollout"], self.accelerator.unwrap_model(self.model_wrapped)
         if self.use_vllm:
             self.sync(policy)
             return self.vllm_generation.sample(prompt_ids, self.seeds, self.eos_token_ids)
-        with merged(policy), self.autocast():
+        with ExitStack() as weights:
+            with self.timed("sync"):
+                weights.enter_context(merged(policy))
+            weights.enter_context(self.autocast())
             completions = sample(
                 policy, prompt_ids, self.seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
                 top_p=rollout["top_p"], pad_id=self.processing_class.pad_token_id, end_ids=self.eos_token_ids,
@@ -148,13 +150,11 @@ class RlvrTrainer(GRPOTrainer):
         with self.timed("sync"):
             self.vllm_generation.sync_weights()
         self._last_loaded_step = step
-        self.columns["sync_s"] = self.seconds["sync"]
         if first or (rollout["check_every"] and step % rollout["check_every"] == 0):
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
             with self.autocast():
                 tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
-                found = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
-            self.columns["sync_gap_nats"] = found
+                self.columns["sync_gap_nats"] = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
 
     def autocast(self) -> Any:
         """bfloat16 matrix products where the model asks for them; accelerate has none of its own under DeepSpeed."""

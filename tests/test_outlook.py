@@ -11,7 +11,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import as_yaml, write_json, write_text
 from rlvr_sweeps.footprint import SHARES, footprint, refuse_what_cannot_fit
 from rlvr_sweeps.hardware import constants, gpu_of, known_gpus, named
-from rlvr_sweeps.local import refuse_vllm_without_gpu
+from rlvr_sweeps.local import first_with_room, refuse_vllm_without_gpu
 from rlvr_sweeps.parameters import activation_kind
 from rlvr_sweeps.plan import make_plan
 from rlvr_sweeps.run import Run
@@ -159,6 +159,18 @@ def test_measured_runs_take_the_models_place(composer, tmp_path):
     assert seconds == pytest.approx(500.0 * dora / lora) and words.startswith("reckoned ×")
 
 
+def test_one_gpu_beside_four_is_reckoned_with_what_four_measured(composer, tmp_path):
+    """Lengths and the model's error from the runs on four: else one column would be of short completions, the other of long."""
+    finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 368.0, *LARGE, "peft=lora", "seed=7", completion=4000.0)
+    cfg = composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"]).cfg
+    (found,) = outlook.outlooks(make_plan([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])], retry=False), True)
+    one, lengths = durations.on_gpus(cfg, 1), durations.Lengths(4000.0, 2)
+    assert found.lengths(one) == found.lengths(cfg) == lengths
+    on_one, on_four = (durations.step_s(each, found.model, found.gpu, lengths) for each in (one, cfg))
+    assert found.step(one)[0] == pytest.approx(368.0 * on_one / on_four)
+    assert found.step(cfg)[0] == 368.0
+
+
 def test_a_run_of_another_gpu_does_not_count(composer, tmp_path):
     cfg = finished(composer, tmp_path, "NVIDIA A100-SXM4-80GB", 900.0, *LARGE)
     paces = pace.read([str(tmp_path)])
@@ -168,6 +180,7 @@ def test_a_run_of_another_gpu_does_not_count(composer, tmp_path):
 def test_drivers_names(composer):
     assert named("NVIDIA H100 80GB HBM3").name == "h100" and named("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
     assert named("Tesla T4") is None and named(None) is None
+    assert named("NVIDIA H100 PCIe") is None and named("NVIDIA H100 NVL") is None  # two thirds of the peak, other memory
     with pytest.raises(Refused, match="h100, h200"):
         gpu_of(composer.point(["cluster.gpu=h1000"]).cfg)
 
@@ -194,6 +207,18 @@ def test_the_longest_run_starts_first(composer, tmp_path):
     assert order(["seed=1"], ["seed=3", "peft=full"]) == [3, 1]
     finished(composer, tmp_path, None, 0.5, "seed=7", "peft=full")
     assert order(["seed=3", "peft=full"], ["seed=1"], ["seed=2", "steps=5"]) == [1, 2, 3]
+    begun = Run.of(composer.point(["seed=1", f"runs_dir={tmp_path}"]).cfg)
+    begun.path.mkdir()
+    begun.metrics_path.write_text('{"step": 58}\n')  # two of its steps are left
+    assert order(["seed=3", "peft=full"], ["seed=1"], ["seed=2", "steps=5"]) == [2, 3, 1]
+
+
+def test_a_run_that_wants_more_gpus_than_are_free_keeps_none_idle(composer):
+    wide, narrow = (composer.point(["distributed=ddp", f"distributed.processes={n}", f"seed={n}"]) for n in (4, 1))
+    waiting = make_plan([wide, narrow], retry=False)
+    assert first_with_room(waiting, ["0", "1", "2", "3"], True) == (0, ["0", "1", "2", "3"])
+    assert first_with_room(waiting, ["2", "2", "1"], True) == (1, ["2"])
+    assert first_with_room(waiting, [], True) is None and first_with_room(waiting, [], False) == (0, [])
 
 
 def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):

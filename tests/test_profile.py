@@ -15,6 +15,9 @@ ROW = {
     "completion_tokens_mean": 100.0, "update_positions": 40_000, "update_tokens": 20_000,
 }  # fmt: skip
 
+# the tiny Qwen2 by hand: q, o 128², k, v 128·64, gate, up, down 128·256, three layers; biases, norms, and the head
+MATRICES = 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 256 + 128 + 2 * 64 + 2 * 128) + 128 + 288 * 128
+
 
 @pytest.fixture
 def trained(point):
@@ -40,14 +43,21 @@ def test_phases_and_operations(trained):
     }  # fmt: skip
     assert found.step_s == 10 and sum(phase.share for phase in found.phases) == pytest.approx(1) and found.steps == 4
     assert found.padding == pytest.approx(0.5)
-    # the tiny Qwen2 by hand: q, o 128², k, v 128·64, gate, up, down 128·256, three layers; biases, norms, and the head
-    matrices = 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 256 + 128 + 2 * 64 + 2 * 128) + 128 + 288 * 128
     tokens = 20_000 / 64  # per completion
-    forward = 64 * (2 * matrices * tokens + 2 * tokens**2 * 3 * 128)
+    forward = 64 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128)
     assert by_name["update"].operations == pytest.approx(2 * forward)
     assert by_name["update"].of_peak == pytest.approx(2 * forward / 3.0 / 989e12, rel=0.01)
-    assert by_name["rollout"].operations == pytest.approx(16 * 8 * (2 * matrices * 100 + 2 * 100**2 * 3 * 128))
+    assert by_name["rollout"].operations == pytest.approx(16 * 8 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128))
     assert by_name["log-probabilities"].operations is None and by_name["reward"].of_peak is None
+
+
+def test_vllm_reads_a_groups_prompt_once(trained):
+    engines = ([], ["rollout=vllm"])
+    each, once = (
+        next(phase.operations for phase in profile(trained(None, *engine)).phases if phase.name == "rollout") for engine in engines
+    )
+    prompt, others = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is there already
+    assert each - once == pytest.approx(others * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))
 
 
 def test_full_fine_tuning_recomputing_and_scoring_cost_more_passes(trained):

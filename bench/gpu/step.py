@@ -205,8 +205,9 @@ def main() -> None:
     print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {sampler} samples, {asked.batch} completions a step")
     with tempfile.TemporaryDirectory() as world:
         make_world(Path(world), asked.toy)
+        seconds: dict[tuple[str, str], float] = {}
         for method in asked.methods:
-            asked.method, seconds = method, {}
+            asked.method = method
             for side in SIDES:
                 command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--method", method, "--world", world]
                 done = subprocess.run(command, capture_output=True, text=True)
@@ -214,10 +215,13 @@ def main() -> None:
                     print(f"  {method:<5} {side:<6} failed: {done.stderr.strip().splitlines()[-1]}")
                     continue
                 found = json.loads(done.stdout.strip().splitlines()[-1])
-                seconds[side] = found["seconds"]
+                seconds[method, side] = found["seconds"]
                 print(f"  {method:<5} {side:<6} {in_words(asked, found)}")
-            if len(seconds) == len(SIDES):
-                print(f"  {method:<5} plain TRL takes {seconds['plain'] / seconds['ours']:.2f} times as long")
+            if all((method, side) in seconds for side in SIDES):
+                print(f"  {method:<5} plain TRL takes {seconds[method, 'plain'] / seconds[method, 'ours']:.2f} times as long")
+        for side in SIDES:
+            if ("lora", side) in seconds and ("dora", side) in seconds:
+                print(f"  {side}: DoRA's step takes {seconds['dora', side] / seconds['lora', side]:.2f} times LoRA's")
 
 
 if __name__ == "__main__":
