@@ -16,7 +16,7 @@ from pathlib import Path
 from hydra import compose
 
 from rlvr_sweeps.compose import offline_composer
-from rlvr_sweeps.files import write_json
+from rlvr_sweeps.files import append_rows, write_json
 from rlvr_sweeps.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,8 @@ AXES = {
     "seed": range(10),
 }
 
+NUMBERS = {f"number_{index}": 0.123456789 / (index + 1) for index in range(28)}  # as many as a step's row holds
+
 
 def seconds(*arguments: str) -> float:
     start = time.perf_counter()
@@ -35,12 +37,17 @@ def seconds(*arguments: str) -> float:
 
 
 def fill(folder: Path, points: list[list[str]]) -> None:
-    """A thousand finished runs, with the files that status reads."""
+    """A thousand runs with the files that status reads: two of three finished, the third lost at step 300 of its training."""
     composer = offline_composer()
-    for overrides in points:
+    for number, overrides in enumerate(points):
         cfg = composer.point([*overrides, f"runs_dir={folder}"]).cfg
         run = Run.of(cfg)
         run.prepare(cfg)
+        if number % 3 == 0:
+            append_rows(run.metrics_path, [{"step": step, "reward_mean": 0.4, **NUMBERS} for step in range(1, 301)])
+            run.log_event("start")
+            run.log_event("train", resumed_from=None)
+            continue
         write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
         write_json(run.merged_path / "config.json", {})
         run.finish("train", cfg, 1.0)
@@ -74,7 +81,7 @@ def main() -> None:
     print(f"Hydra's composing of them, once      {own:6.2f} s (from {len(sample)} of them)")
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), points)
-        print(f"rlvr status                          {seconds('-m', 'rlvr_sweeps.cli', 'status', folder):6.2f} s")
+        print(f"rlvr status, a third unfinished      {seconds('-m', 'rlvr_sweeps.cli', 'status', folder):6.2f} s")
 
 
 if __name__ == "__main__":

@@ -43,12 +43,11 @@ def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
     method = cfg["peft"]
     rank = method["config"].get("r", method["config"].get("init_r"))
     return (
-        *model_shape(cfg, gpu), *layout(cfg), method["name"], rank, cfg["dropout"] > 0, repr(method["config"].get("target_modules")),
-        cfg["batch_size"], cfg["rollout"]["group_size"], cfg["training"]["per_device_batch_size"],
-        cfg["training"]["gradient_checkpointing"], training_of(cfg, "micro_batches"),
-        training_of(cfg, "log_probabilities"), method.get("factored_norm", True), cfg["cluster"].get("runs_per_gpu", 1),
-        cfg["algo"]["sampling_rounds"], repr(cfg["rollout"]["trl"]),
-        cfg["rollout"]["temperature"],
+        *model_shape(cfg, gpu), *layout(cfg), method["name"], rank, cfg["dropout"] > 0,
+        repr(method["config"].get("target_modules")), method.get("factored_norm", True), cfg["batch_size"],
+        cfg["rollout"]["group_size"], cfg["rollout"]["temperature"], repr(cfg["rollout"]["trl"]),
+        cfg["algo"]["sampling_rounds"], cfg["training"]["per_device_batch_size"], cfg["training"]["gradient_checkpointing"],
+        training_of(cfg, "micro_batches"), training_of(cfg, "log_probabilities"), cfg["cluster"].get("runs_per_gpu", 1),
     )  # fmt: skip
 
 

@@ -100,10 +100,12 @@ def step_of(trainer, rewards, lengths, monkeypatch):
     return float(sum(losses)), gradients, sum(entropy) / len(entropy), len(entropy)
 
 
-# TRL's further losses: sapo is a mean over completions without a clip, cispo one over tokens with a clip of its own.
+# TRL's further losses: sapo and luspo are means over completions, cispo and vespo over tokens, with clips of their own or none.
 FURTHER = [
     "grpo algo.trl.loss_type=sapo",
     "dapo algo.trl.loss_type=cispo",
+    "grpo algo.trl.loss_type=luspo training.trl.importance_sampling_level=sequence",
+    "dapo algo.trl.loss_type=vespo",
     "dapo training.trl.importance_sampling_level=sequence",
 ]
 

@@ -130,3 +130,21 @@ def test_the_prompt_stream_is_its_position():
     again.position = 7
     assert [row["n"] for _, row in again.take(8)] == drawn[7:]
     assert [row["n"] for _, row in PromptStream(stream.rows, seed=4).take(15)] != drawn
+
+
+def test_log_probabilities_in_tiles_are_those_of_whole_logits(prepared, monkeypatch):
+    """TRL's fused head never holds the logits of a whole pass: here tiles of 7 tokens and 100 words, values and gradients."""
+    monkeypatch.setattr("trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE", 7)
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 100)
+    trainer, _ = train_stage.build(*prepared("dropout=0"))
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    ids, answer = torch.randint(0, 288, (3, 30), generator=torch.Generator().manual_seed(1)), 12
+    everything = torch.ones_like(ids)
+    found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, everything, answer, compute_entropy=True)[:2]
+    whole = trainer.model(input_ids=ids, attention_mask=everything).logits[:, -answer - 1 : -1].log_softmax(-1)
+    wanted = whole.gather(-1, ids[:, -answer:, None]).squeeze(-1), -(whole.exp() * whole).sum(-1)
+    for mine, one in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, one, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(each.square().sum(), trained) for each in (found[0], wanted[0])]
+    assert sum(float(gradient.abs().sum()) for gradient in gradients[0]) > 1
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)

@@ -54,7 +54,8 @@ def test_phases_and_operations(trained):
 def test_vllm_reads_a_groups_prompt_once(trained):
     engines = ([], ["rollout=vllm"])
     each, once = (
-        next(phase.operations for phase in profile(trained(None, *engine)).phases if phase.name == "rollout") for engine in engines
+        next(phase.operations for phase in profile(trained(None, *engine)).phases if phase.name == "rollout")
+        for engine in engines
     )
     prompt, others = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is there already
     assert each - once == pytest.approx(others * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))

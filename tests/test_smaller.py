@@ -69,12 +69,12 @@ def test_what_is_asked_anew_counts(run):
     assert fitted(found, cfg)["training"]["per_device_batch_size"] == 12
 
 
-def full_above(rows, found, monkeypatch):
-    """A run whose update raises what CUDA raises where a pass has more than `rows` rows; its stages are forked."""
+def full_above(rows, found, monkeypatch, after=0):
+    """A run whose update raises what CUDA raises on passes of more than `rows` rows, `after` some steps; stages are forked."""
     real = train_stage.RlvrTrainer._get_per_token_logps_and_entropies
 
     def limited(self, model, ids, *rest, **more):
-        if len(ids) > rows:
+        if len(ids) > rows and self.state.global_step >= after:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return real(self, model, ids, *rest, **more)
 
@@ -105,6 +105,23 @@ def test_the_run_goes_on_with_smaller_passes_and_is_the_same(run, monkeypatch):
     for mine, one in zip(read_rows(found.metrics_path), rows, strict=True):
         assert mine["reward_mean"] == one["reward_mean"] and mine["loss"] == pytest.approx(one["loss"], abs=1e-5)
     assert json.loads(found.record_path.read_text())["built"]["completions_per_step"] == 24
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_later_is_met_from_the_checkpoint(run, monkeypatch):
+    """Steps cut by length, as by default: the passes after the checkpoint hold half the positions, the run is the same."""
+    small = ("steps=4", "training.save_every=2", "rollout.max_tokens=24", "dropout=0", "rollout.group_size=4", "analysis=none",
+             "benchmark.tier1.k=1", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)))  # fmt: skip
+    wanted = run(*small)
+    train_stage.train(wanted, wanted.config())
+    found = run(*small, folder="other")
+    assert full_above(16, found, monkeypatch, after=3) == 0 and found.state() == "done"
+    attempts = read_rows(found.attempts_path)
+    assert [row["resumed_from"] for row in attempts if row["event"] == "train"] == [None, "checkpoint-2"]
+    assert [row["why"].count("per forward pass: 6") for row in attempts if row["event"] == "again"] == [1]
+    for mine, one in zip(read_rows(found.metrics_path), read_rows(wanted.metrics_path), strict=True):
+        assert mine["reward_mean"] == one["reward_mean"] and mine["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert mine["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
 @pytest.mark.slow

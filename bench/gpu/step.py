@@ -1,12 +1,15 @@
 """A training step of the 1.5B's true shape with random weights: this project's beside plain TRL's, on the GPU that is here.
 
-    python bench/gpu/step.py          under eight minutes on one H100; needs this package, and vllm where it should sample
+    python bench/gpu/step.py          on one H100; needs this package, and vllm where it should sample
     python bench/gpu/step.py --toy    the same at a toy shape, on any machine
 
 LoRA, DoRA and full fine-tuning; G = 8 completions of up to 4,096 tokens that end at random (one token in 2,048 is an end).
-TRL runs with its defaults, and with the same sampler, batch and precision. Each side and method has a process of its own, in
-turn; the first step of each is left out, medians of the others are shown. Necessary operations are the same on both sides: what
-is decoded once, and a forward and a backward pass over tokens that are no padding; recomputing counts as time.
+Under eight minutes, as docs/planning.md reckons an H100's steps. Without vLLM both decode by transformers' generate, which takes
+seven times as long per token: then completions end at 512 tokens. Continuous batching draws all that it decodes at once
+from one generator, while here every completion has its own seed, so it is not used. TRL runs with its defaults, and with the
+same sampler, batch and precision. Each side and method has a process of its own, in turn; the first step of each is left out,
+medians of the others are shown. Necessary operations are the same on both sides: what is decoded once, and a forward and a
+backward pass over tokens that are no padding; recomputing counts as time.
 """
 
 import argparse
@@ -187,22 +190,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--seconds", type=float, default=40, help="of steps per side and method")
-    parser.add_argument("--tokens", type=int, help="the longest completion: 4096, with --toy 96")
+    parser.add_argument("--tokens", type=int, help="the longest completion: 4096, without vLLM 512, with --toy 96")
     parser.add_argument("--batch", type=int, default=32, help="completions per step")
     parser.add_argument("--per-device", type=int, default=4, help="completions per forward pass")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     for hidden in ("--side", "--method", "--world"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    asked.tokens = asked.tokens or (96 if asked.toy else 4096)
     import torch
 
     asked.cuda, asked.vllm = torch.cuda.is_available(), torch.cuda.is_available() and find_spec("vllm") is not None
+    asked.tokens = asked.tokens or (96 if asked.toy else 4096 if asked.vllm else 512)
     if asked.side:
         measure(asked)
         return
     sampler = "vLLM" if asked.vllm else "transformers"
-    print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {sampler} samples, {asked.batch} completions a step")
+    print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {sampler} samples")
+    print(f"{asked.batch} completions of at most {asked.tokens:,} tokens a step")
     with tempfile.TemporaryDirectory() as world:
         make_world(Path(world), asked.toy)
         seconds: dict[tuple[str, str], float] = {}
