@@ -4,8 +4,8 @@
     python bench/gpu/step.py --toy    the same at a toy shape, on any machine
 
 LoRA, DoRA and full fine-tuning; G = 8 completions of up to 4,096 tokens that end at random (one token in 2,048 is an end).
-Under eight minutes, as docs/planning.md reckons an H100's steps. Without vLLM both decode by transformers' generate, which takes
-seven times as long per token: then completions end at 512 tokens. Continuous batching draws all that it decodes at once
+Under eight minutes, as docs/planning.md reckons an H100's steps. Without vLLM both decode by transformers' generate, which
+takes seven times as long per token: then completions end at 512 tokens. Continuous batching draws all that it decodes at once
 from one generator, while here every completion has its own seed, so it is not used. TRL runs with its defaults, and with the
 same sampler, batch and precision. Each side and method has a process of its own, in turn; the first step of each is left out,
 medians of the others are shown. Necessary operations are the same on both sides: what is decoded once, and a forward and a
