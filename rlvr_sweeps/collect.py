@@ -145,7 +145,7 @@ def find(runs_dir: Path, live: Live | None = None) -> list[Found]:
     for run in all_runs(runs_dir):
         try:
             cfg = run.config()
-            state = run.state(cfg, live)
+            state = run.state_of(cfg, live)
             failure = read_json(run.failure_path) if state == "failed" else None
             found.append(Found(run, cfg, state, failure["error"] if failure else ""))
         except Refused as refusal:

@@ -169,9 +169,12 @@ class Run:
         if not self.config_path.exists():
             return "new"
         own = self.config()
+        return self.state_of(cfg or own, live)
+
+    def state_of(self, cfg: Resolved, live: Live | None) -> State:
+        """`state` of a directory whose configuration has been read."""
         if self.is_claimed():
             return "running"
-        cfg = cfg or own
         done = [self.is_done(stage, cfg) for stage in self.stages(cfg)]
         if all(done):
             return "done"
