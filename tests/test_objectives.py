@@ -132,6 +132,7 @@ def test_the_prompt_stream_is_its_position():
     assert [row["n"] for _, row in PromptStream(stream.rows, seed=4).take(15)] != drawn
 
 
+@pytest.mark.slow
 def test_log_probabilities_in_tiles_are_those_of_whole_logits(prepared, monkeypatch):
     """TRL's fused head never holds the logits of a whole pass: here tiles of 7 tokens and 100 words, values and gradients."""
     monkeypatch.setattr("trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE", 7)

@@ -162,8 +162,9 @@ def test_measured_runs_take_the_models_place(composer, tmp_path):
 def test_one_gpu_beside_four_is_reckoned_with_what_four_measured(composer, tmp_path):
     """Lengths and the model's error from the runs on four: else one column would be of short completions, the other of long."""
     finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 368.0, *LARGE, "peft=lora", "seed=7", completion=4000.0)
-    cfg = composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"]).cfg
-    (found,) = outlook.outlooks(make_plan([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])], retry=False), True)
+    asked = composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])
+    (found,) = outlook.outlooks(make_plan([asked], retry=False), measure=True)
+    cfg = found.cfg
     one, lengths = durations.on_gpus(cfg, 1), durations.Lengths(4000.0, 2)
     assert found.lengths(one) == found.lengths(cfg) == lengths
     on_one, on_four = (durations.step_s(each, found.model, found.gpu, lengths) for each in (one, cfg))

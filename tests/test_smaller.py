@@ -69,6 +69,12 @@ def test_what_is_asked_anew_counts(run):
     assert fitted(found, cfg)["training"]["per_device_batch_size"] == 12
 
 
+BRIEF = (
+    "rollout.max_tokens=24", "dropout=0", "rollout.group_size=4", "benchmark.tier1.k=1", "analysis=none",
+    *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
+)  # fmt: skip
+
+
 def full_above(rows, found, monkeypatch, after=0):
     """A run whose update raises what CUDA raises on passes of more than `rows` rows, `after` some steps; stages are forked."""
     real = train_stage.RlvrTrainer._get_per_token_logps_and_entropies
@@ -92,8 +98,7 @@ def full_above(rows, found, monkeypatch, after=0):
 
 @pytest.mark.slow
 def test_the_run_goes_on_with_smaller_passes_and_is_the_same(run, monkeypatch):
-    small = ("steps=2", "rollout.max_tokens=24", "dropout=0", "rollout.group_size=4", "benchmark.tier1.k=1", "analysis=none",
-             "training.micro_batches=equal", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)))  # fmt: skip
+    small = (*BRIEF, "steps=2", "training.micro_batches=equal")
     wanted = run(*small)
     train_stage.train(wanted, wanted.config())
     rows = read_rows(wanted.metrics_path)
@@ -110,8 +115,7 @@ def test_the_run_goes_on_with_smaller_passes_and_is_the_same(run, monkeypatch):
 @pytest.mark.slow
 def test_memory_that_runs_out_later_is_met_from_the_checkpoint(run, monkeypatch):
     """Steps cut by length, as by default: the passes after the checkpoint hold half the positions, the run is the same."""
-    small = ("steps=4", "training.save_every=2", "rollout.max_tokens=24", "dropout=0", "rollout.group_size=4", "analysis=none",
-             "benchmark.tier1.k=1", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)))  # fmt: skip
+    small = (*BRIEF, "steps=4", "training.save_every=2")
     wanted = run(*small)
     train_stage.train(wanted, wanted.config())
     found = run(*small, folder="other")
