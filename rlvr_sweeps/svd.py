@@ -26,31 +26,48 @@ class Triplets(NamedTuple):
     vh: Tensor
 
 
-def triplets(weight: Tensor, rank: int, side: Side) -> Triplets:
-    """The `rank` largest or smallest singular triplets, by a full SVD in float64 of the faster orientation."""
+def triplets(weight: Tensor, count: int) -> dict[Side, Triplets]:
+    """The `count` largest and the `count` smallest singular triplets, by one full SVD in float64 of the faster orientation."""
     wide = weight.shape[0] < weight.shape[1]
     u, s, vh = torch.linalg.svd((weight.T if wide else weight).double(), full_matrices=False)
-    part = slice(None, rank) if side == "principal" else slice(-rank, None)
-    u, s, vh = u[:, part], s[part], vh[part]
     if wide:
         u, vh = vh.T, u.T
-    return Triplets(u.float().contiguous(), s.float().contiguous(), vh.float().contiguous())
+    whole = Triplets(u.float(), s.float(), vh.float())
+    return {"principal": cut(whole, count, "principal"), "minor": cut(whole, count, "minor")}
+
+
+def cut(found: Triplets, rank: int, side: Side) -> Triplets:
+    """Of these triplets the first `rank`, or the last."""
+    part = slice(None, rank) if side == "principal" else slice(-rank, None)
+    pieces = found.u[:, part], found.s[part], found.vh[part]
+    return Triplets(*(piece.clone(memory_format=torch.contiguous_format) for piece in pieces))
 
 
 def cached_triplets(weights: Mapping[str, Tensor], rank: int, side: Side, model_key: str | None) -> dict[str, Triplets]:
-    """Triplets of every named weight; `model_key` names the model's exact weights, None keeps nothing."""
+    """Triplets of every named weight; `model_key` names the model's exact weights, None keeps nothing.
+
+    One SVD per layer serves both sides and all ranks up to 64, each layer is kept as soon as it is done: 0.6 GB for the
+    model of 1.5B parameters. A larger rank is an SVD anew, kept up to the next power of two.
+    """
     if model_key is None:
-        return {name: triplets(weight, rank, side) for name, weight in weights.items()}
-    place = cache_dir() / "svd" / model_key / f"{side}-r{rank}.safetensors"
-    place.parent.mkdir(parents=True, exist_ok=True)
+        return {name: triplets(weight, rank)[side] for name, weight in weights.items()}
+    folder = cache_dir() / "svd" / model_key / "triplets"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        name: kept_triplets(folder / f"{name}.safetensors", weight, rank, side)
+        for name, weight in tqdm(weights.items(), desc="Singular triplets", unit="layer", delay=1)
+    }
+
+
+def kept_triplets(place: Path, weight: Tensor, rank: int, side: Side) -> Triplets:
+    count = min(max(64, 1 << (rank - 1).bit_length()), *weight.shape)
     with alone(place):
         kept = load_file(place) if place.exists() else {}
-        missing = [name for name in weights if f"{name}.s" not in kept]
-        for name in tqdm(missing, desc=f"SVD, {side} {rank}", unit="layer", disable=not missing):
-            kept |= {f"{name}.{part}": value.cpu() for part, value in triplets(weights[name], rank, side)._asdict().items()}
-        if missing:
+        if not kept or kept["principal.s"].numel() < count:
+            ends = triplets(weight, count)
+            kept = {f"{end}.{part}": value.cpu() for end, found in ends.items() for part, value in found._asdict().items()}
             write(kept, place)
-    return {name: Triplets(*(kept[f"{name}.{part}"] for part in Triplets._fields)) for name in weights}
+    return cut(Triplets(*(kept[f"{side}.{part}"] for part in Triplets._fields)), rank, side)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from rlvr_sweeps import record
 from rlvr_sweeps.adapters import attach
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.svd import cached_triplets
+from rlvr_sweeps.svd import cached_triplets, triplets
 from rlvr_sweeps.sync import tuner_layers
 from tests.conftest import PROMPTS, ROOT, choices
 from tests.test_sync import method
@@ -107,17 +107,41 @@ def test_principal_triplets_are_pefts_pissa(model, composer):
         torch.testing.assert_close(mine.get_delta_weight("default"), theirs.get_delta_weight("default"), atol=2e-4, rtol=1e-3)
 
 
-def test_singular_triplets_are_computed_once_per_model_and_rank(tmp_path, monkeypatch):
+def test_one_svd_per_layer_serves_both_sides_and_every_rank(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    weights = {"tall": torch.randn(40, 16), "wide": torch.randn(16, 40)}
-    for side, part in (("principal", slice(None, 5)), ("minor", slice(-5, None))):
-        first = cached_triplets(weights, 5, side, "some-model")
-        monkeypatch.setattr("rlvr_sweeps.svd.triplets", lambda *_: pytest.fail("computed again"))
-        again = cached_triplets(weights, 5, side, "some-model")
-        monkeypatch.undo()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        for name, weight in weights.items():
-            assert all(torch.equal(one, two) for one, two in zip(first[name], again[name], strict=True))
-            u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-            wanted = u[:, part] @ torch.diag(s[part]) @ vh[part]
-            torch.testing.assert_close(first[name].u @ torch.diag(first[name].s) @ first[name].vh, wanted, atol=1e-4, rtol=1e-4)
+    weights = {"tall": torch.randn(160, 96), "wide": torch.randn(96, 160)}
+    done = []
+    monkeypatch.setattr("rlvr_sweeps.svd.triplets", lambda weight, count: done.append(count) or triplets(weight, count))
+    for rank in (5, 64, 1):
+        for side, part in (("principal", slice(None, rank)), ("minor", slice(-rank, None))):
+            kept = cached_triplets(weights, rank, side, "some-model")
+            for name, weight in weights.items():
+                assert all(map(torch.equal, kept[name], triplets(weight, rank)[side]))
+                u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+                wanted = u[:, part] @ torch.diag(s[part]) @ vh[part]
+                torch.testing.assert_close(
+                    kept[name].u @ torch.diag(kept[name].s) @ kept[name].vh, wanted, atol=1e-4, rtol=1e-4
+                )
+    assert done == [64, 64]
+    cached_triplets(weights, 65, "minor", "some-model")
+    cached_triplets(weights, 70, "principal", "some-model")
+    assert done == [64, 64, 96, 96]
+
+
+def test_an_svd_that_is_ended_midway_keeps_its_layers(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = {name: torch.randn(8, 6) for name in ("first", "second")}
+    done = []
+
+    def once(weight, count):
+        if done:
+            raise KeyboardInterrupt
+        done.append(weight)
+        return triplets(weight, count)
+
+    monkeypatch.setattr("rlvr_sweeps.svd.triplets", once)
+    with pytest.raises(KeyboardInterrupt):
+        cached_triplets(weights, 2, "principal", "some-model")
+    monkeypatch.setattr("rlvr_sweeps.svd.triplets", lambda weight, count: done.append(weight) or triplets(weight, count))
+    cached_triplets(weights, 2, "principal", "some-model")
+    assert [id(weight) for weight in done] == [id(weight) for weight in weights.values()]
