@@ -4,13 +4,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.assets import cache_dir, locate
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.files import read_json, read_rows, text_digest, write_text
 
 
 @dataclass(frozen=True)
@@ -103,3 +105,22 @@ def prompt_ids(tokenizer: Any, problem: Problem, system_prompt: str | None) -> l
 def token_ids(tokenizer: Any, conversation: list[dict[str, str]]) -> list[int]:
     ids: list[int] = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=False)
     return ids
+
+
+def all_prompt_ids(tokenizer: Any, problems: Sequence[Problem], system_prompt: str | None) -> list[list[int]]:
+    """Every problem's `prompt_ids`, kept in the user's cache for all runs that ask the same of the same tokenizer.
+
+    Not kept where the template asks for the time, as Llama 3's does, or where the cache cannot be written.
+    """
+    asked = [messages(problem, system_prompt) for problem in problems]
+    if not hasattr(tokenizer, "backend_tokenizer") or "strftime_now" in str(tokenizer.chat_template):
+        return [token_ids(tokenizer, conversation) for conversation in asked]
+    reader = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
+    key = text_digest(json.dumps([version("transformers"), version("tokenizers"), reader, asked]))
+    place = cache_dir() / "prompts" / f"{key[:32]}.json"
+    kept: list[list[int]] | None = read_json(place)
+    if kept is None:
+        kept = [token_ids(tokenizer, conversation) for conversation in asked]
+        with suppress(OSError):
+            write_text(place, json.dumps(kept))
+    return kept

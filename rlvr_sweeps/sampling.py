@@ -63,8 +63,9 @@ class SeededDraw(LogitsProcessor):
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
     """Scores with everything outside the smallest set of probability ≥ `top_p` at -inf (Holtzman et al. 2020)."""
     ordered, order = scores.sort(dim=-1, descending=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    return scores.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
+    share = ordered.softmax(-1)
+    outside = share.cumsum(-1) - share >= top_p
+    return scores.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
 
 
 class HalfEnded(StoppingCriteria):

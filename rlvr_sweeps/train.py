@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
@@ -22,7 +21,7 @@ from rlvr_sweeps.assets import locate, place_of
 from rlvr_sweeps.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked
 from rlvr_sweeps.checkpoints import checkpoints, latest_complete_checkpoint, step_of
 from rlvr_sweeps.checks import accumulation
-from rlvr_sweeps.data import load_problems, messages, prompt_ids, split
+from rlvr_sweeps.data import all_prompt_ids, load_problems, messages, split
 from rlvr_sweeps.errors import Refused, Stopped
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.grading import grade_all
@@ -80,7 +79,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
         model=attach(model, cfg["peft"], cfg["seed"], key, prompts[:256]),
         reward_funcs=rewards(cfg),
         args=GRPOConfig(**trl_settings(run, cfg)),
-        train_dataset=Dataset.from_list(rows),
+        rows=rows,
         processing_class=tokenizer,
     )
     for noisy in (PrinterCallback, ProgressCallback):
@@ -138,12 +137,12 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
     """The trainer's rows, their prompts as token ids, and how many problems were left out because theirs is too long."""
     system, limit = cfg["model"]["system_prompt"], cfg["data"]["max_prompt_tokens"]
     trained, _ = split(load_problems(cfg["data"]), cfg["data"].get("holdout", 0))
-    problems = [(problem, prompt_ids(tokenizer, problem, system)) for problem in trained]
-    kept = [(problem, ids) for problem, ids in problems if len(ids) <= limit]
+    prompts = all_prompt_ids(tokenizer, trained, system)
+    kept = [(problem, ids) for problem, ids in zip(trained, prompts, strict=True) if len(ids) <= limit]
     if not kept:
         raise Refused(f"No problem of {cfg['data']['path']} has a prompt of at most {limit} tokens (data.max_prompt_tokens).")
     rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in kept]
-    return rows, [ids for _, ids in kept], len(problems) - len(kept)
+    return rows, [ids for _, ids in kept], len(trained) - len(kept)
 
 
 def rewards(cfg: Resolved) -> list[Any]:

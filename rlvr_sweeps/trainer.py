@@ -3,7 +3,7 @@
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import shuffle_sequence_dict
@@ -22,7 +23,7 @@ from rlvr_sweeps.data import token_ids
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.identity import Resolved, training_of
 from rlvr_sweeps.micro_batches import OVER_COMPLETIONS, by_length, count_positions, passes_of, weigh
-from rlvr_sweeps.rollouts import Group, PromptStream, fill
+from rlvr_sweeps.rollouts import Group, PromptStream, Row, fill
 from rlvr_sweeps.sampling import sample, seed_of
 from rlvr_sweeps.sync import merged
 
@@ -52,17 +53,18 @@ class RlvrTrainer(GRPOTrainer):
     vllm_importance_sampling_correction: bool
     STREAM = "prompts.json"
 
-    def __init__(self, cfg: Resolved, model: Any, train_dataset: Any, **kwargs: Any) -> None:
+    def __init__(self, cfg: Resolved, model: Any, rows: Sequence[Row], **kwargs: Any) -> None:
         self.cfg = cfg
         self.seconds: dict[str, float] = defaultdict(float)
         self.columns: dict[str, float] = {}  # what this step adds to its row of metrics.jsonl
-        self.prompts = PromptStream(train_dataset, cfg["seed"])
+        self.prompts = PromptStream(rows, cfg["seed"])
         self.by_length = by_length(cfg)
         self.scores = Scores()
         self.in_pass: dict[str, Any] | None = None
         self.adalora = AdaLoraSchedule(model) if cfg["peft"]["config"].get("peft_type") == "ADALORA" else None
         with engine_of_ours(cfg):
-            super().__init__(model=model, train_dataset=train_dataset, **kwargs)
+            # TRL's loader hands out blanks, as many as there are rows: their number is all that counts
+            super().__init__(model=model, train_dataset=Dataset.from_dict({"prompt": [""] * len(rows)}), **kwargs)
         if self.adalora:
             self.add_callback(self.adalora)
 
@@ -124,9 +126,7 @@ class RlvrTrainer(GRPOTrainer):
             found.append(Group(rows, prompt_ids, completion_ids, completions, scores if logprobs else None, reward))
         return found
 
-    def _generate_single_turn(
-        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
-    ) -> Any:
+    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
         rollout, policy = self.cfg["rollout"], self.accelerator.unwrap_model(self.model_wrapped)
         if self.use_vllm:
             self.sync(policy)

@@ -8,15 +8,21 @@ A fork shares the imported pages, so a run starts in milliseconds instead of eig
 process that asked: nothing trains on unseen after a kill -9.
 """
 
+import gc
+import importlib
 import json
+import logging
 import os
 import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
+from rlvr_sweeps.assets import place_of
 from rlvr_sweeps.pipeline import command, die_with_parent, processes, run_stage, supervise
 from rlvr_sweeps.run import Run
 
@@ -60,13 +66,34 @@ def start_stage(stage: str, run: Run) -> int:
 
 
 def import_everything() -> None:
-    """What a stage imports, before any fork; one thread, since a fork carries no thread pool along."""
+    """What a stage imports, before any fork; one thread, since a fork carries no thread pool along.
+
+    What is there then is kept from the collector, which would walk through all of it again and again, in every fork.
+    """
+    gc.disable()
     import torch
 
     torch.set_num_threads(1)
     import rlvr_sweeps.analyse
     import rlvr_sweeps.evaluate
     import rlvr_sweeps.train  # noqa: F401
+
+    if torch.version.cuda is None and find_spec("deepspeed"):  # every stage imports it; it would look for GPUs
+        logging.disable(logging.WARNING)  # that there is none
+        importlib.import_module("deepspeed")
+        logging.disable(logging.NOTSET)
+    gc.freeze()
+    gc.enable()
+
+
+def import_model_class(run: Run) -> None:
+    """The code of a local model's architecture. What is wrong with the model, its stage says, which loads it."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with suppress(Exception):
+        place, revision = place_of(run.config())
+        if not revision:
+            MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(place))]
 
 
 def serve() -> None:
@@ -98,6 +125,7 @@ def serve() -> None:
             for line in lines:
                 asked = json.loads(line)
                 path = asked["run"]
+                import_model_class(Run(Path(path)))
 
                 def work(path: str = path, gpus: list[str] = asked["gpus"]) -> int:
                     if gpus:
