@@ -54,6 +54,7 @@ def start_stage(stage: str, run: Run) -> int:
         log = run.log_path(stage)
         log.parent.mkdir(exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # ours brings the next runs
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         count = processes(run.config(), stage)
@@ -78,7 +79,7 @@ def import_everything() -> None:
     import rlvr_sweeps.evaluate
     import rlvr_sweeps.train  # noqa: F401
 
-    if torch.version.cuda is None and find_spec("deepspeed"):  # every stage imports it; it would look for GPUs
+    if torch.accelerator.current_accelerator() is None and find_spec("deepspeed"):  # every stage does; it looks for GPUs
         logging.disable(logging.WARNING)  # that there is none
         importlib.import_module("deepspeed")
         logging.disable(logging.NOTSET)
@@ -93,7 +94,7 @@ def import_model_class(run: Run) -> None:
     with suppress(Exception):
         place, revision = place_of(run.config())
         if not revision:
-            MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(place))]
+            MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(place, trust_remote_code=False))]
 
 
 def serve() -> None:

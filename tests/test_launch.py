@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.identity import run_name
 from rlvr_sweeps.run import Run, all_runs
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 SHORT = ("steps=4", "training.save_every=2", "benchmark.tier1.k=2", "~benchmark.tier2", "~benchmark.tier3", "~benchmark.tier4",
@@ -117,6 +119,26 @@ def test_a_failure_is_told_kept_and_run_again_on_request(launch, tmp_path):
     )
     launch(*grid, "retry=true")
     assert run.state() == "done"
+
+
+NOSY = """
+import os, pathlib, sys
+from rlvr_sweeps import run, warm
+warm.run_stage = lambda stage, run: print(os.read(0, 99))
+warm.start_stage("evaluate", run.Run(pathlib.Path(sys.argv[1])))
+print(os.read(0, 99))
+"""
+
+
+def test_a_stage_that_asks_its_terminal_takes_nothing_of_what_the_warm_process_is_told(composer, tmp_path):
+    """As transformers does before it runs a model's own code."""
+    cfg = composer.point(["peft=none", f"runs_dir={tmp_path}"]).cfg
+    run = Run.of(cfg)
+    run.prepare(cfg)
+    told = subprocess.run(
+        [sys.executable, "-c", NOSY, run.path], input=b"the next run", cwd=ROOT, capture_output=True, check=True
+    )
+    assert (run.log_path("evaluate").read_text(), told.stdout) == ("b''\n", b"b'the next run'\n")
 
 
 def test_another_evaluation_trains_nothing_and_keeps_the_old_samples(launch):
