@@ -110,15 +110,18 @@ def token_ids(tokenizer: Any, conversation: list[dict[str, str]]) -> list[int]:
 def all_prompt_ids(tokenizer: Any, problems: Sequence[Problem], system_prompt: str | None) -> list[list[int]]:
     """Every problem's `prompt_ids`, kept in the user's cache for all runs that ask the same of the same tokenizer.
 
-    Not kept where the template asks for the time, as Llama 3's does, or where the cache cannot be written.
+    Not kept where the template asks for the time, as Llama 3's does, or where the cache cannot be read or written.
     """
     asked = [messages(problem, system_prompt) for problem in problems]
     if not hasattr(tokenizer, "backend_tokenizer") or "strftime_now" in str(tokenizer.chat_template):
         return [token_ids(tokenizer, conversation) for conversation in asked]
-    reader = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, str(tokenizer.special_tokens_map)]
+    special = [str(tokenizer.special_tokens_map), tokenizer.split_special_tokens]
+    reader = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, special]
     key = text_digest(json.dumps([version("transformers"), version("tokenizers"), reader, asked]))
     place = cache_dir() / "prompts" / f"{key[:32]}.json"
-    kept: list[list[int]] | None = read_json(place)
+    kept: list[list[int]] | None = None
+    with suppress(OSError):
+        kept = read_json(place)
     if kept is None:
         kept = [token_ids(tokenizer, conversation) for conversation in asked]
         with suppress(OSError):

@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
 from rlvr_sweeps.assets import place_of
@@ -79,22 +79,32 @@ def import_everything() -> None:
     import rlvr_sweeps.evaluate
     import rlvr_sweeps.train  # noqa: F401
 
-    if torch.accelerator.current_accelerator() is None and find_spec("deepspeed"):  # every stage does; it looks for GPUs
-        logging.disable(logging.WARNING)  # that there is none
-        importlib.import_module("deepspeed")
-        logging.disable(logging.NOTSET)
+    in_advance(lambda: importlib.import_module("deepspeed"))  # a training does
     gc.freeze()
     gc.enable()
 
 
+def in_advance(load: Callable[[], object]) -> None:
+    """Import what a stage will, where there can be no GPU: it might look for one, which a fork has to do for itself.
+
+    What fails here fails again in the stage, which says so.
+    """
+    import torch
+
+    if torch.accelerator.current_accelerator() is None:
+        logging.disable(logging.WARNING)
+        with suppress(Exception):
+            load()
+        logging.disable(logging.NOTSET)
+
+
 def import_model_class(run: Run) -> None:
-    """The code of a local model's architecture. What is wrong with the model, its stage says, which loads it."""
+    """The code of a local model's architecture."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    with suppress(Exception):
-        place, revision = place_of(run.config())
-        if not revision:
-            MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(place, trust_remote_code=False))]
+    place, revision = place_of(run.config())
+    if not revision:
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(place, trust_remote_code=False))]
 
 
 def serve() -> None:
@@ -126,7 +136,7 @@ def serve() -> None:
             for line in lines:
                 asked = json.loads(line)
                 path = asked["run"]
-                import_model_class(Run(Path(path)))
+                in_advance(partial(import_model_class, Run(Path(path))))
 
                 def work(path: str = path, gpus: list[str] = asked["gpus"]) -> int:
                     if gpus:

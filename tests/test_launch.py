@@ -141,6 +141,26 @@ def test_a_stage_that_asks_its_terminal_takes_nothing_of_what_the_warm_process_i
     assert (run.log_path("evaluate").read_text(), told.stdout) == ("b''\n", b"b'the next run'\n")
 
 
+READY = """
+import gc, pathlib, sys
+from rlvr_sweeps import run, warm
+warm.import_everything()
+warm.in_advance(lambda: warm.import_model_class(run.Run(pathlib.Path(sys.argv[1]))))
+warm.in_advance(lambda: 1 / 0)
+import torch
+print("deepspeed" in sys.modules, "transformers.models.qwen2.modeling_qwen2" in sys.modules, torch.cuda.is_initialized())
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+
+
+def test_the_warm_process_has_imported_what_a_training_does_and_says_nothing(composer, tmp_path):
+    cfg = composer.point(["peft=lora", f"runs_dir={tmp_path}"]).cfg
+    run = Run.of(cfg)
+    run.prepare(cfg)
+    ready = subprocess.run([sys.executable, "-c", READY, run.path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ready.stdout.split(), ready.stderr) == (["True", "True", "False", "True", "True"], "")
+
+
 def test_another_evaluation_trains_nothing_and_keeps_the_old_samples(launch):
     launch("peft=lora", *SHORT)
     (run,) = all_runs(launch.runs)
