@@ -46,7 +46,7 @@ def cut(found: Triplets, rank: int, side: Side) -> Triplets:
 def cached_triplets(weights: Mapping[str, Tensor], rank: int, side: Side, model_key: str | None) -> dict[str, Triplets]:
     """Triplets of every named weight; `model_key` names the model's exact weights, None keeps nothing.
 
-    One SVD per layer serves both sides and all ranks up to 64, each layer is kept as soon as it is done: 0.6 GB for the
+    One SVD per layer serves both sides and all ranks up to 64. Each layer is kept as soon as it is done: 0.6 GB for the
     model of 1.5B parameters. A larger rank is an SVD anew, kept up to the next power of two.
     """
     if model_key is None:
