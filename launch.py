@@ -5,17 +5,19 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from rlvr_sweeps import cluster, compose, config, local
+from rlvr_sweeps.config import compose, schema
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.launching import local
+from rlvr_sweeps.launching.slurm import launch
 
-config.register()
+schema.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """One point, without -m or under a stock launcher; a grid goes to a launcher of ours as a whole."""
     if cfg.cluster.name == "slurm":
-        cluster.launch(cfg)
+        launch.launch(cfg)
     else:
         local.launch([cfg])
 

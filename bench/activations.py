@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from rlvr_sweeps.adapters import attach
-from rlvr_sweeps.compose import offline_composer
-from rlvr_sweeps.parameters import activation_kind
+from rlvr_sweeps.assets.architecture import activation_kind
+from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.training.methods.adapters import attach
 
 METHODS = ("full", "lora", "dora", "adalora", "miss", "vera", "ia3", "ln_tuning", "hra", "oft", "randlora")
 HIDDEN, WIDTHS = 1536, {"num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960}  # the 1.5B's

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from quickstart import ENVIRONMENT, ROOT
 
-from rlvr_sweeps import assets
-from rlvr_sweeps.compose import offline_composer
+from rlvr_sweeps.assets import locations
+from rlvr_sweeps.config.compose import offline_composer
 
 
 def plain(world: Path, folder: Path, seed: int) -> tuple[float, float]:
@@ -62,7 +62,7 @@ def compare(name: str, us: list[float], them: list[float]) -> None:
 def main() -> None:
     seeds = list(range(1, int(sys.argv[1] if len(sys.argv) > 1 else 8) + 1))
     cfg = offline_composer().point([]).cfg
-    world = Path(assets.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
+    world = Path(locations.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
     with tempfile.TemporaryDirectory() as scratch:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             them = list(pool.map(lambda seed: plain(world, Path(scratch), seed), seeds))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rlvr_sweeps.compose import offline_composer
+from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.config.sweeps import expand, load_product
+from rlvr_sweeps.evaluation.samples import summarise
 from rlvr_sweeps.files import write_json
-from rlvr_sweeps.products import expand, load_product
-from rlvr_sweeps.run import Run
-from rlvr_sweeps.samples import summarise
+from rlvr_sweeps.runs.directory import Run
 
 MODEL = ["model=r1_qwen_1_5b", "rollout=hf"]
 SEEDS = "seed=42,43,44"

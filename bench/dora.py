@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rlvr_sweeps.adapters import attach
-from rlvr_sweeps.compose import offline_composer
+from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.training.methods.adapters import attach
 
 ROUNDS = 7
 

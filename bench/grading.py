@@ -10,7 +10,7 @@ import time
 from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 
-from rlvr_sweeps import grading, judging
+from rlvr_sweeps.grading import grader, sandbox
 
 BATCH, ROUNDS = 128, 3
 LENGTHS = (500, 5_000, 60_000)
@@ -46,8 +46,8 @@ def completions(kind, length, seed):
 
 
 def ours(texts, golds):
-    grading._known.clear()
-    return [verdict.correct for verdict in grading.grade_all(texts, golds)]
+    grader._known.clear()
+    return [verdict.correct for verdict in grader.grade_all(texts, golds)]
 
 
 def directly(texts, golds):
@@ -66,10 +66,10 @@ def seconds(grader, texts, golds):
 
 
 def main():
-    judging.verdicts([("x", "y")])  # our judge's start, once per training process: said below, not hidden in a round
-    judging.close()
+    sandbox.verdicts([("x", "y")])  # our judge's start, once per training process: said below, not hidden in a round
+    sandbox.close()
     start = time.perf_counter()
-    judging.verdicts([("x", "y")])
+    sandbox.verdicts([("x", "y")])
     print(f"start of the judge, once per process: {time.perf_counter() - start:.1f} s\n")
     print("answers   characters     ours/s  math-verify/s     TRL/s   vs math-verify  vs TRL   verdicts that differ")
     for kind in (integers, latex):
@@ -79,8 +79,8 @@ def main():
             for seed in range(ROUNDS):
                 texts, golds = completions(kind, length, seed)
                 verdicts = {}
-                for grader, spent in times.items():
-                    took, verdicts[grader] = seconds(grader, texts, golds)
+                for one, spent in times.items():
+                    took, verdicts[one] = seconds(one, texts, golds)
                     spent.append(took)
                 differ += sum(a != b for a, b in zip(verdicts[ours], verdicts[directly], strict=True))
             mine, verify_s, trl_s = (statistics.median(spent) for spent in times.values())

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from hydra import compose
 
-from rlvr_sweeps.compose import offline_composer
+from rlvr_sweeps.config.compose import offline_composer
 from rlvr_sweeps.files import append_rows, write_json
-from rlvr_sweeps.run import Run
+from rlvr_sweeps.runs.directory import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 AXES = {

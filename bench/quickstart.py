@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rlvr_sweeps import assets
-from rlvr_sweeps.compose import offline_composer
+from rlvr_sweeps.assets import locations
+from rlvr_sweeps.config.compose import offline_composer
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS, OBJECTIVES = ("dora", "lora", "pissa"), ("dapo_released", "grpo")  # TRL alone has no dynamic sampling
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["42"])
     seeds = parser.parse_args().seeds
     cfg = offline_composer().point([]).cfg
-    world = Path(assets.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
+    world = Path(locations.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)

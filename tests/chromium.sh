@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# chromium.sh: Debian's Chromium and its driver, which tests/test_browser.py opens reports in; installed if they are missing.
+# chromium.sh: Debian's Chromium and its driver, which tests/reporting/test_page_samples.py opens reports in; installed if they are missing.
 set -euo pipefail
 command -v chromium >/dev/null && command -v chromedriver >/dev/null && exit 0
 skip() {

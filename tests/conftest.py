@@ -23,7 +23,7 @@ def choices(group: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def composer():
-    from rlvr_sweeps.compose import offline_composer
+    from rlvr_sweeps.config.compose import offline_composer
 
     return offline_composer()
 
@@ -36,7 +36,7 @@ def point(composer, tmp_path):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from rlvr_sweeps.tiny import make_tokenizer
+    from rlvr_sweeps.assets.tiny import make_tokenizer
 
     return make_tokenizer()
 
@@ -46,7 +46,7 @@ def model(tokenizer):
     """The tiny architecture with random weights, biases and norms included, so that nothing is special by being 0 or 1."""
     import torch
 
-    from rlvr_sweeps.tiny import Recipe, make_model
+    from rlvr_sweeps.assets.tiny import Recipe, make_model
 
     torch.set_num_threads(1)
     made = make_model(Recipe(), tokenizer).eval()
@@ -85,7 +85,7 @@ def world(composer):
 @pytest.fixture(scope="session")
 def twelve(world, tmp_path_factory):
     """A .jsonl of twelve training problems: few enough that some steps pass an epoch."""
-    from rlvr_sweeps.data import load_problems
+    from rlvr_sweeps.assets.problems import load_problems
 
     path = tmp_path_factory.mktemp("problems") / "twelve.jsonl"
     rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(world["data"])[:12]]
@@ -96,7 +96,7 @@ def twelve(world, tmp_path_factory):
 @pytest.fixture
 def prepared(composer, twelve, tmp_path):
     """A small run on twelve problems, its directory made; returns it with its configuration."""
-    from rlvr_sweeps.run import Run
+    from rlvr_sweeps.runs.directory import Run
 
     small = ("batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
 
@@ -130,10 +130,10 @@ def write_right(run, benchmark, problems, k, right):
 @pytest.fixture
 def evaluated(point, tmp_path):
     """Make a run as if trained and evaluated on three problems, four times each: all right on tier1, `right` of 4 on tier2."""
-    from rlvr_sweeps.data import load_problems
+    from rlvr_sweeps.assets.problems import load_problems
+    from rlvr_sweeps.evaluation.samples import summarise
     from rlvr_sweeps.files import write_json
-    from rlvr_sweeps.run import Run
-    from rlvr_sweeps.samples import summarise
+    from rlvr_sweeps.runs.directory import Run
 
     path = tmp_path / "problems.jsonl"
     path.write_text("".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in (1, 2, 3)))

@@ -14,7 +14,7 @@ TEMPLATE = (
 
 
 def make_tokenizer():
-    """Byte-level without merges, as rlvr_sweeps.tiny's."""
+    """Byte-level without merges, as rlvr_sweeps.assets.tiny's."""
     from tokenizers import AddedToken, pre_tokenizers
     from transformers import Qwen2Tokenizer
 

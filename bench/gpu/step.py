@@ -41,7 +41,7 @@ def make_world(folder: Path, toy: bool) -> None:
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    from rlvr_sweeps.tiny import make_tokenizer
+    from rlvr_sweeps.assets.tiny import make_tokenizer
 
     shape, tokenizer = TOY if toy else TRUE, make_tokenizer()  # knows 288 of the tokens; the others are nothing when read
     size = shape["vocab_size"]
@@ -66,9 +66,9 @@ def make_world(folder: Path, toy: bool) -> None:
 
 def ours(asked: argparse.Namespace, world: Path, steps: list[dict[str, Any]]) -> Any:
     """This project's trainer by its own configuration."""
-    from rlvr_sweeps import train
-    from rlvr_sweeps.compose import offline_composer
-    from rlvr_sweeps.run import Run
+    from rlvr_sweeps.config.compose import offline_composer
+    from rlvr_sweeps.runs.directory import Run
+    from rlvr_sweeps.training import train
 
     cfg = offline_composer().point([
         "model=local", "model.name=bench", f"model.path={world}/model", "model.revision=null", f"data.path={world}/train.jsonl",
@@ -168,7 +168,7 @@ def measure(asked: argparse.Namespace) -> None:
 
 def operations(asked: argparse.Namespace, tokens: float) -> float:
     """Necessary in a step: completions decoded once, then forward and backward, gradients of what is trained included."""
-    from rlvr_sweeps.durations import forward_operations
+    from rlvr_sweeps.planning.timing import forward_operations
 
     model = (TOY if asked.toy else TRUE) | {"num_key_value_heads": 2, "model_type": "qwen2", "tie_word_embeddings": False}
     passes = 1 + (3 if asked.method == "full" else 2)
@@ -176,7 +176,7 @@ def operations(asked: argparse.Namespace, tokens: float) -> float:
 
 
 def in_words(asked: argparse.Namespace, found: dict[str, Any]) -> str:
-    from rlvr_sweeps.hardware import named
+    from rlvr_sweeps.planning.hardware import named
 
     gpu = named(found["device"])
     words = f"{found['seconds']:7.2f} s a step, {found['tokens']:,.0f} tokens per completion ({found['steps']} steps), "

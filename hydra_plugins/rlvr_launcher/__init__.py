@@ -28,7 +28,7 @@ class SweeperConf:
     max_batch_size: int | None = None
     params: dict[str, Any] | None = None
     title: str | None = None  # of a table or figure
-    sections: dict[str, Any] | None = None  # its rows: rlvr_sweeps/products.py
+    sections: dict[str, Any] | None = None  # its rows: rlvr_sweeps/config/sweeps.py
 
 
 class LocalLauncher(Launcher):
@@ -41,7 +41,8 @@ class LocalLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from rlvr_sweeps import launches, local
+        from rlvr_sweeps.launching import local
+        from rlvr_sweeps.runs import launches
 
         points = composed(self.hydra_context, self.config, job_overrides)
         with launches.record(Path(str(self.config.hydra.sweep.dir)), points):
@@ -63,19 +64,20 @@ class RlvrSlurmLauncher(SlurmLauncher):
     """Composes and freezes the grid here, submits what is missing, and leaves."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from rlvr_sweeps import cluster, launches
+        from rlvr_sweeps.launching.slurm import launch
+        from rlvr_sweeps.runs import launches
 
         assert self.hydra_context is not None and self.config is not None
         points = composed(self.hydra_context, self.config, job_overrides)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         with launches.record(folder, points):
-            cluster.execute(points, self.params, folder)
+            launch.execute(points, self.params, folder)
         return [finished(overrides) for overrides in job_overrides]
 
 
 def composed(context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
     """The grid's points, resolved and checked."""
-    from rlvr_sweeps import compose
+    from rlvr_sweeps.config import compose
 
     composer = compose.Composer(context.config_loader)
     given = OmegaConf.to_container(config.hydra.overrides.hydra)
@@ -106,10 +108,10 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if self.sections:
-            from rlvr_sweeps import products
+            from rlvr_sweeps.config import sweeps
 
-            sections = products.read_sections(OmegaConf.to_container(OmegaConf.create(self.sections)))
-            rows = products.points(sections, self.config.model.name, arguments)
+            sections = sweeps.read_sections(OmegaConf.to_container(OmegaConf.create(self.sections)))
+            rows = sweeps.points(sections, self.config.model.name, arguments)
             batches = list(self.split_overrides_to_chunks(rows, self.max_batch_size))
         else:
             parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

@@ -1,0 +1,120 @@
+"""`rlvr regrade RUNS…`: new verdicts from the stored samples, without a GPU, and what they change."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlvr_sweeps.config.identity import evaluation_spec
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import grading_of
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.evaluation.samples import summarise
+from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
+from rlvr_sweeps.grading.grader import VERSION, grade_all
+from rlvr_sweeps.runs.directory import Run
+
+Row = dict[str, Any]
+KEPT = ("engine", "finished")  # what the stage knew and the samples do not say
+
+
+@dataclass(frozen=True)
+class Change:
+    """A sample whose verdict, answer or reason is another now."""
+
+    benchmark: str
+    before: Row
+    after: Row
+
+    @property
+    def kind(self) -> str:
+        if self.before["correct"] != self.after["correct"]:
+            return "wrong → correct" if self.after["correct"] else "correct → wrong"
+        return (
+            f"{self.before['reason']} → {self.after['reason']}" if self.before["reason"] != self.after["reason"] else "answer"
+        )
+
+
+def new_verdicts(run: Run, cfg: Resolved) -> dict[str, tuple[list[Row], list[Row]]]:
+    """By benchmark, the stored samples as they are, and as this version of the grader sees them."""
+    found = {}
+    for name in cfg["benchmark"]:
+        rows = read_rows(run.samples_path(name))
+        verdicts = grade_all([row["text"] for row in rows], [row["gold"] for row in rows], grading_of(cfg))
+        found[name] = (
+            rows,
+            [
+                row | {"answer": verdict.answer, "correct": verdict.correct, "reason": verdict.reason}
+                for row, verdict in zip(rows, verdicts, strict=True)
+            ],
+        )
+    return found
+
+
+def write_samples(run: Run, benchmark: str, rows: Sequence[Row]) -> None:
+    write_text(run.samples_path(benchmark), "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
+    """(changes, summary before, summary after). Unless `dry_run`, the files hold the new verdicts afterwards.
+
+    The old ones are set aside in the run's old/. Refused where the run is at work or not evaluated.
+    """
+    cfg, before = run.config(), read_json(run.summary_path)
+    if before is None:
+        raise Refused(f"{run.name} is not evaluated yet.")
+    if before["evaluation"] != evaluation_spec(cfg):
+        raise Refused(f"{run.name} was asked for another evaluation since. Let it be evaluated first: the command that asked.")
+    with run.claim() as mine:
+        if not mine:
+            raise Refused(f"{run.name} is running. Regrade it when it is done.")
+        found = new_verdicts(run, cfg)
+        changes = [
+            Change(name, old, new)
+            for name, (olds, news) in found.items()
+            for old, new in zip(olds, news, strict=True)
+            if old != new
+        ]
+        if dry_run or not (changes or before.get("grader") != VERSION or not run.right_path.exists()):
+            return changes, before, before
+        run.keep_copies([*(run.samples_path(name) for name in found), run.summary_path], "regraded")
+        for name, (_, rows) in found.items():  # each replaced at once: killed in between, the same command goes on
+            write_samples(run, name, rows)
+        after = summarise(run, cfg) | {key: before[key] for key in KEPT if key in before}
+        write_json(run.summary_path, after)
+    return changes, before, after
+
+
+def as_facts(run: Run, changes: Sequence[Change], before: Row, after: Row) -> Row:
+    """What `show` shows, for programs."""
+    changed = [{"benchmark": change.benchmark, "before": change.before, "after": change.after} for change in changes]
+    return {"run": run.name, "avg_before": before["avg"], "avg_after": after["avg"], "changes": changed}
+
+
+def show(run: Run, changes: Sequence[Change], before: Row, after: Row, dry_run: bool, console: Console) -> None:
+    kinds = Counter(change.kind for change in changes)
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no verdict changed"
+    console.print(f"{run.name}: {said}", highlight=False, soft_wrap=True)
+    if not dry_run and before.get("avg") != after.get("avg"):
+        console.print(f"  average {100 * before['avg']:.2f} → {100 * after['avg']:.2f} %", highlight=False)
+    if changes:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("benchmark", "problem", "sample", "gold", "answer", "before", "after"):
+            table.add_column(column, overflow="ellipsis", no_wrap=True)
+        for change in sorted(changes, key=lambda change: change.before["correct"] == change.after["correct"])[:20]:
+            row = change.after
+            cells = (change.benchmark, row["problem"], str(row["sample"]), row["gold"], row["answer"] or "-")
+            table.add_row(*(Text(printable(cell)) for cell in (*cells, change.before["reason"], row["reason"])))
+        console.print(table)
+        if len(changes) > 20:
+            console.print(f"  and {len(changes) - 20} more", highlight=False)
+
+
+def printable(text: str) -> str:
+    """An answer as a terminal can show it: lone surrogates, which no encoding has, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,159 @@
+"""`rlvr compare A B…`: paired differences to the first, by benchmark and overall, from the runs' samples."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rlvr_sweeps.config.settings import exams
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json
+from rlvr_sweeps.reporting.differences.bootstrap import Array, Difference, difference, holm
+from rlvr_sweeps.reporting.rows import Right, row_of
+from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.reading import Row, named_run
+
+MUST_BE_EQUAL = (
+    ("benchmarks, k, decoding or grading", "Evaluate them alike"),
+    ("versions of the grader", "Bring both to one version: rlvr regrade"),
+    ("problems or answers", "Use the same data on both machines"),
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One arm: a run, or several that differ in their seed. scores: benchmark -> p̂, shape (seeds, problems)."""
+
+    label: str
+    runs: list[Run]
+    scores: dict[str, Array]
+
+
+def read_sides(arguments: Sequence[str], runs_dir: Path) -> list[Side]:
+    """Each argument names a run, or several seeds of it with commas between; Refused where two were evaluated differently."""
+    groups = [[named_run(name, runs_dir) for name in argument.split(",")] for argument in arguments]
+    for runs in groups:
+        refuse_no_seeds(runs)
+    refuse_unlike({run.name: request_of(run) for runs in groups for run in runs})
+    return [
+        Side(runs[0].name + (f" (+{len(runs) - 1} seeds)" if len(runs) > 1 else ""), runs, read_scores(runs)) for runs in groups
+    ]
+
+
+def refuse_no_seeds(runs: Sequence[Run]) -> None:
+    """Raise Refused where runs named as one arm are one run twice, or differ in more than their seed."""
+    if len({run.path for run in runs}) < len(runs):
+        raise Refused(f"{runs[0].name} is named twice in one arm: the same run is not two seeds.")
+    arms = [row_of(run.config()) for run in runs]
+    for run, arm in zip(runs[1:], arms[1:], strict=True):
+        if apart := sorted(key for key in arms[0].keys() | arm.keys() if arms[0].get(key) != arm.get(key)):
+            raise Refused(f"{runs[0].name} and {run.name} are no seeds of one row: they differ in {', '.join(apart[:4])}.")
+
+
+def read_scores(runs: Sequence[Run]) -> dict[str, Array]:
+    return scores_of([right_of(run) for run in runs])
+
+
+def scores_of(counts: Sequence[Right]) -> dict[str, Array]:
+    """p̂ by benchmark, shape (seeds, problems), from the right samples of runs that differ in their seed."""
+    return {
+        name: np.array([list(count[name]["right"].values()) for count in counts]) / entry["k"]
+        for name, entry in counts[0].items()
+    }
+
+
+def right_of(run: Run) -> Right:
+    """By benchmark: k, a hash of the golds, and how many samples of each problem are right."""
+    counts: Right | None = read_json(run.right_path)
+    if counts is None:
+        raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. Make it: rlvr regrade {run.name}.")
+    return counts
+
+
+def request_of(run: Run) -> tuple[Any, ...]:
+    """A run's request, from its directory."""
+    summary = read_json(run.summary_path)
+    if summary is None:
+        raise Refused(f"{run.name} is not evaluated yet.")
+    return request(summary, right_of(run))
+
+
+def request(summary: Row, right: Right) -> tuple[Any, ...]:
+    """What must be equal for two runs to compare: the request, the grader, and the problems with their golds."""
+    problems = {name: (entry["golds"], list(entry["right"])) for name, entry in right.items()}
+    return summary["evaluation"], summary.get("grader"), problems
+
+
+def refuse_unlike(requests: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise Refused where two runs, by name, were not asked the same."""
+    (name, first), *rest = requests.items()
+    for other, asked in rest:
+        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, asked, strict=True):
+            if one != another:
+                raise Refused(f"{name} and {other} were evaluated with different {what}. {cure}.")
+
+
+def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
+    """One row per later side and benchmark (and `overall`): both averages, the difference, its interval, p, Holm's p."""
+    base, *others = read_sides(arguments, runs_dir)
+    return against(base, others)
+
+
+def against(base: Side, others: Sequence[Side]) -> list[dict[str, Any]]:
+    """The rows of `compare`; Holm's correction is over `others`, for each benchmark and overall."""
+    rows = []
+    for name in [*base.scores, "overall"]:
+        found: list[tuple[Side, Difference]] = []
+        for side in others:
+            found.append((side, difference(tables(side, name), tables(base, name))))
+        adjusted = holm([result.p for _, result in found])
+        for (side, result), p in zip(found, adjusted, strict=True):
+            rows.append({
+                "benchmark": name, "a": base.label, "b": side.label, "a_avg": average(base, name), "b_avg": average(side, name),
+                "difference": result.value, "low": result.low, "high": result.high, "p": result.p, "p_holm": p,
+                "seeds": [len(base.runs), len(side.runs)],
+            })  # fmt: skip
+    return rows
+
+
+def tables(side: Side, name: str) -> list[Array]:
+    return [side.scores[one] for one in exams(side.scores)] if name == "overall" else [side.scores[name]]
+
+
+def average(side: Side, name: str) -> float:
+    return float(np.mean([table.mean() for table in tables(side, name)]))
+
+
+def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    several = len({row["b"] for row in rows}) > 1
+    console.print(f"A: {rows[0]['a']}", highlight=False)
+    for index, label in enumerate(dict.fromkeys(row["b"] for row in rows)):
+        console.print(f"B{index + 1 if several else ''}: {label}", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "benchmark"):
+        table.add_column(column)
+    for column in ("A %", "B %", "B − A, points", "95 % interval", "p", *(["p (Holm)"] if several else [])):
+        table.add_column(column, justify="right")
+    labels = {label: f"B{index + 1}" if several else "B" for index, label in enumerate(dict.fromkeys(row["b"] for row in rows))}
+    for row in rows:
+        numbers = [f"{100 * row['a_avg']:.1f}", f"{100 * row['b_avg']:.1f}", f"{100 * row['difference']:+.1f}"]
+        interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        p_values = [f"{row['p']:.4f}", *([f"{row['p_holm']:.4f}"] if several else [])]
+        table.add_row(labels[row["b"]], row["benchmark"], *numbers, interval, *p_values)
+    console.print(table)
+    console.print(
+        "Paired by problem. Interval: hierarchical bootstrap over problems"
+        + (" and training seeds" if max(max(row["seeds"]) for row in rows) > 1 else "")
+        + ", 10,000 draws; p: sign flips of the problems' differences."
+    )
+    if min(min(row["seeds"]) for row in rows) == 1:
+        console.print("[yellow]One training seed on a side: this compares two trained models, not two methods.[/yellow]")
+
+
+def as_json(rows: Sequence[dict[str, Any]]) -> str:
+    return json.dumps(rows, indent=1)

@@ -1,0 +1,229 @@
+"""Plots as SVG, PDF and PNG: matplotlib, without a display, the same bytes for the same numbers."""
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from rlvr_sweeps.config.sweeps import plain
+from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
+
+# Okabe and Ito's palette, told apart by the colour-blind too, and a brown; then the same again, dashed.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+MARKERS = "os^DvPX<>phd*8"
+# The paper's methods have their own style in every figure; the four of Figure 3 have four colours.
+METHODS = (
+    "Full", "LoRA", "DoRA", "PiSSA", "MiLoRA", "MiSS", "LoRA+", "AdaLoRA", "rsLoRA", "LoRA-FA", "VeRA", "IA3", "LN tuning",
+    "Base",
+)  # fmt: skip
+GREY = "#777777"
+SETTINGS = {
+    "svg.fonttype": "none", "svg.hashsalt": "rlvr", "pdf.fonttype": 42, "font.family": "sans-serif", "font.size": 9,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.fontsize": 8.5,
+    "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+}  # fmt: skip
+MARKS: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+WIDTH, NARROW, HEIGHT = 3.3, 1.75, 2.9  # inches of a panel; narrow where there are more than four in a line
+LETTER, LINE = 0.075, 0.19  # inches of a legend's letter and line
+FEW = 6  # labels that a legend under its panel holds; with more, all panels share one at the side
+
+
+@dataclass(frozen=True)
+class Style:
+    colour: str
+    dash: Any
+    marker: str
+
+
+@dataclass
+class Hot:
+    """What of a drawing answers the mouse: the ids of a label's parts, and its points in the SVG's units with their words."""
+
+    ids: dict[str, list[str]]
+    points: list[tuple[str, float, float, str]]
+
+
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """By label: a method's own style where all labels are the paper's methods, else by place."""
+    own = all(label in METHODS for label in labels)
+    places = {label: METHODS.index(label) if own else place for place, label in enumerate(labels)}
+    return {
+        label: Style(COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)], MARKERS[place % len(MARKERS)])
+        for label, place in places.items()
+    }
+
+
+def as_svg(plot: Plot, name: str) -> str:
+    """The plot as `<svg …>`; every id in it begins with `name`, so that pages can hold several."""
+    return svg_and_hot(plot, name)[0]
+
+
+def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
+    with drawn(plot) as (figure, hot, parts):
+        text = io.StringIO()
+        figure.savefig(
+            text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )  # lays the figure out, too
+        height_pt = figure.get_size_inches()[1] * 72
+        for axis, series in parts:
+            places = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
+            for (x, y), says in zip(places, series.says, strict=True):
+                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), says))
+        svg = text.getvalue()[text.getvalue().index("<svg") :]
+        for before in ('id="', 'href="#', "url(#"):
+            svg = svg.replace(before, f"{before}{name}-")
+        return svg, Hot({label: [f"{name}-{one}" for one in ids] for label, ids in hot.ids.items()}, hot.points)
+
+
+def write_pictures(plot: Plot, stem: Path) -> list[Path]:
+    """`stem`.pdf and `stem`.png (220 dots per inch)."""
+    places = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+    with drawn(plot) as (figure, _, _):
+        figure.savefig(places[0], metadata={"CreationDate": None})
+        figure.savefig(places[1], dpi=220)
+    return places
+
+
+@contextmanager
+def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]:
+    """The plot on a matplotlib figure, and where each series is; its settings hold while inside."""
+    columns = min(plot.columns, len(plot.panels))
+    lines = -(-len(plot.panels) // columns)
+    labels = list(dict.fromkeys(label for panel in plot.panels for label in own_labels(panel)))
+    most = max(len(own_labels(panel)) for panel in plot.panels)
+    forest = any(panel.names for panel in plot.panels)  # names its rows at the axis
+    shared = not forest and (len(labels) == most or most > FEW)
+    with rc_context(SETTINGS):
+        width = (WIDTH if columns <= 4 else NARROW) * columns + (LETTER * longest(labels) + 0.6 if shared else 0)
+        width += sum(LETTER * longest(panel.names) for panel in plot.panels)
+        height = HEIGHT if columns <= 4 else 0.65 * HEIGHT
+        height += 0 if shared or forest else LINE * most
+        height = max(height, LINE * len(labels) / lines + 0.3 if shared else 0)
+        height = max(height, *(0.9 + 0.24 * len(panel.names) for panel in plot.panels))
+        figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # 72: an inch is SVG's 72 units
+        axes = figure.subplots(lines, columns, squeeze=False, sharey=plot.share_y).ravel()
+        hot = Hot({}, [])
+        parts: list[tuple[Axes, Series]] = []
+        for place, (axis, panel) in enumerate(zip(axes, plot.panels, strict=False)):
+            style = styles(labels if shared else own_labels(panel))
+            draw_panel(axis, panel, style, f"panel{place}", hot, not plot.share_y or place % columns == 0)
+            parts += [(axis, series) for series in panel.series]
+            if not shared and not forest:
+                name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
+        for axis, panel in zip(axes, plot.panels, strict=False):  # once all are drawn: panels may share their y axis
+            if panel.from_zero:
+                axis.set_ylim(bottom=0)
+        for axis in axes[len(plot.panels) :]:
+            axis.set_visible(False)
+        if shared:
+            keys = [legend_key(label, styles(labels)[label], plot.panels) for label in labels]
+            name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", hot)
+        yield figure, hot, parts
+
+
+def longest(words: Sequence[str]) -> int:
+    return max(map(len, words), default=0)
+
+
+def own_labels(panel: Panel) -> list[str]:
+    """What a legend must tell apart: not the frontier, nor the paper's values, nor levels."""
+    return list(dict.fromkeys(series.label for series in panel.series if series.look not in ("frontier", "printed")))
+
+
+def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot, with_y_label: bool) -> None:
+    for place, series in enumerate(panel.series):
+        for number, artist in enumerate(draw_series(axis, series, style.get(series.label, Style(GREY, ":", "x")))):
+            artist.set_gid(f"{name}-{place}-{number}")
+            hot.ids.setdefault(series.label, []).append(f"{name}-{place}-{number}")
+    for text, level in panel.levels.items():
+        axis.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        axis.annotate(
+            text, (1, level), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", va="center",
+            fontsize=8, color="#555555",
+        )  # fmt: skip
+    axis.set_xlabel(panel.x_label)
+    if with_y_label:
+        axis.set_ylabel(panel.y_label)
+    axis.set_title(panel.title)
+    if panel.names:
+        axis.axvline(0, color=GREY, linewidth=0.9)
+        axis.set_yticks([-place for place in range(len(panel.names))], panel.names)
+        axis.set_ylim(-len(panel.names) + 0.4, 0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+        return
+    axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+    if panel.x_log:
+        axis.set_xscale("log")
+        log_ticks(axis.xaxis, [x for series in panel.series for x in series.x])
+    if panel.y_log:
+        axis.set_yscale("log")
+        log_ticks(axis.yaxis, [y for series in panel.series for y in series.y if y > 0])
+
+
+def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
+    """The series' artists."""
+    x, y, colour = series.x, series.y, style.colour
+    if series.look == "frontier":
+        return [*axis.plot(x, y, color=GREY, linewidth=1.1, linestyle=":", zorder=1)]
+    if series.look == "printed":
+        return [*axis.plot(x, y, "x", color="#999999", markersize=6, markeredgewidth=1.3, zorder=2)]
+    line: dict[str, Any] = {"color": colour, "linestyle": style.dash, "linewidth": 1.6, "label": series.label}
+    marks: dict[str, Any] = {"marker": style.marker, **MARKS}
+    if series.look in ("points", "row"):
+        artists = [*axis.plot(x, y, **line | {"linestyle": "none"}, **marks)]
+    elif series.look == "joined":
+        artists = [*axis.plot(x, y, **line, **marks)]
+    elif series.look == "stairs":
+        artists = [*axis.step(x, y, where="mid", **line)]
+    else:
+        artists = [*axis.plot(x, y, **line)]
+    if series.low is None or series.high is None:
+        return artists
+    if series.look == "line":
+        return [*artists, axis.fill_between(x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)]
+    bars: dict[str, Any] = {"colors": colour, "linewidth": 1.2, "zorder": 1.5}
+    draw, at = (axis.hlines, y) if series.look == "row" else (axis.vlines, x)
+    return [*artists, draw(at, series.low, series.high, **bars)]
+
+
+def log_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Plain numbers: at the values themselves where there are few, else the more of each decade the fewer decades there are."""
+    least, ratio = min(values), max(values) / min(values)
+    if len(set(values)) <= 4 and all(high / low > 1.4 for low, high in pairwise(sorted(set(values)))):
+        axis.set_major_locator(FixedLocator(sorted(set(values))))
+    elif ratio < 100:
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 6 else (1.0, 2.0, 5.0)))
+    else:
+        axis.set_major_locator(LogLocator())
+        axis.axes.set_xlim(left=10 ** math.floor(math.log10(least))) if axis.axis_name == "x" else None
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(f"{value:g}")))
+
+
+def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
+    """A legend's sample of a label: a line, a marker or both, as the panels have them."""
+    looks = {series.look for panel in panels for series in panel.series if series.label == label}
+    line, marks = looks & {"line", "stairs", "joined"}, looks & {"points", "joined"}
+    return Line2D(
+        [], [], color=style.colour, linestyle=style.dash if line else "none", linewidth=1.6, label=label,
+        marker=style.marker if marks else "none", **MARKS,
+    )  # fmt: skip
+
+
+def name_legend(legend: Any, name: str, hot: Hot) -> None:
+    for place, (handle, text) in enumerate(zip(legend.legend_handles, legend.get_texts(), strict=True)):
+        for part, artist in (("mark", handle), ("text", text)):
+            artist.set_gid(f"legend-{name}-{place}-{part}")
+            hot.ids.setdefault(text.get_text(), []).append(f"legend-{name}-{place}-{part}")

@@ -1,0 +1,107 @@
+"""Where updates lie in the base's spectrum (Figure 3 left and centre), from the analyses of runs."""
+
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+from rlvr_sweeps.files import read_json
+from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
+from rlvr_sweeps.reporting.labels import Row, counted, trained
+
+Side = Literal["e", "f"]
+BINS = 32  # of the distribution; cumulative curves have twice as many points
+COMPONENTS = "singular components of W0, largest first, %"
+WHAT = (
+    "ΔW is the trained minus the published model in float32, W0 = USVᵀ; the energy of component j is ‖ΔW v_j‖² over the sum of "
+    "all. Mean over layers, kinds of layer and seeds"
+)
+
+
+def spectra_of(row: Row) -> list[dict[str, Any]]:
+    """By seed, the spectra of the kinds of layer that moved; empty where a seed was not analysed, or moved no such layer."""
+    found = [(read_json(run.analysis_path) or {}).get("spectra", {}) for run in row.cell.runs]
+    moved = [{kind: curves for kind, curves in one.items() if curves["layers"]} for one in found]
+    return moved if all(moved) else []
+
+
+def cumulative(curve: Sequence[float], points: int) -> list[float]:
+    """The running sum of a binned curve at `points` equal steps of the components, 0 first; linear within a bin."""
+    sums = [0.0]
+    for value in curve:
+        sums.append(sums[-1] + value)
+    found = []
+    for place in range(points + 1):
+        at = place * len(curve) / points
+        low = min(int(at), len(curve) - 1)
+        found.append(sums[low] + (at - low) * (sums[low + 1] - sums[low]))
+    return found
+
+
+def mean_cumulative(row: Row, side: Side, points: int, kinds: Sequence[str] | None = None) -> list[list[float]]:
+    """By seed, the mean cumulative energy over the kinds that moved (or those named)."""
+    found = []
+    for seed in spectra_of(row):
+        curves = [cumulative(curves[side], points) for kind, curves in seed.items() if kinds is None or kind in kinds]
+        if curves:
+            found.append([statistics.fmean(values) for values in zip(*curves, strict=True)])
+    return found
+
+
+def cumulative_series(row: Row, side: Side, kinds: Sequence[str] | None = None) -> Series | None:
+    seeds = [[100 * value for value in seed] for seed in mean_cumulative(row, side, 2 * BINS, kinds)]
+    if not seeds:
+        return None
+    columns = list(zip(*seeds, strict=True))
+    x, y = [100 * place / (2 * BINS) for place in range(2 * BINS + 1)], [statistics.fmean(column) for column in columns]
+    says = [f"{value:.1f} % of the energy in the first {at:.0f} %" for at, value in zip(x, y, strict=True)]
+    low, high = (list(map(min, columns)), list(map(max, columns))) if len(seeds) > 1 else (None, None)
+    return Series(row.label, x, y, says, "line", low, high)
+
+
+def distribution_series(row: Row, side: Side) -> Series | None:
+    """Energy over what an even spread would have, by bin; 1 is even."""
+    seeds = [[BINS * (high - low) for low, high in pairwise(seed)] for seed in mean_cumulative(row, side, BINS)]
+    if not seeds:
+        return None
+    y = [statistics.fmean(column) for column in zip(*seeds, strict=True)]
+    x = [100 * (place + 0.5) / BINS for place in range(BINS)]
+    says = [f"at {at:.0f} %: {value:.2f} × even" for at, value in zip(x, y, strict=True)]
+    return Series(row.label, x, y, says, "stairs")
+
+
+def spectrum_panels(rows: Sequence[Row]) -> list[Panel]:
+    """Figure 3 left and centre, of the input side (right singular vectors)."""
+    spread = [made for row in rows if (made := distribution_series(row, "e"))]
+    summed = [made for row in rows if (made := cumulative_series(row, "e"))]
+    if not summed:
+        return []
+    even = Series("spread evenly", [0.0, 100.0], [0.0, 100.0], ["spread evenly"] * 2, "frontier")
+    return [
+        Panel(COMPONENTS, "energy of ΔW, even spread = 1", spread, "how ΔW distributes", y_log=True, levels={"": 1.0}),
+        Panel(COMPONENTS, "cumulative energy of ΔW, %", [even, *summed], "cumulative energy"),
+    ]
+
+
+def spectrum(rows: Sequence[Row]) -> Plot | None:
+    panels = spectrum_panels(trained(rows))
+    shown = [row for row in trained(rows) if spectra_of(row)]
+    return Plot("Where ΔW lies in W0's spectrum", panels, f"{WHAT}.{counted(shown, trained(rows))}") if panels else None
+
+
+def by_kind(rows: Sequence[Row]) -> Plot | None:
+    """Cumulative energy for every kind of layer, from the input side (v_j, above) and the output side (u_j, below)."""
+    shown = [row for row in trained(rows) if spectra_of(row)]
+    moved = {kind for row in shown for seed in spectra_of(row) for kind in seed}
+    kinds = [kind for kind in shown[0].cell.cfg["model"]["linear_modules"] if kind in moved] if shown else []
+    panels = []
+    sides: tuple[tuple[Side, str], ...] = (("e", "input side, %"), ("f", "output side, %"))
+    for side, words in sides:
+        for place, kind in enumerate(kinds):
+            series = [made for row in shown if (made := cumulative_series(row, side, [kind]))]
+            panels.append(Panel("components, %" if side == "f" else "", words if not place else "", series, kind))
+    caption = (
+        "Cumulative energy of ΔW over the singular components of W0, largest first: ‖ΔW v_j‖² above, ‖u_jᵀΔW‖² below. What a "
+        f"wide or a tall ΔW has outside of W0's components is left out.{counted(shown, trained(rows))}"
+    )
+    return Plot("ΔW in W0's spectrum, by kind of layer", panels, caption, columns=len(kinds), share_y=True) if panels else None

@@ -1,0 +1,193 @@
+"""Accuracy against what it took: trained parameters (Figure 1 left), learning rate, reach, cost."""
+
+from collections.abc import Callable, Sequence
+
+from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.sweeps import plain
+from rlvr_sweeps.evaluation.samples import mean
+from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, Family, families
+from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
+from rlvr_sweeps.reporting.labels import DIALS, Row, counted, named, plus_minus, short, trained
+from rlvr_sweeps.reporting.page.costs import Cost, cost
+from rlvr_sweeps.reporting.rows import Cell
+
+ACCURACY = "accuracy, Avg@k, %"
+BARS = "Bars: ± the standard error, over seeds where there are several, from sampling where there is one."
+Measure = Callable[[Row], float | None]
+
+
+def point(row: Row, x: float, x_says: str) -> Series | None:
+    """A row's accuracy at x, with its standard error; None where it was not evaluated."""
+    value, error = row.cell.value("avg"), row.cell.error("avg")
+    if value is None:
+        return None
+    y, bar = 100 * value, None if error is None else 100 * error
+    says = [f"{x_says}: {plus_minus(y, bar)}"]
+    return Series(row.label, [x], [y], says, "points", *(([y - bar], [y + bar]) if bar is not None else (None, None)))
+
+
+def joined(label: str, points: Sequence[Series]) -> Series:
+    """Points of one method as one line, in the order given; error bars only where all have them."""
+    known = all(one.low and one.high for one in points)
+    low, high = (
+        ([one.low[0] for one in points if one.low], [one.high[0] for one in points if one.high]) if known else (None, None)
+    )
+    x, y, says = ([value for one in points for value in getattr(one, part)] for part in ("x", "y", "says"))
+    return Series(label, x, y, says, "joined" if len(points) > 1 else "points", low, high)
+
+
+def base_level(rows: Sequence[Row]) -> dict[str, float]:
+    """The untrained model's accuracy, where it is among the rows."""
+    values = [row.cell.value("avg") for row in rows if not is_trained(row.cell.cfg)]
+    return {f"{row.label}": 100 * value for row, value in zip(untrained(rows), values, strict=True) if value is not None}
+
+
+def untrained(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if not is_trained(row.cell.cfg)]
+
+
+def trained_percent(row: Row) -> float | None:
+    """Share of the base's parameters that were trained."""
+    trainable, whole = row.cell.value("trainable"), row.cell.value("parameters")
+    return 100 * trainable / whole if trainable and whole else None
+
+
+def frontier(points: Sequence[Series]) -> Series | None:
+    """The Pareto frontier: points that no other beats in accuracy with as few trained parameters; None for fewer than two."""
+    best: list[Series] = []
+    for one in sorted(points, key=lambda one: (one.x[0], -one.y[0])):
+        if not best or one.y[0] > best[-1].y[0]:
+            best.append(one)
+    if len(best) < 2:
+        return None
+    return Series("Pareto frontier", [b.x[0] for b in best], [b.y[0] for b in best], [b.label for b in best], "frontier")
+
+
+def parameters(rows: Sequence[Row]) -> Plot | None:
+    """Figure 1 left: accuracy against the share of trained parameters."""
+    by_label = {row.label: row for row in trained(rows)}
+    shares = {name: share for name, row in by_label.items() if (share := trained_percent(row)) is not None}
+    points = [made for name, share in shares.items() if (made := point(by_label[name], share, f"{short(share)} % trained"))]
+    if not points:
+        return None
+    printed = [
+        Series("printed in the paper", [shares[one.label]], [value], [f"{one.label}, the paper: {value:g} %"], "printed")
+        for one in points
+        if (value := by_label[one.label].printed.get("overall")) is not None
+    ]
+    edge = frontier(points)
+    panel = Panel(
+        "trained parameters, % of the model", ACCURACY, [*([edge] if edge else []), *points, *printed],
+        "after training", x_log=True, levels=base_level(rows),
+    )  # fmt: skip
+    shown = [by_label[one.label] for one in points]
+    caption = f"{BARS} The dotted line joins the points that none with fewer trained parameters beats."
+    caption += " Crosses: the paper's printed value at our trained share." if printed else ""
+    return Plot("Accuracy against trained parameters", [panel], caption + counted(shown, trained(rows)))
+
+
+def lines(rows: Sequence[Row], measure: Measure, x_says: Callable[[float, Row], str]) -> tuple[list[Series], list[Row]]:
+    """A line per method (and whatever else varies) through its learning rates in order; and the rows on them."""
+    methods: dict[str, list[Row]] = {}
+    cells, dials = [row.cell for row in rows], [dial for dial in DIALS if dial != "lr"]
+    for row in sorted(trained(rows), key=lambda row: float(row.cell.cfg["lr"])):
+        if measure(row) is not None and row.cell.value("avg") is not None:
+            methods.setdefault(named(row.cell, cells, dials), []).append(row)
+    series, shown = [], []
+    for method, own in methods.items():
+        points = [made for row in own if (made := point(row, measure(row) or 0.0, x_says(measure(row) or 0.0, row)))]
+        series.append(joined(method, points))
+        shown += own
+    return series, shown
+
+
+def learning_rates(rows: Sequence[Row]) -> Plot | None:
+    """Accuracy against learning rate, a line per method; None where no method has two rates."""
+    series, shown = lines(rows, lambda row: float(row.cell.cfg["lr"]), lambda x, _: f"lr {plain(str(x))}")
+    if all(len(one.x) < 2 for one in series):
+        return None
+    panel = Panel("learning rate", ACCURACY, series, x_log=True, levels=base_level(rows))
+    caption = (
+        f"{BARS} Methods move their weights by different amounts at one rate: compare their best points, not a column."
+        f"{counted(shown, trained(rows))}"
+    )
+    return Plot("Accuracy against learning rate", [panel], caption)
+
+
+def reaches(rows: Sequence[Row]) -> Plot | None:
+    """Accuracy against how far the weights moved."""
+    series, shown = lines(rows, percent_moved, lambda x, row: f"lr {plain(str(row.cell.cfg['lr']))}, moved {short(x)} %")
+    if not series:
+        return None
+    panel = Panel("reach ‖ΔW‖/‖W0‖, %", ACCURACY, series, x_log=True, levels=base_level(rows))
+    caption = (
+        f"{BARS} Reach is how far training moved the weights from the published ones. A line joins one method's learning rates."
+        f"{counted(shown, trained(rows))}"
+    )
+    return Plot("Accuracy against reach", [panel], caption)
+
+
+def percent_moved(row: Row) -> float | None:
+    moved = row.cell.value("reach")
+    return 100 * moved if moved else None
+
+
+def costs(rows: Sequence[Row]) -> Plot | None:
+    """Accuracy against a run's device time and generated tokens, mean over seeds; minutes where no GPU was used."""
+    shown = [row for row in trained(rows) if row.cell.value("avg") is not None]
+    spent = {row.label: costs_of(row.cell) for row in shown}
+    on_gpus = any(one.device for costs in spent.values() for one in costs)
+    unit, each = ("GPU-hours", 1) if on_gpus else ("core-minutes", 60)
+    hours = {label: [each * one.device_hours for one in costs] for label, costs in spent.items()}
+    tokens = {
+        label: [one.trained_tokens / 1e6 for one in costs if one.trained_tokens is not None] for label, costs in spent.items()
+    }
+    panels = []
+    for x_label, x_unit, values in (
+        (f"training and evaluation, {unit}", unit, hours),
+        ("tokens generated in training, millions", "million tokens", tokens),
+    ):
+        known = [(row, mean(of_row)) for row in shown if (of_row := values[row.label]) and mean(of_row) > 0]
+        series = [made for row, x in known if (made := point(row, x, f"{short(x)} {x_unit}"))]
+        if series:
+            panels.append(Panel(x_label, ACCURACY, series, x_log=True, levels=base_level(rows)))
+    if not panels:
+        return None
+    caption = f"{BARS} Time is of one run, all of its attempts, from start to end."
+    return Plot("Accuracy against cost", panels, caption + counted(shown, trained(rows)), share_y=True)
+
+
+def costs_of(cell: Cell) -> list[Cost]:
+    return [cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)]
+
+
+def forest(rows: Sequence[Row], found: Sequence[Family] | None = None) -> Plot | None:
+    """Paired differences to the baseline with 95 % intervals, the largest first, a panel per model; None without two rows.
+
+    `found`: the differences, where they are computed already.
+    """
+    found = families([row.cell for row in rows])[0] if found is None else found
+    if not found:
+        return None
+    shown = [rows[place] for family in found for place in (family.baseline, *family.others)]
+    few = any(len(row.cell.runs) < SEEDS_FOR_A_STAR for row in shown)
+    caption = (
+        "Paired by problem; 95 % intervals over problems, and over training seeds where there are several. "
+        f"*: Holm's p < .05 and at least {SEEDS_FOR_A_STAR} seeds."
+        + (" With one seed an interval speaks of two trained models, not of their methods." if few else "")
+    )
+    return Plot("Differences to the baseline", [panel(family, rows) for family in found], caption + counted(shown, rows))
+
+
+def panel(family: Family, rows: Sequence[Row]) -> Panel:
+    base = rows[family.baseline].label
+    overall = {place: family.differences[place]["overall"] for place in family.others}
+    order = sorted(family.others, key=lambda place: -overall[place]["difference"])
+    series = []
+    for at, place in enumerate(order):
+        value, low, high = (100 * overall[place][key] for key in ("difference", "low", "high"))
+        p = overall[place]["p_holm"]
+        says = f"{value:+.1f} points, {low:+.1f} to {high:+.1f}" + (f", Holm's p {p:.3g}" if p is not None else "")
+        series.append(Series(rows[place].label, [value], [-float(at)], [says], "row", [low], [high]))
+    names = [f"{'* ' if overall[place]['star'] else ''}{rows[place].label}" for place in order]
+    return Panel("difference, points of Avg@k", "", series, f"against {base}", names=names)

@@ -1,0 +1,73 @@
+"""Curves over training: reward against step (Figures 1 right, 3 right, 4, 5)."""
+
+import statistics
+from collections.abc import Sequence
+
+from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
+from rlvr_sweeps.reporting.labels import Row, counted, trained
+from rlvr_sweeps.reporting.rows import reward_curves
+
+WINDOW = 9  # steps of the moving average
+POINTS = 256  # of a curve that are drawn, evenly spaced: a run of thousands of steps has no more to show on a page
+REWARD = "accuracy reward, %"
+BAND = (
+    f"Accuracy reward over everything sampled, moving average of {WINDOW} steps; a band spans the lowest to the highest seed."
+)
+# What the panel of a product's section is called; the sections of a report are its objectives, and called so.
+PANELS = {"algo": "objective", "lr": "learning rate", "methods": "during training", "spectra": "during training"}
+
+
+def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
+    """Centred moving average; shorter windows at the ends."""
+    half = window // 2
+    return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def reward_series(row: Row) -> Series | None:
+    """Mean over seeds of the smoothed reward, in percent, as far as all seeds have come; None without a step."""
+    curves = [smooth(curve) for curve in reward_curves(row.cell)]
+    steps = min(map(len, curves), default=0)
+    if not steps:
+        return None
+    count = min(steps, POINTS)
+    places = [round(index * (steps - 1) / max(1, count - 1)) for index in range(count)]
+    columns = [[100 * curve[place] for curve in curves] for place in places]
+    means = [statistics.fmean(column) for column in columns]
+    says = [f"step {place + 1}: {mean:.1f} %" for place, mean in zip(places, means, strict=True)]
+    several = len(curves) > 1
+    low, high = ([min(column) for column in columns], [max(column) for column in columns]) if several else (None, None)
+    return Series(row.in_section or row.label, [float(place + 1) for place in places], means, says, "line", low, high)
+
+
+def reward_panel(rows: Sequence[Row], title: str = "") -> Panel | None:
+    series = [made for row in trained(rows) if (made := reward_series(row))]
+    return Panel("optimizer step", REWARD, series, title, from_zero=True) if series else None
+
+
+def rewards(rows: Sequence[Row]) -> Plot | None:
+    """A panel per section: objectives in a report, what is varied in Figure 4."""
+    sections = list(dict.fromkeys(row.section for row in trained(rows)))
+    by_section = {section: [row for row in rows if row.section == section] for section in sections}
+    panels = [panel for section in sections if (panel := reward_panel(by_section[section], PANELS.get(section, section)))]
+    shown = [row for row in trained(rows) if any(reward_curves(row.cell))]
+    caption = BAND + counted(shown, trained(rows))
+    return Plot("Reward during training", panels, caption, share_y=True) if panels else None
+
+
+def batch_sizes(rows: Sequence[Row], benchmark: str) -> Plot | None:
+    """Figure 5: reward by batch size, and what the trained models score on one benchmark."""
+    curves = reward_panel(rows, "during training")
+    scored = [row for row in trained(rows) if row.cell.value(f"{benchmark}/avg") is not None]
+    if not curves or not scored:
+        return None
+    series = []
+    for row in sorted(scored, key=lambda row: int(row.cell.cfg["batch_size"])):
+        value, error = 100 * (row.cell.value(f"{benchmark}/avg") or 0), row.cell.error(f"{benchmark}/avg")
+        bar = None if error is None else 100 * error
+        says = f"{value:.1f}" + (f" ± {bar:.1f}" if bar is not None else "") + " %"
+        low, high = ([value - bar], [value + bar]) if bar is not None else (None, None)
+        series.append(Series(row.label, [float(row.cell.cfg["batch_size"])], [value], [says], "points", low, high))
+    k = scored[0].cell.cfg["benchmark"][benchmark]["k"]
+    right = Panel("batch size, completions", f"{benchmark}, Avg@{k}, %", series, f"{benchmark} after training", x_log=True)
+    caption = f"{BAND} Right: accuracy on {benchmark} after training, ± its standard error.{counted(scored, trained(rows))}"
+    return Plot("Batch size", [curves, right], caption)

@@ -1,0 +1,123 @@
+"""What each row cost: hours of its devices, tokens it generated, and where the seconds went. From files alone."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.reporting.rows import Cell
+from rlvr_sweeps.runs.directory import Run
+
+ENDS = ("stopped", "failed", "done")  # events that close an attempt
+PHASES = ("rollout_s", "reward_s", "logprobs_s", "update_s")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run. None where a file that says so is missing."""
+
+    wall_s: float  # of every attempt whose end is known
+    open_attempts: int  # that ended without a word: their time is in nobody's account
+    attempts: int
+    device_hours: float
+    device: str | None  # a GPU's name; None on cores, of which a process has one
+    phases_s: dict[str, float]
+    evaluate_s: float | None
+    trained_tokens: float | None
+    evaluated_tokens: float | None
+
+
+def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
+    """What a finished run cost, over all of its attempts."""
+    cfg = cell.cfg
+    steps = read_rows(run.metrics_path)
+    wall_s, open_attempts, attempts = spent(read_rows(run.attempts_path))
+    record = read_json(run.record_path) or {}
+    processes = record.get("built", {}).get("processes", cfg["distributed"]["processes"])
+    device = record.get("surroundings", {}).get("device")
+    sharing = cfg["cluster"].get("runs_per_gpu", 1) if device else 1
+    sampled = [row["completion_tokens_mean"] * row["sampled_groups"] * cfg["rollout"]["group_size"] for row in steps]
+    evaluated = [
+        summary[f"{name}/tokens_mean"] * summary[f"{name}/n"] * summary[f"{name}/k"]
+        for name in cfg["benchmark"]
+        if f"{name}/tokens_mean" in summary
+    ]
+    return Cost(
+        wall_s=wall_s, open_attempts=open_attempts, attempts=attempts, device_hours=wall_s * processes / sharing / 3600,
+        device=device,
+        phases_s={phase: sum(row.get(phase, 0.0) for row in steps) for phase in PHASES} if steps else {},
+        evaluate_s=(read_json(run.stage_path("evaluate")) or {}).get("seconds"),
+        trained_tokens=sum(sampled) if steps or is_trained(cfg) else None,
+        evaluated_tokens=sum(evaluated) if evaluated else None,
+    )  # fmt: skip
+
+
+def spent(events: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
+    """(seconds between starts and their ends, starts without an end, starts)."""
+    seconds, unended, starts = 0.0, 0, 0
+    began: float | None = None
+    for event in events:
+        if event["event"] == "start":
+            unended += began is not None
+            began, starts = event["time"], starts + 1
+        elif event["event"] in ENDS and began is not None:
+            seconds, began = seconds + event["time"] - began, None
+    return seconds, unended + (began is not None), starts
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A row's cost as text, summed over its seeds; a dash where there is no number."""
+
+    label: str
+    hours: str
+    trained_tokens: str
+    evaluated_tokens: str
+    phases: list[str]  # seconds: rollout, reward, log-probabilities, update, evaluation, the rest
+    attempts: str
+
+
+def cost_rows(rows: Sequence[Cell], labels: Sequence[str]) -> tuple[str, list[CostRow]]:
+    """(`GPU-hours` or `core-hours`, a line per row and one for all)."""
+    by_row = [[cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)] for cell in rows]
+    everything = [one for of_row in by_row for one in of_row]
+    unit = "GPU-hours" if any(one.device for one in everything) else "core-hours"
+    lines = [as_text(label, of_row) for label, of_row in zip(labels, by_row, strict=True)]
+    return unit, [*lines, *([as_text("All", everything)] if len(lines) > 1 else [])]
+
+
+def as_text(label: str, of_row: Sequence[Cost]) -> CostRow:
+    known = [total(one.phases_s.get(phase) for one in of_row) for phase in PHASES]
+    evaluate_s = total(one.evaluate_s for one in of_row)
+    wall_s = total(one.wall_s for one in of_row)
+    rest = None if wall_s is None else max(0.0, wall_s - sum(value or 0.0 for value in (*known, evaluate_s)))
+    tries, lost = sum(one.attempts for one in of_row), sum(one.open_attempts for one in of_row)
+    return CostRow(
+        label,
+        hours(total(one.device_hours for one in of_row)),
+        counted(total(one.trained_tokens for one in of_row)),
+        counted(total(one.evaluated_tokens for one in of_row)),
+        ["-" if value is None else f"{value:,.0f}" for value in (*known, evaluate_s, rest)],
+        f"{tries}" + (f" ({lost} lost)" if lost else ""),
+    )
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """The sum of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def hours(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def counted(value: float | None) -> str:
+    """`12,300`, `4.56 M`, `1.20 B`."""
+    if value is None:
+        return "-"
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.2f} {letter}"
+    return f"{value:,.0f}"

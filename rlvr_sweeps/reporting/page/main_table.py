@@ -1,0 +1,118 @@
+"""The main table of a report, in the terminal and as text for its page: accuracy by method, objective, dials and benchmark."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rlvr_sweeps.config.identity import evaluation_spec
+from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.files import read_json
+from rlvr_sweeps.reporting.labels import percent
+from rlvr_sweeps.reporting.rows import Cell
+
+DIALS = {"rank": "rank", "alpha": "α", "dropout": "dropout", "lr": "lr", "batch_size": "batch", "steps": "steps"}
+
+
+def one_k(rows: Sequence[Cell]) -> str:
+    """`8` where every benchmark has k = 8, else `k`."""
+    ks = {source["k"] for cell in rows for source in cell.cfg["benchmark"].values()}
+    return str(ks.pop()) if len(ks) == 1 else "k"
+
+
+def dial(cell: Cell, name: str) -> str:
+    value = cell.summaries[0].get(name)
+    return "-" if value is None else f"{value:g}"
+
+
+def varying(rows: Sequence[Cell]) -> list[str]:
+    """The dials on which rows differ, where they have them: these become columns."""
+    return [name for name in DIALS if len({dial(cell, name) for cell in rows} - {"-"}) > 1]
+
+
+def constant(rows: Sequence[Cell]) -> str:
+    """`rank 8, lr 0.001, …`: the dials that all rows share."""
+    values = {name: {dial(cell, name) for cell in rows} - {"-"} for name in DIALS}
+    return ", ".join(f"{DIALS[name]} {only.pop()}" for name, only in values.items() if len(only) == 1)
+
+
+def shown(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, Any]:
+    """A row's cells as text; a dash where there is no number."""
+    cfg, first = cell.cfg, cell.summaries[0]
+    share = first["trainable"] / first["parameters"] if first["parameters"] else None
+    return {
+        "model": cfg["model"]["name"],
+        "method": cfg["peft"]["title"],
+        "algo": cfg["algo"]["title"] if is_trained(cfg) else "-",
+        "dials": [dial(cell, name) for name in dials],
+        "seeds": len(cell.runs),
+        "share": percent(share) if is_trained(cfg) else "-",
+        "benchmarks": [percent(cell.value(f"{name}/avg"), cell.error(f"{name}/avg")) for name in names],
+        "avg": percent(cell.value("avg"), cell.error("avg")),
+        "pass": percent(cell.value("pass")),
+        "reach": percent(cell.value("reach")) if is_trained(cfg) else "-",
+        "truncated": percent(cell.value("truncated_share")),
+        "reward": f"{percent(cell.value('reward_first'))} → {percent(cell.value('reward_last'))}" if is_trained(cfg) else "-",
+        "runs": [run.name for run in cell.runs],
+    }
+
+
+def notes(rows: Sequence[Cell]) -> list[str]:
+    """What a reader must know to read the numbers right."""
+    said = [
+        "Avg@k is the mean over the benchmarks. Reward is the mean of the first and of the last 10 training steps. Reach is "
+        "how far training moved the weights, ‖ΔW‖/‖W0‖ of the whole model."
+    ]
+    said += [sentence for cell in rows for sentence in cell.stopped_early]
+    if any(len(cell.runs) == 1 for cell in rows):
+        said.append(
+            "± is the standard error from sampling each problem k times. A row with one training seed says nothing about how "
+            "much another seed would change it."
+        )
+    if any(len(cell.runs) > 1 for cell in rows):
+        said.append("Where there are several seeds, ± is the standard error of their mean.")
+    if len({evaluation_spec(cell.cfg) for cell in rows}) > 1:
+        said.append("These rows were not all evaluated in the same way, so they do not compare.")
+    for name, ids in overlaps(rows).items():
+        said.append(
+            f"{len(ids)} problems of {name} share 13 words in a row with a training prompt (train.json names them): read its "
+            "scores as partly memory."
+        )
+    trained = [cell for cell in rows if is_trained(cell.cfg)]
+    if len({cell.cfg["peft"]["name"] for cell in trained}) > 1 and len({cell.cfg["lr"] for cell in trained}) == 1:
+        said.append(
+            "All methods share one learning rate, which moves their weights by different amounts (reach): a ranking at one "
+            "rate is confounded with step size. Give each method several rates before you prefer one."
+        )
+    return said
+
+
+def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
+    """By benchmark, problems that a run of the table found among its training prompts."""
+    found: dict[str, set[str]] = {}
+    for run in (run for cell in rows for run in cell.runs):
+        for name, ids in ((read_json(run.record_path) or {}).get("data", {}).get("overlap") or {}).items():
+            found.setdefault(name, set()).update(ids)
+    return found
+
+
+def show(rows: Sequence[Cell], console: Console) -> None:
+    """The table in the terminal."""
+    k = one_k(rows)
+    table = Table(title="Accuracy in percent", title_justify="left", header_style="dim", box=None, pad_edge=False)
+    for column in ("method", "objective"):
+        table.add_column(column)
+    dials = varying(rows)
+    numbers = ("seeds", "trained %", f"Avg@{k}", f"Pass@{k}", "cut off %", "reach %", "reward %")
+    for column in (*(DIALS[name] for name in dials), *numbers):
+        table.add_column(column, justify="right")
+    for cell in rows:
+        row = shown(cell, [], dials)
+        values = (str(row[key]) for key in ("seeds", "share", "avg", "pass", "truncated", "reach", "reward"))
+        table.add_row(row["method"], row["algo"], *row["dials"], *values)
+    console.print(table)
+    if constant(rows):
+        console.print(f"In all trained rows: {constant(rows)}.", style="dim")
+    for note in notes(rows):
+        console.print(note, style="dim")

@@ -1,0 +1,114 @@
+"""Where a page's numbers come from: code, packages, models, data, decoding, grader and the commands that asked for it."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import grading_of, is_trained
+from rlvr_sweeps.files import read_json
+from rlvr_sweeps.reporting.rows import Cell
+from rlvr_sweeps.runs.directory import Run
+
+Facts = dict[tuple[str, str], str]  # (section, what) -> value
+SECTIONS = ("Code", "Model", "Training", "Evaluation")
+ELSEWHERE = ("commit", "host", "machine", "gpus", "device")  # what train.json's surroundings hold beside versions
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A fact of the runs that have it, each value with its runs; one value where they agree."""
+
+    section: str
+    what: str
+    values: list[tuple[str, list[str]]]
+
+
+def manifest(rows: Sequence[Cell]) -> list[Entry]:
+    """Every fact of the finished runs, in a fixed order."""
+    having: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for cell in rows:
+        for run, summary in zip(cell.runs, cell.summaries, strict=True):
+            for key, value in facts(run, run.config(), summary).items():
+                having.setdefault(key, {}).setdefault(value, []).append(run.name)
+    ordered = sorted(having.items(), key=lambda item: SECTIONS.index(item[0][0]))
+    return [Entry(section, what, list(values.items())) for (section, what), values in ordered]
+
+
+def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
+    record = read_json(run.record_path) or {}
+    found: Facts = {}
+    if is_trained(cfg):
+        around = record.get("surroundings", {})
+        found["Code", "commit"] = around.get("commit") or "not recorded"
+        found["Code", "packages"] = ", ".join(f"{name} {version}" for name, version in around.items() if name not in ELSEWHERE)
+        found["Code", "device"] = around.get("device") or around.get("machine") or "not recorded"
+        found["Training", "data"] = source(cfg["data"])
+        if data := record.get("data"):
+            found["Training", "prompts"] = f"{data['problems']:,}, {data.get('left_out_too_long', 0):,} left out as too long"
+        found["Training", "rollouts"] = decoding(cfg["rollout"]) + f", {cfg['rollout']['group_size']} a prompt"
+        found["Training", "asked and built"] = agreement(record)
+    found["Model", cfg["model"]["name"]] = source(cfg["model"])
+    if "model_key" in record:
+        found["Model", f"{cfg['model']['name']}, hash of the weights"] = record["model_key"]
+    found["Evaluation", "decoding"] = decoding(cfg["evaluation"]) + f", seed {cfg['evaluation']['seed']}"
+    found["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
+    found["Evaluation", "answers"] = f"{grading_of(cfg)}, grader version {summary.get('grader', 'not recorded')}"
+    golds = read_json(run.right_path) or {}
+    for name, benchmark in cfg["benchmark"].items():
+        text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"
+        found["Evaluation", name] = text + (f", golds {golds[name]['golds']}" if name in golds else "")
+    return found
+
+
+def source(stated: dict[str, Any]) -> str:
+    """`path @ revision (subset, split)`."""
+    parts = [str(stated[key]) for key in ("subset", "split") if stated.get(key)]
+    text = stated["path"] + (f" @ {stated['revision']}" if stated.get("revision") else ", no revision pinned")
+    return text + (f" ({', '.join(parts)})" if parts else "")
+
+
+def decoding(stated: dict[str, Any]) -> str:
+    engine = f"{stated['engine']}: " if stated["engine"] != "auto" else ""
+    return f"{engine}temperature {stated['temperature']:g}, top-p {stated['top_p']:g}, {stated['max_tokens']:,} tokens at most"
+
+
+def agreement(record: dict[str, Any]) -> str:
+    if "asked" not in record:
+        return "not recorded"
+    return "equal" if record["asked"] == record["built"] else "DIFFERENT, see train.json"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command that asked for runs of this folder."""
+
+    when: str
+    command: str
+    runs: int
+    outcome: str
+
+
+def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
+    """Those whose launch.json lies in the launches/ beside the folder, or where a run's submission says; oldest first."""
+    names = {run.name for run in runs}
+    folders = {path.parent.resolve() for path in (runs_dir.absolute().parent / "launches").rglob("launch.json")}
+    folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := read_json(run.submission_path))}
+    found = []
+    for folder in folders:
+        facts = read_json(folder / "launch.json")
+        if facts is None:
+            continue
+        asked = {Path(point["run"]).name for point in facts["points"] if Path(point["run"]).parent == runs_dir.absolute()}
+        if asked & names:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started"]))
+            found.append((facts["started"], Launch(when, shown(facts["command"]), len(asked), facts.get("outcome", "open"))))
+    return [launch for _, launch in sorted(found, key=lambda pair: pair[0])]
+
+
+def shown(command: Sequence[str]) -> str:
+    """As it can be typed again."""
+    return "python " + shlex.join([Path(command[0]).name, *command[1:]])

@@ -1,0 +1,144 @@
+"""`rlvr report`: the finished runs of a folder as a table in the terminal, a CSV, and one HTML page that needs nothing else."""
+
+import base64
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlvr_sweeps import __version__
+from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import write_text
+from rlvr_sweeps.reporting.differences.baselines import Family, families
+from rlvr_sweeps.reporting.figures.catalogue import figures_for_report
+from rlvr_sweeps.reporting.labels import rows_of
+from rlvr_sweeps.reporting.page.costs import cost_rows
+from rlvr_sweeps.reporting.page.deviations import choices, deviations
+from rlvr_sweeps.reporting.page.main_table import DIALS, constant, notes, one_k, shown, varying
+from rlvr_sweeps.reporting.page.manifest import launches, manifest
+from rlvr_sweeps.reporting.page.samples import Packed, pack
+from rlvr_sweeps.reporting.rows import Cell, benchmarks, cells
+from rlvr_sweeps.reporting.tables.formats import rows_as_csv
+from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.reading import Found, find, latest_step, logs, tail
+
+PAGE_BYTES = 4_900_000  # what the page may come to; mails and issue trackers take five million
+LAST_LINES = 15  # of a failed run's log
+
+
+def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
+    """Write `out` (HTML) and a .csv beside it; returns both paths and the rows in them."""
+    found = find(runs_dir)
+    rows = cells(found)
+    write_text(out, page(runs_dir, found, rows))
+    table = out.with_suffix(".csv")
+    write_text(table, as_csv(found))
+    return out, table, rows
+
+
+def page(runs_dir: Path, found: Sequence[Found], rows: Sequence[Cell]) -> str:
+    """The whole page; the completions get the room that everything else leaves."""
+    names, labels = benchmarks(rows), [row.label for row in rows_of(rows)]
+    compared, left_out = families(rows)
+    unit, spent = cost_rows(rows, labels)
+    script = asset("browser.js")
+    environment = Environment(loader=PackageLoader("rlvr_sweeps.reporting.page"), autoescape=True, undefined=StrictUndefined)
+    render = partial(
+        environment.get_template("report.html.j2").render,
+        rows=[shown(cell, names, varying(rows)) for cell in rows],
+        dials=[DIALS[dial] for dial in varying(rows)],
+        constant=constant(rows),
+        benchmarks=names,
+        k=one_k(rows),
+        notes=notes(rows),
+        families=[against(family, labels) for family in compared],
+        not_compared=left_out,
+        one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
+        figures=figures_for_report(rows, compared),
+        unfinished=[unfinished(item) for item in found if item.state != "done"],
+        without=sum(not item.evaluated for item in found),
+        unit=unit,
+        costs=spent,
+        deviations=deviations(rows, labels),
+        choices=choices(rows, labels),
+        manifest=manifest(rows),
+        launches=launches(runs_dir, [item.run for item in found]),
+        folder=runs_dir,
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        style=Markup(asset("report.css")),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{sha256(script)}'; img-src data:",
+    )
+    columns = [pair for cell, label in zip(rows, labels, strict=True) for pair in run_labels(cell, label)]
+    if not columns:
+        return render(samples=None)
+    room = PAGE_BYTES - len(render(samples=Packed("", "")).encode())
+    return render(samples=pack(columns, room) if room > 0 else None)
+
+
+def asset(name: str) -> str:
+    return (files("rlvr_sweeps.reporting.page") / "templates" / name).read_text()
+
+
+def sha256(script: str) -> str:
+    """As a page's security policy names the one script that may run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def run_labels(cell: Cell, text: str) -> list[tuple[Run, str]]:
+    """The runs of a row that say which problems they solved, each with its name."""
+    by_seed = sorted(zip(cell.runs, cell.summaries, strict=True), key=lambda pair: pair[1].get("seed") or 0)
+    several = len(by_seed) > 1
+    return [(run, f"{text} seed {row['seed']}" if several else text) for run, row in by_seed if run.right_path.exists()]
+
+
+def against(family: Family, labels: Sequence[str]) -> dict[str, Any]:
+    """A family's differences as text."""
+    lines = []
+    for place in family.others:
+        row = family.differences[place]
+        overall = row["overall"]
+        lines.append({
+            "label": labels[place],
+            "seeds": overall["seeds"],
+            "star": overall["star"],
+            "overall": points(overall),
+            "p": "-" if overall["p_holm"] is None else f"{overall['p_holm']:.3f}",
+            "benchmarks": [points(part) for name, part in row.items() if name != "overall"],
+        })  # fmt: skip
+    names = [name for name in family.differences[family.others[0]] if name != "overall"]
+    return {"baseline": labels[family.baseline], "benchmarks": names, "rows": lines}
+
+
+def points(row: dict[str, Any]) -> tuple[str, str]:
+    """(`+1.2`, `−0.3 to +2.7`): a difference and its interval in points."""
+    value, low, high = (f"{100 * row[key]:+.1f}".replace("-", "−") for key in ("difference", "low", "high"))
+    return value, f"{low} to {high}"
+
+
+def unfinished(item: Found) -> dict[str, str]:
+    """A run that has no result: how far it came, or why it stopped, and the end of what it printed."""
+    steps = item.cfg["steps"] if item.cfg and is_trained(item.cfg) else None
+    at = f"step {latest_step(item.run)} of {steps}" if steps and item.state in ("running", "lost", "failed") else ""
+    at = "its scores are above, its analysis is missing" if item.evaluated else at
+    last = ""
+    if item.state in ("failed", "lost"):
+        with suppress(Refused):
+            path = logs(item.run, None)[-1]
+            last = f"{path.name}:\n{tail(path, LAST_LINES)}"
+    error = item.error.splitlines()[0] if item.error else ""
+    return {"run": item.run.name, "state": item.state, "at": at, "error": error, "last": last}
+
+
+def as_csv(found: Sequence[Found]) -> str:
+    """One line per evaluated run, every column of its summary."""
+    return rows_as_csv([item.summary for item in found if item.evaluated])

@@ -1,0 +1,80 @@
+"""TODO: rlvr_sweeps.reporting.sweep_results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from rlvr_sweeps.config.compose import Composer, offline_composer
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.sweeps import Product, RowSpec, key_of, load_product, refuse_taken
+from rlvr_sweeps.config.sweeps import seeds as first_seeds
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.reporting.rows import Cell, Source, from_files
+from rlvr_sweeps.runs.directory import Run
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A row of a product with what there is of its runs: `cell` is None where none is done."""
+
+    row: RowSpec
+    cfg: Resolved  # of its first seed
+    cell: Cell | None
+    asked: tuple[Run, ...]  # one per seed; a row that trains nothing has one
+
+
+def fill(
+    product: Product, composer: Composer, base: Sequence[str], seeds: Sequence[int] | None = None, source: Source = from_files
+) -> list[Filled]:
+    """Every row of a product and its results.
+
+    `base`: overrides that all rows share, `model=` and `runs_dir=` among them; `seeds`: by default as many as the product asks.
+    """
+    filled = []
+    for row in product.rows:
+        own = {key_of(override) for override in row.overrides}
+        rest = [f"sweep={product.name}", *(override for override in base if key_of(override) not in own)]
+        by_name: dict[str, tuple[Run, Resolved]] = {}
+        for seed in seeds or first_seeds(product.sections[row.section].seeds):
+            cfg = composer.point([*row.overrides, *rest, f"seed={seed}"]).cfg
+            by_name.setdefault(Run.of(cfg).name, (Run.of(cfg), cfg))
+        first = next(iter(by_name.values()))[1]
+        cell = Cell(first)
+        for run, cfg in by_name.values():
+            if result := source(run, cfg):
+                cell.runs.append(run)
+                cell.summaries.append(result.summary)
+                cell.right.append(result.right)
+        filled.append(Filled(row, first, cell if cell.runs else None, tuple(run for run, _ in by_name.values())))
+    return filled
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A product for one model, with what there is of its runs."""
+
+    product: Product
+    composer: Composer
+    typed: tuple[str, ...]  # the overrides as given
+    base: tuple[str, ...]  # those of them that all rows share: without seeds
+    rows: list[Filled]
+    model: str  # as asked: a row may name another (Table 6)
+
+
+def gather(name: str, overrides: Sequence[str], source: Source = from_files) -> Asked:
+    """The product's rows for the same overrides that launch.py was given: model=, seed=, runs_dir= and whatever else."""
+    composer = offline_composer()
+    base, seeds = [], None
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
+        if override.get_key_element() == "seed":
+            seeds = [int(value) for value in values]
+        elif override.is_sweep_override():
+            raise Refused(f"{override.input_line}: a table has one value of {override.get_key_element()} for all of its rows.")
+        else:
+            base.append(str(override.input_line))
+    model = str(composer.compose([one for one in base if not key_of(one).startswith("hydra")]).model.name)
+    product = load_product(name, model, composer)
+    refuse_taken(product.sections, model, overrides)
+    return Asked(product, composer, tuple(overrides), tuple(base), fill(product, composer, base, seeds, source), model)

@@ -1,0 +1,147 @@
+"""Learning-rate fairness: every method at the common rate and at its own, chosen on held-out training prompts, never on exams.
+
+All methods get the same rates and the same steps. A method's own rate is the one with the highest accuracy on the held-out
+prompts. Its sensitivity is the span of rates, in powers of ten, that go on without a gap from the best one and are not lower
+than it on those prompts by more than a point, or than one standard error of the difference where that is more: wide means that
+the choice hardly matters. Exams are read after the choice, so their accuracy at the chosen rate is not flattered by it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rlvr_sweeps.config.settings import HELD_OUT
+from rlvr_sweeps.config.sweeps import plain, printed
+from rlvr_sweeps.reporting.differences.baselines import Contrast, contrasts
+from rlvr_sweeps.reporting.sweep_results import Asked, Filled
+from rlvr_sweeps.reporting.tables.cells import difference_entry, mean_of, row_facts, with_best
+from rlvr_sweeps.reporting.tables.footnotes import footnotes
+from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
+
+POINT = 0.01  # what a rate may fall short of the best and still count as good
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method's rates: each with its row, in rising order; the places of the best and of the good ones around it."""
+
+    title: str
+    rows: list[Filled]
+    best: int
+    first: int
+    last: int
+
+    @property
+    def lrs(self) -> list[float]:
+        return [float(row.cfg["lr"]) for row in self.rows]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rate has all of its runs: until then none is chosen."""
+        return all(row.cell and len(row.cell.runs) == len(row.asked) for row in self.rows)
+
+    @property
+    def width(self) -> float:
+        """Powers of ten between the lowest and the highest good rate."""
+        return math.log10(self.lrs[self.last] / self.lrs[self.first])
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or highest tried: a better one may lie beyond."""
+        return self.best in (0, len(self.rows) - 1)
+
+
+def choose(title: str, rows: Sequence[Filled]) -> Choice:
+    """The best rate on the held-out prompts, and the good ones around it."""
+    ordered = sorted(rows, key=lambda row: float(row.cfg["lr"]))
+    scores = [held_out(row) for row in ordered]
+    known = [place for place, (value, _) in enumerate(scores) if not math.isnan(value)]
+    best = max(known, key=lambda place: scores[place][0], default=0)
+    first = last = best
+    while first > 0 and is_good(scores[first - 1], scores[best]):
+        first -= 1
+    while last < len(ordered) - 1 and is_good(scores[last + 1], scores[best]):
+        last += 1
+    return Choice(title, ordered, best, first, last)
+
+
+def is_good(score: tuple[float, float], best: tuple[float, float]) -> bool:
+    return best[0] - score[0] <= max(POINT, math.hypot(score[1], best[1]))
+
+
+def held_out(row: Filled) -> tuple[float, float]:
+    """Accuracy on the held-out prompts and its standard error; NaN where there is none."""
+    value = row.cell.value(f"{HELD_OUT}/avg") if row.cell else None
+    error = row.cell.error(f"{HELD_OUT}/avg") if row.cell else None
+    return (math.nan if value is None else value), (error or 0.0)
+
+
+def common_lr(asked: Asked) -> float:
+    """The rate that the model's configuration has for all methods."""
+    return float(asked.composer.compose([one for one in asked.base if not one.startswith("hydra")]).lr)
+
+
+def sheet(asked: Asked) -> Sheet:
+    """A row per method: the common rate, its own rate, what that gains, how sensitive it is to it."""
+    by_method: dict[str, list[Filled]] = {}
+    for row in asked.rows:
+        by_method.setdefault(row.cfg["peft"]["title"], []).append(row)
+    choices = [choose(title, rows) for title, rows in by_method.items()]
+    common = common_lr(asked)
+    shared = [row for choice in choices for row in choice.rows if float(row.cfg["lr"]) == common]
+    own = [choice.rows[choice.best] for choice in choices if choice.complete]
+    at_common, at_own = against_lora(shared), against_lora(own)
+    lines = [line_of(choice, common, at_common, at_own) for choice in choices]
+    at, pairs = f"lr {plain(str(common))}", [("avg", "Avg"), ("difference", "Δ LoRA")]
+    columns = [
+        Column("row", "", align="left"), *(Column(f"common/{key}", title, at) for key, title in pairs),
+        *(Column(f"own/{key}", title, "own lr") for key, title in [("lr", "lr"), *pairs]),
+        Column("gain", "gain", form="+.1f"), Column("width", "sensitivity"), Column("paper", "paper"),
+    ]  # fmt: skip
+    lines = with_best(lines, ["common/avg", "own/avg"])
+    notes = [*explanation(choices), *footnotes(asked.product, asked.typed, asked.rows, at_own)]
+    return Sheet(asked.product.name, asked.product.title, columns, {"Methods": lines}, notes)
+
+
+def against_lora(rows: Sequence[Filled]) -> Mapping[str, Contrast]:
+    lora = next((row.asked[0].name for row in rows if row.cfg["peft"]["name"] == "lora"), "")
+    return contrasts(rows, lora)
+
+
+def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at_own: Mapping[str, Contrast]) -> Line:
+    at = {float(row.cfg["lr"]): row for row in choice.rows}
+    shared, own = at.get(common), choice.rows[choice.best] if choice.complete else None
+    entries = {"row": Entry(choice.title), "paper": Entry(printed("table3", choice.title).get("overall"))}
+    facts: dict[str, object] = {}
+    for key, row, found in (("common", shared, at_common), ("own", own, at_own)):
+        contrast = found.get(row.asked[0].name) if row else None
+        average = mean_of(row.cell if row else None, "avg", with_error=True)
+        entries[f"{key}/avg"] = replace(average, star=contrast is not None and contrast.star)
+        entries[f"{key}/difference"], more = difference_entry(contrast, row is not None and row.cfg["peft"]["name"] == "lora")
+        facts |= {f"{key}/{name}": value for name, value in ((row_facts(row) if row else {}) | more).items()}
+    if own:
+        entries["own/lr"] = Entry(plain(str(own.cfg["lr"])) + (" (edge)" if choice.at_edge else ""))
+        open_ended = choice.first == 0 or choice.last == len(choice.rows) - 1
+        entries["width"] = Entry(f"{'≥ ' if open_ended else ''}{choice.width:.1f}")
+        before, after = entries["common/avg"].value, entries["own/avg"].value
+        if isinstance(before, float) and isinstance(after, float):
+            entries["gain"] = Entry(after - before)
+        facts |= {
+            "own/lr": choice.lrs[choice.best],
+            "own/lr_low": choice.lrs[choice.first],
+            "own/lr_high": choice.lrs[choice.last],
+        }
+    for row in choice.rows:
+        value, _ = held_out(row)
+        facts[f"{HELD_OUT}/{plain(str(row.cfg['lr']))}"] = None if math.isnan(value) else 100 * value
+    return Line(entries, facts)
+
+
+def explanation(choices: Sequence[Choice]) -> list[str]:
+    lrs = ", ".join(plain(str(lr)) for lr in choices[0].lrs)
+    return [
+        f"Every method was trained at {lrs}, with equal steps. Its own lr is the best on held-out training prompts; the exams "
+        "had no say in it. (edge): the lowest or highest tried, a better one may lie beyond. A dash: runs are missing.",
+        "Sensitivity: powers of ten of lr around its own that are within a point of it on the held-out prompts, or within one "
+        "standard error of the difference; ≥ where they reach the end of what was tried.",
+    ]

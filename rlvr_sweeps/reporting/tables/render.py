@@ -1,0 +1,35 @@
+"""The paper's tables from what there is of their runs: ours beside the printed value, intervals, stars, what is missing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from rlvr_sweeps.reporting.rows import Source, from_files
+from rlvr_sweeps.reporting.sweep_results import gather
+from rlvr_sweeps.reporting.tables.accuracy import accuracy
+from rlvr_sweeps.reporting.tables.formats import Sheet, show, write
+
+
+def make(name: str, overrides: Sequence[str], source: Source = from_files) -> tuple[str, Sheet]:
+    """(the model's name, the table)."""
+    asked = gather(name, overrides, source)
+    if name == "lr_fair":
+        from rlvr_sweeps.reporting.tables import learning_rates
+
+        return asked.model, learning_rates.sheet(asked)
+    if name == "table4":
+        from rlvr_sweeps.reporting.tables.parameters import trained_parameters  # counts on torch's meta device
+
+        return asked.model, trained_parameters(asked)
+    return asked.model, accuracy(asked)
+
+
+def render(name: str, overrides: Sequence[str], out: Path | None, console: Console, source: Source = from_files) -> list[Path]:
+    """Show a table and write it in every format into `out`, results/<model> by default."""
+    with console.status("reading"):
+        model, sheet = make(name, overrides, source)
+    show(sheet, console)
+    paths = write(sheet, out or Path("results") / model)
+    console.print(f"written: {paths[0].parent}/{sheet.name} .md .tex .csv .json", highlight=False, soft_wrap=True)
+    return paths

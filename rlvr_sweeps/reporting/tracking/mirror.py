@@ -1,0 +1,197 @@
+"""The mirror: a process of its own that reads a run's files and tells W&B. Nothing of W&B's can reach the training.
+
+    python -m rlvr_sweeps.reporting.tracking.mirror '{"run": path, "mode": "auto", …}'
+
+It sends what W&B does not have: W&B's own summary says up to which step it has the curve, so a run that was requeued goes on
+in it, and steps that were computed again are sent once. Offline, each process writes the whole run again from its files and
+removes what earlier ones wrote: the newest offline folder is always complete. A server that refuses or does not answer turns
+the mirror from online to offline, with one line in the stage's log; whatever else happens ends this process alone.
+"""
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlvr_sweeps.config.settings import axes, is_trained
+from rlvr_sweeps.files import read_json, read_rows, try_lock, write_json
+from rlvr_sweeps.reporting.tracking.names import CURVES, STEP, about, benchmark_rows, point, reach_point, tags
+from rlvr_sweeps.reporting.tracking.stage import Task, command
+from rlvr_sweeps.runs.directory import Run
+
+POLL_S = 2.0
+GRACE_S = 30.0  # beyond the SDK's own time-outs, which it may not keep
+NOT_FROM_OUTSIDE = ("WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_NOTES")
+
+
+class Mirror:
+    """One W&B run being told of one run directory."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.tracking = task, task.tracking
+        self.run = Run(Path(task.run))
+        self.cfg = self.run.config()
+        self.sent = {STEP: 0, "reach/step": 0}
+        self.wandb: Any = None  # the SDK's run
+        self.confirmed = False  # by the server
+
+    def work(self) -> None:
+        self.run.wandb_path.mkdir(exist_ok=True)
+        with (self.run.wandb_path / ".lock").open("w") as lock:
+            patience_s = self.tracking["finish_timeout_s"]
+            self.limit(self.tracking["init_timeout_s"] + patience_s)
+            if not try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s):  # the stage before may still be sending
+                raise TimeoutError("another mirror of this run does not end")
+            before = [path for path in self.run.wandb_path.glob("*run-*") if path.is_dir()]
+            self.begin(online(self.tracking["mode"]))
+            self.send_rows()
+            for folder in before:
+                shutil.rmtree(folder)
+            signal.alarm(0)
+            word = self.follow() if self.task.parent else "done"
+            self.limit(2 * patience_s)
+            self.end(word)
+
+    def limit(self, seconds: float) -> None:
+        """Let the kernel interrupt whatever this process hangs in."""
+        signal.alarm(int(seconds + GRACE_S))
+
+    def begin(self, is_online: bool) -> None:
+        """Open the W&B run; raises what the SDK raises."""
+        import wandb
+
+        settings = wandb.Settings(
+            console="off", silent=True, disable_git=True, save_code=False, x_save_requirements=False,
+            init_timeout=self.tracking["init_timeout_s"], finish_timeout=self.tracking["finish_timeout_s"],
+            x_disable_stats=not self.task.parent, x_stats_pid=self.task.parent or os.getpid(),
+        )  # fmt: skip
+        self.wandb = wandb.init(
+            id=self.run.id, name=self.run.name, resume="allow", mode="online" if is_online else "offline",
+            entity=self.tracking["entity"], project=self.tracking["project"], dir=str(self.run.path),
+            group=self.cfg["sweep"], job_type="train" if is_trained(self.cfg) else "evaluate",
+            tags=tags(self.cfg, axes(self.cfg)), config=about(self.cfg), allow_val_change=True,
+            settings=settings,
+        )  # fmt: skip
+        if is_online:
+            self.sent = {key: int(self.wandb.summary.get(key) or 0) for key in self.sent}
+        for key in self.sent:
+            self.wandb.define_metric(key, hidden=True)
+        self.wandb.define_metric("reach/*", step_metric="reach/step")
+        for family in sorted({name.partition("/")[0] for name in CURVES.values()} | {"other"}):
+            self.wandb.define_metric(f"{family}/*", step_metric=STEP)
+        self.note()
+
+    def follow(self) -> str:
+        """Send rows as they come, until the stage says how it ended (`done`, `saved`, `failed`) or is gone."""
+        while True:
+            told = select.select([sys.stdin], [], [], POLL_S)[0]
+            word = (sys.stdin.readline().strip() or "gone") if told else ""
+            if not word and os.getppid() != self.task.parent:
+                word = "gone"
+            self.send_rows()
+            if word:
+                return word
+
+    def send_rows(self) -> None:
+        """Every complete row that W&B does not have."""
+        reaches = [reach_point(row) for row in read_rows(self.run.reach_path)]
+        for key, points in ((STEP, [point(row) for row in self.steps()]), ("reach/step", reaches)):
+            for told in points:
+                if told[key] > self.sent[key]:
+                    self.wandb.log(told)
+                    self.sent[key] = told[key]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; until training has cut them back to its checkpoint, those it will keep."""
+        rows = read_rows(self.run.metrics_path)
+        if rows and self.run.metrics_path.stat().st_ino == self.task.rewritten:
+            return [row for row in rows if row["step"] <= self.task.known]
+        return rows
+
+    def end(self, word: str) -> None:
+        """The summary, the table and the files of a stage that is done; then let the SDK finish, within its time."""
+        import wandb
+
+        summary: dict[str, Any] = read_json(self.run.summary_path) or {}
+        if word == "done":
+            if summary:
+                columns, rows = benchmark_rows(self.cfg, summary)
+                self.wandb.log({"table/benchmarks": wandb.Table(columns=columns, data=rows)})
+                self.wandb.summary.update(summary)
+            for path in self.run.small_files:
+                self.wandb.save(str(path), base_path=str(self.run.path.parent), policy="now")
+        if word == "saved":
+            self.wandb.mark_preempting()
+        self.wandb.finish(exit_code=0 if word == "done" else 1)
+        if word == "done" and not self.wandb.offline:
+            self.confirm(summary)
+        self.note(word)
+
+    def confirm(self, summary: dict[str, Any]) -> None:
+        """Ask the server what it has: that the SDK gave up, on a full quota say, it tells its own log alone."""
+        import wandb
+
+        kept: Any = wandb.Api(timeout=int(self.tracking["finish_timeout_s"])).run(self.wandb.path).summary
+        has = int(kept.get(STEP) or 0)
+        self.confirmed = has == self.sent[STEP] and all(kept.get(key) == value for key, value in summary.items())
+        if not self.confirmed:
+            and_summary = " and not this summary" if summary else ""
+            warn(f"it has step {has} of {self.sent[STEP]}{and_summary}; `rlvr wandb sync` sends the rest")
+
+    def note(self, word: str = "") -> None:
+        """Say in a file what was sent, and where."""
+        there = {"mode": "offline"} if self.wandb.offline else {"mode": "online", "url": self.wandb.url}
+        write_json(self.run.mirror_path, there | {"sent": self.sent, "ended": word, "confirmed": self.confirmed})
+
+
+def warn(words: str) -> None:
+    """One line in the stage's log."""
+    print(f"W&B: {words}", flush=True)
+
+
+def online(mode: str) -> bool:
+    """Whether to go online: as asked, or, where that is left open, if there is a key."""
+    import wandb
+
+    if mode != "auto":
+        return mode == "online"
+    return os.environ.get("WANDB_MODE", "online") == "online" and wandb.login(prompt=False, verify=False)
+
+
+def keep_apart(run: Run) -> None:
+    """Let what the SDK keeps stay in the run's folder, and no other run's settings come in."""
+    for name in NOT_FROM_OUTSIDE:
+        os.environ.pop(name, None)
+    os.environ |= {name: str(run.wandb_path / "data") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")}
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+
+def main(task: Task) -> None:
+    run = Run(Path(task.run))
+    keep_apart(run)
+    signal.signal(signal.SIGALRM, give_up)
+    mirror = Mirror(task)
+    try:
+        mirror.work()
+    except Exception as error:
+        again = task.tracking["mode"] != "offline" and mirror.wandb is None
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        warn(f"{words}: {'offline' if again else 'the mirror is off'} from here on; `rlvr wandb sync` sends the rest")
+        write_json(run.mirror_path, {"mode": "off", "warning": words})
+        if again:
+            os.execv(sys.executable, command(replace(task, tracking=task.tracking | {"mode": "offline"})))
+        os._exit(1)  # not through the SDK's exit handlers, which would wait for the server
+
+
+def give_up(*_: object) -> None:
+    raise TimeoutError("the W&B SDK does not return")
+
+
+if __name__ == "__main__":
+    main(Task(**json.loads(sys.argv[1])))

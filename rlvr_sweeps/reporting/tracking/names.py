@@ -1,0 +1,72 @@
+"""What W&B calls a run's numbers: one table from the columns of metrics.jsonl, and what is shown of a run beside its curves."""
+
+from typing import Any
+
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import is_trained
+
+STEP = "step"
+CURVES = {
+    "reward_mean": "reward/accuracy",
+    "reward_std": "reward/std",
+    "zero_std_share": "reward/groups_without_signal",
+    "trained_zero_std_share": "reward/trained_groups_without_signal",
+    "completion_tokens_mean": "completion/length",
+    "completion_tokens_max": "completion/longest",
+    "truncated_share": "completion/cut_off",
+    "sampling_rounds": "sampling/rounds",
+    "sampled_groups": "sampling/groups",
+    "bound_hit": "sampling/bound_hit",
+    "loss": "policy/loss",
+    "entropy": "policy/entropy",
+    "clip_share": "policy/clip_share",
+    "grad_norm": "policy/grad_norm",
+    "lr": "policy/lr",
+    "rank_mean": "adalora/rank",
+    "orthogonality_loss": "adalora/orthogonality_loss",
+    "sampler_ratio_mean": "sampler/ratio",
+    "sampler_ratio_p99": "sampler/ratio_p99",
+    "sampler_kl": "sampler/kl",
+    "sync_gap_nats": "sampler/sync_gap_nats",
+    "tokens_seen": "progress/tokens",
+    "rollout_s": "seconds/rollout",
+    "reward_s": "seconds/reward",
+    "logprobs_s": "seconds/log_probabilities",
+    "update_s": "seconds/update",
+    "rest_s": "seconds/rest",
+    "update_positions": "update/positions",
+    "update_tokens": "update/tokens",
+    "sync_s": "seconds/sync",
+}
+GROUPS = {"peft": "method", "algo": "objective", "model": "base"}  # axes whose values are groups, and their names on W&B
+
+
+def about(cfg: Resolved) -> dict[str, Any]:
+    """The run's configuration as W&B keeps it: whole, and beside it the names by which its runs are grouped."""
+    return cfg | {name: cfg[group]["name"] for group, name in GROUPS.items()}
+
+
+def point(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl as W&B is told it; a missing number is left out, and an unknown column keeps its name."""
+    named = {CURVES.get(column, f"other/{column}"): value for column, value in row.items() if column != STEP}
+    return {STEP: row[STEP]} | {name: value for name, value in named.items() if value is not None}
+
+
+def reach_point(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of reach.jsonl: how far each kind of layer has moved, over steps of its own."""
+    return {"reach/step": row["step"]} | {f"reach/{kind}": value for kind, value in row["reach"].items()}
+
+
+def tags(cfg: Resolved, axes: dict[str, Any]) -> list[str]:
+    """`peft=lora`, `rank=8`, …: one tag per axis that this run has."""
+    algo = cfg["algo"]["name"] if is_trained(cfg) else None
+    stated = {"model": cfg["model"]["name"], "peft": cfg["peft"]["name"], "algo": algo} | axes
+    return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in stated.items()
+            if value is not None]  # fmt: skip
+
+
+def benchmark_rows(cfg: Resolved, summary: dict[str, Any]) -> tuple[list[str | int], list[list[Any]]]:
+    """Columns and rows of the run's table: a row per benchmark, and the overall one."""
+    scores = ("k", "n", "avg", "avg_se", "pass", "majority", "truncated_share")
+    rows = [[name, *(summary.get(f"{name}/{score}") for score in scores)] for name in cfg["benchmark"]]
+    return ["benchmark", *scores], [*rows, ["overall", *(summary.get(score) for score in scores)]]

@@ -1,0 +1,46 @@
+"""A launch is an event: launches/<time>/launch.json says what was typed, which runs it meant, and how it ended."""
+
+import fcntl
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlvr_sweeps.config.compose import Point
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import try_lock, write_json
+from rlvr_sweeps.runs.directory import Run
+
+SUBMITTING_S = 600.0  # how long another launch may hold the folder while it submits
+
+
+@contextmanager
+def record(folder: Path, points: Sequence[Point]) -> Iterator[None]:
+    """Write the launch before it works and again when it ends; a launch that only prints its plan leaves nothing."""
+    if any(point.cfg["plan"] for point in points):
+        yield
+        return
+    facts = {
+        "command": sys.argv,
+        "started": time.time(),
+        "points": [{"overrides": list(point.overrides), "run": str(Run.of(point.cfg).path)} for point in points],
+    }
+    write_json(folder / "launch.json", facts)
+    outcome = "done"
+    try:
+        yield
+    except BaseException as error:
+        outcome = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        write_json(folder / "launch.json", facts | {"ended": time.time(), "outcome": outcome})
+
+
+@contextmanager
+def only_one(runs_dir: Path) -> Iterator[None]:
+    """Hold a folder's submission lock: two launches at once would both find the same runs missing."""
+    with (runs_dir / ".submitting").open("w") as lock:
+        if not try_lock(lock.fileno(), fcntl.LOCK_EX, SUBMITTING_S):
+            raise Refused(f"Another launch has been submitting into {runs_dir} for {SUBMITTING_S:.0f} s. Try again later.")
+        yield

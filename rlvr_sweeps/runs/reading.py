@@ -1,0 +1,100 @@
+"""TODO: rlvr_sweeps.runs.reading."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import read_json
+from rlvr_sweeps.runs.directory import Live, Run, all_runs
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run on disk, its configuration (None where that was edited) and its state."""
+
+    run: Run
+    cfg: Resolved | None
+    state: str
+    error: str = ""
+
+    @property
+    def summary(self) -> Row:
+        return read_json(self.run.summary_path) or {}
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether its scores are what its configuration asks for; its analysis may still be under way, or have failed."""
+        return self.cfg is not None and (self.state == "done" or self.run.is_done("evaluate", self.cfg))
+
+
+def find(runs_dir: Path, live: Live | None = None) -> list[Found]:
+    """Every run under a folder with its state; `live`: the jobs that Slurm has."""
+    found = []
+    for run in all_runs(runs_dir):
+        try:
+            cfg = run.config()
+            state = run.state_of(cfg, live)
+            failure = read_json(run.failure_path) if state == "failed" else None
+            found.append(Found(run, cfg, state, failure["error"] if failure else ""))
+        except Refused as refusal:
+            found.append(Found(run, None, "edited", str(refusal)))
+    return found
+
+
+def named_run(name: str, runs_dir: Path) -> Run:
+    """A run by its directory, its name or its id; Refused, with the nearest name, where there is no such run."""
+    for path in (Path(name), runs_dir / name):
+        if (path / "config.yaml").exists():
+            return Run(path.absolute())
+    runs = all_runs(runs_dir)
+    by_id = [run for run in runs if run.id == name]
+    if len(by_id) == 1:
+        return by_id[0]
+    near = difflib.get_close_matches(name, [run.name for run in runs], 1, 0.3)
+    raise Refused(f"There is no run {name} in {runs_dir}." + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def logs(run: Run, stage: str | None) -> list[Path]:
+    """A run's log files, oldest first; of one stage where it is named. Refused where there is none."""
+    found = sorted((run.path / "logs").glob(f"{stage or ''}*.txt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise Refused(f"{run.name} has no log{f' of {stage}' if stage else ''} yet.")
+    return found
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last `lines` lines; all of them for 0."""
+    text = path.read_text(errors="replace")
+    return "".join(text.splitlines(keepends=True)[-lines:])
+
+
+REWARD_WINDOW = 10  # steps that the shown reward is the mean of
+
+
+def last_rows(run: Run, window: int = REWARD_WINDOW) -> list[dict[str, Any]]:
+    """The last complete rows of metrics.jsonl, read from the file's end."""
+    try:
+        with run.metrics_path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 4000 * window))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines[-window:]:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the first line may begin in its middle
+            continue
+    return rows
+
+
+def latest_step(run: Run) -> int:
+    rows = last_rows(run, 1)
+    return int(rows[-1]["step"]) if rows else 0

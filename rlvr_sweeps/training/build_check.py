@@ -1,0 +1,156 @@
+"""What was asked beside what was built: two flat records with the same keys, of the configuration and of live objects."""
+
+import os
+import platform
+from collections import Counter
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from rlvr_sweeps import versions
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import accumulation
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.training.methods.adapters import expected_scaling, is_trained
+from rlvr_sweeps.training.methods.merging import BASE, tuner_layers
+from rlvr_sweeps.versions import commit
+
+Record = dict[str, Any]
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
+
+
+def asked(cfg: Resolved, model: Any) -> Record:
+    """What the configuration asks of `model`, the base before anything is attached."""
+    method = cfg["peft"]
+    record: Record = {
+        "processes": cfg["distributed"]["processes"],
+        "completions_per_step": cfg["batch_size"],
+        "accumulation": accumulation(cfg),
+        "steps": cfg["steps"],
+        "lr": cfg["lr"],
+        "group_size": cfg["rollout"]["group_size"],
+        "max_completion_tokens": cfg["rollout"]["max_tokens"],
+        **{f"algo.{key}": value for key, value in sorted(cfg["algo"]["trl"].items())},
+        "rollout.engine": cfg["rollout"]["engine"],
+        **{f"rollout.{key}": value for key, value in sorted(cfg["rollout"]["trl"].items())},
+    }
+    if method["trains"] == "everything":
+        return record | {"adapter": None, "trained": ["everything"]}
+    config = method["config"]
+    targets = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in config["target_modules"]}
+    return record | {
+        "adapter": config["peft_type"],
+        "trained": sorted(method["trained"]),
+        "modules": dict(sorted(Counter(name.rpartition(".")[2] for name in targets).items())),
+        "scaling": expected_scaling(method),
+        "lr_ratio": method["lr_ratio"] or 1.0,
+        **{f"peft.{key}": plain(value) for key, value in sorted(config.items())},
+    }
+
+
+def built(trainer: Any, cfg: Resolved) -> Record:
+    """The same keys read off the trainer, its optimizer and its model."""
+    args, method = trainer.args, cfg["peft"]
+    processes = trainer.accelerator.num_processes
+    rates = sorted({group["lr"] for group in trainer.optimizer.param_groups if group["params"]})
+    record: Record = {
+        "processes": processes,
+        "completions_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * processes,
+        "accumulation": args.gradient_accumulation_steps,
+        "steps": args.max_steps,
+        "lr": rates[0],
+        "group_size": trainer.num_generations,
+        "max_completion_tokens": trainer.max_completion_length,
+        **{f"algo.{key}": live_setting(trainer, key) for key in sorted(cfg["algo"]["trl"])},
+        "rollout.engine": "vllm" if trainer.use_vllm else "hf",
+        **{f"rollout.{key}": live_setting(trainer, key) for key in sorted(cfg["rollout"]["trl"])},
+    }
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if method["trains"] == "everything":
+        everything = len(trainable) == len(list(model.parameters())) and not tuner_layers(model)
+        return record | {"adapter": None, "trained": ["everything"] if everything else trainable}
+    layers = tuner_layers(model)
+    config = model.peft_config["default"]
+    kinds = {part for name in trainable for part in name.split(".") if part in method["trained"]}
+    kinds |= {name for name in trainable if not is_trained(name, method)}  # what should not be there is shown by name
+    scalings: set[Any] = (
+        {layer.scaling["default"] for layer in layers.values()} if expected_scaling(method) is not None else {None}
+    )
+    return record | {
+        "adapter": config.peft_type.value,
+        "trained": sorted(kinds),
+        "modules": dict(sorted(Counter(name.rpartition(".")[2] for name in layers).items())),
+        "scaling": scalings.pop() if len(scalings) == 1 else sorted(scalings),
+        "lr_ratio": rates[-1] / rates[0],
+        **{f"peft.{key}": plain(getattr(config, key)) for key in sorted(method["config"])},
+    }
+
+
+def live_setting(trainer: Any, key: str) -> Any:
+    """A setting of GRPOConfig as the trainer holds it where it works with a copy of its own, else as its arguments say."""
+    live = {
+        "loss_type": "loss_type", "scale_rewards": "scale_rewards", "epsilon": "epsilon_low", "epsilon_high": "epsilon_high",
+        "use_vllm": "use_vllm", "vllm_mode": "vllm_mode", "vllm_importance_sampling_mode": "vllm_importance_sampling_mode",
+        "vllm_importance_sampling_clip_max": "vllm_importance_sampling_clip_max",
+    }  # fmt: skip
+    return getattr(trainer, live[key]) if key in live else getattr(trainer.args, key)
+
+
+def plain(value: Any) -> Any:
+    """An enum as its value and a set as a sorted list, so that records compare and print."""
+    if isinstance(value, (set, list, tuple)):
+        return sorted(value)
+    return getattr(value, "value", value)
+
+
+def compare(wanted: Record, found: Record) -> None:
+    """Raise Refused, both values shown, for every key on which the two records differ."""
+    wrong = [key for key in sorted(wanted.keys() | found.keys()) if not same(wanted.get(key), found.get(key))]
+    if wrong:
+        lines = "\n".join(f"  {key}: asked {wanted.get(key)!r}, built {found.get(key)!r}" for key in wrong)
+        raise Refused(f"What was built is not what was asked, so nothing was trained:\n{lines}")
+
+
+def same_everywhere(accelerator: Any, cfg: Resolved) -> None:
+    """Raise RuntimeError unless all processes forward equally many completions: one that does not keeps the others waiting.
+
+    On several nodes each reads per_device.json itself, and a network's file system may show one of them what was there before.
+    """
+    mine = torch.tensor([cfg["training"]["per_device_batch_size"]], device=accelerator.device)
+    found = accelerator.gather(mine).tolist()
+    if len(set(found)) > 1:
+        raise RuntimeError(f"processes begin with different numbers of completions per forward pass, {found}: start again")
+
+
+def same(wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, float) and isinstance(found, (float, int)):
+        return abs(wanted - found) <= 1e-9 * max(abs(wanted), abs(found))
+    return bool(wanted == found)
+
+
+def parameter_counts(model: Any) -> dict[str, int]:
+    """Trainable scalars, and the base model's scalars (the denominator of the paper's share)."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    layers = tuner_layers(model)
+    inside = tuple(f"{name}." for name in layers)
+    of_base = BASE if layers else ""
+    others = (item for item in model.named_parameters() if item[0].startswith(of_base) and not item[0].startswith(inside))
+    base = sum(parameter.numel() for _, parameter in others)
+    base += sum(parameter.numel() for layer in layers.values() for parameter in layer.get_base_layer().parameters())
+    return {"trainable": trainable, "base": base}
+
+
+def surroundings() -> Record:
+    """Versions, commit and machine: what else a number may depend on."""
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **{package: version(package) for package in PACKAGES},
+        **versions.installed(),
+    }

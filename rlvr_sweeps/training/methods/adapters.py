@@ -1,0 +1,131 @@
+"""A method attached to a model, and its optimizer: PEFT's own where PEFT has it."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import peft
+import torch
+from peft import initialize_lora_eva_weights
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor, nn
+from transformers import set_seed
+
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.training.methods.dora import factor_norms
+from rlvr_sweeps.training.methods.merging import tuner_layers
+from rlvr_sweeps.training.methods.svd import Side, cached_triplets
+
+
+def attach(
+    model: Any,
+    method: Mapping[str, Any],
+    seed: int,
+    model_key: str | None = None,
+    prompts: Sequence[Sequence[int]] = (),
+) -> Any:
+    """`model` with the method's trainable parameters; `method` is the resolved conf/peft file. `seed` fixes random parts.
+
+    `model_key` names the model's exact weights: what is computed from them alone is then kept for the next run.
+    `prompts` are training prompts as token ids, for methods that look at activations.
+    """
+    if method["trains"] == "everything":
+        return model.requires_grad_(True)
+    set_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unsupported layer type")  # LN tuning on any RMSNorm
+            adapted = peft.get_peft_model(model, peft.get_peft_config(dict(method["config"])))
+    except ValueError as error:
+        if "target_modules" in str(error) or "not found in the base model" in str(error):
+            raise Refused(f"peft={method['name']} matches no layer of this model: {error}") from error
+        raise
+    if method["initialisation"] == "activations":
+        start_from_activations(adapted, prompts)
+    elif method["initialisation"]:
+        start_from_singular_triplets(adapted, method["initialisation"], model_key)
+    if method.get("factored_norm", True):
+        factor_norms(adapted)
+    use_faster_dropout(adapted)
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad_(is_trained(name, method))
+    return adapted
+
+
+def is_trained(name: str, method: Mapping[str, Any]) -> bool:
+    """Whether the method's file declares the parameter of this name as trained."""
+    return any(part in name.split(".") for part in method["trained"])
+
+
+@torch.no_grad()
+def start_from_singular_triplets(adapted: Any, side: Side, model_key: str | None) -> None:
+    """B·A takes r singular triplets of W, the frozen weight keeps the rest; what the model computes is unchanged.
+
+    PiSSA takes the largest (Meng et al. 2024, Eq. 2-4), MiLoRA the smallest (Wang et al. 2024, Eq. 3-5): A = √(S/s)·Vᵀ,
+    B = U·√(S/s), with s the adapter's scale.
+    """
+    layers = tuner_layers(adapted)
+    weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+    (rank,) = {layer.r["default"] for layer in layers.values()}
+    for name, (u, s, vh) in cached_triplets(weights, rank, side, model_key).items():
+        layer, weight = layers[name], weights[name]
+        scaling = layer.scaling["default"]
+        root = (s.double() / scaling).sqrt().to(weight.device)
+        a, b = root[:, None] * vh.to(weight.device), u.to(weight.device) * root
+        layer.lora_A["default"].weight.copy_(a)
+        layer.lora_B["default"].weight.copy_(b)
+        weight.copy_(weight.double() - scaling * (b @ a))
+
+
+def start_from_activations(adapted: Any, prompts: Sequence[Sequence[int]], batch: int = 8) -> None:
+    """EVA, by PEFT: an incremental SVD of every layer's inputs over `prompts`, until the directions settle."""
+    device = next(adapted.parameters()).device
+    if device.type == "meta":
+        return  # only counted
+    if not prompts:
+        raise ValueError("EVA needs training prompts to look at")
+    batches = []
+    for start in range(0, len(prompts), batch):
+        rows = prompts[start : start + batch]
+        width = min(map(len, rows))  # cut, not padded: a padded position would count as data
+        ids = torch.tensor([row[-width:] for row in rows], device=device)
+        batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    adapted.eval()
+    with torch.no_grad():
+        initialize_lora_eva_weights(adapted, batches, gather_distributed_inputs=False, show_progress_bar=False)
+    adapted.train()
+
+
+def expected_scaling(method: Mapping[str, Any]) -> float | None:
+    """α/r, or α/√r for rsLoRA; None for methods without such a factor."""
+    config = method["config"]
+    if "lora_alpha" not in config or "r" not in config:
+        return None
+    rank = config["r"]
+    return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def loraplus_optimizer(model: Any, ratio: float, optimizer: type, lr: float, **settings: Any) -> torch.optim.Optimizer:
+    """PEFT's LoRA+ parameter groups: B learns `ratio` times faster than everything else."""
+    weight_decay = settings.pop("weight_decay", 0.0)
+    return create_loraplus_optimizer(
+        model, optimizer, lr=lr, loraplus_lr_ratio=ratio, loraplus_weight_decay=weight_decay, **settings
+    )
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout; on the CPU from uniform numbers, in float32 whatever the input's type, so that `p` is what was asked."""
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's name
+        if input.device.type != "cpu" or not self.training or not 0 < self.p < 1:
+            return super().forward(input)
+        kept = torch.rand(input.shape, dtype=torch.float32).ge_(self.p).div_(1 - self.p)
+        return input * kept.to(input.dtype)
+
+
+def use_faster_dropout(model: Any) -> None:
+    """Give every nn.Dropout of `model` the faster way."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout

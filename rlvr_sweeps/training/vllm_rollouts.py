@@ -1,0 +1,145 @@
+"""Rollouts by vLLM in the trainer's own process: TRL's colocate mode, with an exact sync and a seed per completion."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer.utils import ensure_master_addr_port
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+
+from rlvr_sweeps.assets.locations import place_of
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
+from rlvr_sweeps.training.patches import keep_weights_as_they_are
+
+
+class VllmRollouts(VLLMGeneration):
+    """One engine per process, beside the trainer on its GPU.
+
+    TRL merges adapters in place, pushes, and unmerges, which rounds a bfloat16 base at every step, and draws a whole batch from
+    one seed. Here weights are merged aside (`rollout.sync=merged`), or the adapter alone is handed over (`adapter`).
+    """
+
+    def __init__(self, cfg: Resolved, **trl: Any) -> None:
+        self.cfg = cfg
+        self.adapter: LoRARequest | None = None
+        super().__init__(**trl)
+
+    def _init_vllm(self) -> None:
+        accelerator = self.accelerator
+        # vLLM's external launcher reads who it is, as torchrun says it.
+        os.environ["RANK"] = str(accelerator.process_index)
+        os.environ["LOCAL_RANK"] = str(accelerator.local_process_index)
+        os.environ["WORLD_SIZE"] = str(accelerator.num_processes)
+        ensure_master_addr_port()
+        if current_platform.is_cpu():
+            keep_weights_as_they_are()
+        elif not torch.cuda.is_available():
+            raise Refused("rollout=vllm needs a GPU, and this process sees none. Use rollout=hf, or a node with GPUs.")
+        try:
+            self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
+        except ValueError as error:
+            raise Refused(f"vLLM does not start with these settings: {str(error).splitlines()[0]}") from error
+        self._llm_weights_sleeping = False
+        accelerator.wait_for_everyone()  # DeepSpeed hangs where one process is still loading
+
+    @property
+    def engine_model(self) -> torch.nn.Module:
+        """vLLM's own module, with its fused layers."""
+        return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+
+    def given(self) -> Iterator[tuple[str, Tensor]]:
+        """What the engine's own weights should be: the policy's, or the base's where the adapter stands beside them."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if self.adapter is None:
+            return policy_weights(policy)
+        return ((plain_name(name), value.data) for name, value in policy.named_parameters() if not value.requires_grad)
+
+    def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
+        return policy_weights(self.accelerator.unwrap_model(self.model))
+
+    def sync_weights(self) -> None:
+        """Make the engine's policy the trainer's."""
+        if self.cfg["rollout"]["sync"] == "merged":
+            super().sync_weights()
+            return
+        with tempfile.TemporaryDirectory(prefix="rlvr-adapter-", dir=memory_backed()) as folder:
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, save_embedding_layers=False)
+            self.llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+        self.adapter = LoRARequest("policy", 1, folder)  # loaded: its folder is not read again
+        self.llm.reset_prefix_cache()
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], end_ids: Sequence[int]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """One completion per prompt from its own seed: token ids, the end token included, and their log-probabilities."""
+        drawing = [
+            SamplingParams(
+                temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_completion_length, seed=seed, logprobs=0,
+                stop_token_ids=list(end_ids), detokenize=False,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        outputs = [output.outputs[0] for output in self.answers(prompts, drawing)]
+        ids = [list(output.token_ids) for output in outputs]
+        scores = [
+            [scored[token].logprob for token, scored in zip(tokens, output.logprobs, strict=True)]
+            for tokens, output in zip(ids, outputs, strict=True)
+        ]
+        return ids, scores
+
+    def score(self, ids: Sequence[int]) -> Tensor:
+        """Log-probabilities of a text's tokens from the second on, shape (len(ids) - 1,), at temperature 1."""
+        (output,) = self.answers([ids], [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False)])
+        self.llm.reset_prefix_cache()  # rollouts must not depend on whether something was scored before them
+        scored = output.prompt_logprobs[1:]
+        return torch.tensor([place[token].logprob for place, token in zip(scored, ids[1:], strict=True)])
+
+    def answers(self, prompts: Sequence[Sequence[int]], asked: Sequence[SamplingParams]) -> Any:
+        """The engine's outputs, in the order of the prompts.
+
+        Random numbers of the process are put back: vLLM draws some when it is first used, and dropout would then differ
+        between a resumed run and one that was left alone.
+        """
+        inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return self.llm.generate(inputs, list(asked), use_tqdm=False, lora_request=self.adapter)
+
+
+def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
+    """vllm.LLM's arguments: what the YAML states (`rollout.vllm`) and what follows from the run. Nothing is said twice."""
+    place, revision = place_of(cfg)
+    derived: dict[str, Any] = {
+        "model": place,
+        "tokenizer_revision": revision.get("revision"),
+        "dtype": "bfloat16" if cfg["model"]["autocast_bf16"] else "float32",
+        "max_model_len": cfg["data"]["max_prompt_tokens"] + cfg["rollout"]["max_tokens"],
+        "max_num_seqs": sequences,
+        "generation_config": "vllm",  # a hub model's own decoding would act on top of the one that is configured
+        "distributed_executor_backend": "external_launcher",
+        "logprobs_mode": "processed_logprobs",  # those that tokens were drawn by: the importance correction's denominator
+        "seed": 0,
+        **revision,
+    }
+    if cfg["rollout"]["sync"] == "adapter":
+        derived |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_slots(cfg["peft"]["config"]["r"])}
+    return derived | cfg["rollout"]["vllm"]
+
+
+def lora_slots(rank: int) -> int:
+    """The smallest rank vLLM reserves room for that holds `rank`."""
+    return next(slots for slots in (8, 16, 32, 64, 128, 256, 320, 512) if slots >= rank)
+
+
+def memory_backed() -> str | None:
+    """A folder in memory, for what is written to be read once; None where the system has none."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None

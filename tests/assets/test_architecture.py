@@ -1,0 +1,74 @@
+"""Parameters from shapes: equal to the golden counts of the true models and to what PEFT and transformers build."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlvr_sweeps.assets.architecture import adapter_parameters, architecture, base_parameters, trained_parameters
+from rlvr_sweeps.training.build_check import parameter_counts
+from rlvr_sweeps.training.methods.adapters import attach
+from tests.conftest import PROMPTS, ROOT, choices
+
+GOLDEN = json.loads((ROOT / "tests/assets/golden_counts.json").read_text())
+WIDTHS = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+    "vocab_size": 160,
+}  # fmt: skip
+SHAPES = {  # each with something of its own: biases of the attention, a head of another size with norms, tied embeddings
+    "qwen2": {"tie_word_embeddings": False},
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    "mistral": {"tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("row", GOLDEN)
+def test_the_true_models(composer, row):
+    peft, *dials = row.split()
+    counted = []
+    for model in ("r1_qwen_1_5b", "r1_qwen_7b"):
+        cfg = composer.point([f"model={model}", "rollout=hf", "distributed=single", f"peft={peft}", *dials]).cfg
+        counted.append(trained_parameters(cfg, architecture(cfg)))
+    assert counted == GOLDEN[row]
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_the_base_of_every_decoder(kind):
+    stated = {"model_type": kind, **WIDTHS, **SHAPES[kind]}
+    assert base_parameters(stated) == sum(parameter.numel() for parameter in built(stated).parameters())
+
+
+@pytest.mark.parametrize("peft", choices("peft"))
+def test_every_method_as_it_is_built(composer, peft):
+    """The trained ones, and, frozen parameters and shared buffers included, all that the method adds."""
+    method = composer.point([f"peft={peft}"]).cfg["peft"]
+    stated = {"model_type": "qwen3", **WIDTHS, **SHAPES["qwen3"]}
+    if method["trains"] == "nothing":
+        assert adapter_parameters(method, stated) == {}
+        return
+    base = built(stated)
+    adapted = attach(base, method, seed=0, prompts=[[token % 160 for token in row] for row in PROMPTS])
+    trained = trained_parameters({"peft": method}, stated)
+    found = parameter_counts(adapted)["trainable"]
+    if method["initialisation"] == "activations":
+        assert abs(trained / found - 1) < 0.1  # EVA: the same ranks, in other layers
+        return
+    assert trained == found
+    frozen = sum(parameter.numel() for name, parameter in adapted.named_parameters() if added(name, method["trained"]))
+    kinds = adapter_parameters(method, stated)
+    assert sum(count for kind, count in kinds.items() if kind not in ("shared", *method["trained"])) == frozen
+    if "shared" in kinds:
+        projections = {buffer.data_ptr(): buffer.numel() for name, buffer in adapted.named_buffers() if "rotary" not in name}
+        assert kinds["shared"] == sum(projections.values())
+
+
+def added(name, trained):
+    """Whether a parameter is the method's own and frozen."""
+    own = ("lora_A", "lora_B", "lora_E", "ranknum")
+    return any(part in name.split(".") for part in own) and not any(part in name.split(".") for part in trained)
+
+
+def built(stated):
+    settings = dict(stated)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))

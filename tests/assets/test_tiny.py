@@ -1,0 +1,115 @@
+"""The embedded world: the pinned one or none, what the recipe makes where that is the same anywhere."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from rlvr_sweeps.assets import locations
+from rlvr_sweeps.assets.arithmetic import Teacher, draw, problems
+from rlvr_sweeps.assets.tiny import Recipe, make, make_tokenizer
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.grading.grader import grade
+from tests.conftest import ROOT
+
+WORLD = locations.WORLDS / "tiny"
+
+
+def test_the_configuration_pins_the_content(composer):
+    assert composer.point([]).cfg["model"]["revision"] == locations.content_key(WORLD)
+
+
+def test_what_is_the_same_on_every_machine_is_what_the_code_makes(tmp_path):
+    """Problems, tokenizer, configuration; the weights are another machine's and only of the same shapes."""
+    code = f"from rlvr_sweeps.assets.tiny import *; make(Recipe(teaching_steps=1), Path({str(tmp_path / 'made')!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    files = {path.relative_to(WORLD) for path in WORLD.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "made") for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    assert json.loads((WORLD / "recipe.json").read_text()) == asdict(Recipe())
+    weights = Path("model/model.safetensors")
+    for file in files - {Path("recipe.json"), weights}:
+        assert (WORLD / file).read_bytes() == (tmp_path / "made" / file).read_bytes(), file
+    ours, made = load_file(WORLD / weights), load_file(tmp_path / "made" / weights)
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in made.items()}
+
+
+@pytest.mark.slow
+def test_every_bit_repeats_on_one_machine(tmp_path):
+    for name in ("a", "b"):
+        code = f"from rlvr_sweeps.assets.tiny import *; make(Recipe(teaching_steps=5), Path({str(tmp_path / name)!r}))"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    assert locations.content_key(tmp_path / "a") == locations.content_key(tmp_path / "b")
+
+
+def test_a_world_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(WORLD, tmp_path / "tiny")
+    monkeypatch.setattr(locations, "WORLDS", tmp_path)
+    key = locations.content_key(tmp_path / "tiny")
+    assert locations.locate("embedded:tiny", key) == str(tmp_path / "tiny" / "model")
+    with pytest.raises(Refused, match=f"is {key} here, and this configuration pins 731ca517"):
+        locations.locate("embedded:tiny/train.jsonl", "731ca517")
+    with pytest.raises(Refused, match="pins None"):
+        locations.locate("embedded:tiny", None)
+    with pytest.raises(Refused, match="Embedded worlds: tiny"):
+        locations.locate("embedded:tyni", key)
+    with (tmp_path / "tiny" / "train.jsonl").open("a") as file:
+        file.write("\n")
+    locations.content_key.cache_clear()
+    with pytest.raises(Refused, match=f"this configuration pins {key}"):
+        locations.locate("embedded:tiny", key)
+    locations.content_key.cache_clear()
+
+
+def test_problems_are_distinct_right_and_not_shared():
+    evaluated, trained = problems(Recipe())
+    held_out = [problem for tier in evaluated.values() for problem in tier]
+    assert len(set(held_out + trained)) == len(held_out) + len(trained) == 5 * 40 + 2000
+    for problem in held_out:
+        value = problem.start
+        for op, x in problem.operations:
+            value = eval(f"({value}){op}({x})") % 10
+        assert problem.answer == value
+
+
+def test_the_teacher_is_mostly_right_and_sometimes_not():
+    rng, teacher = random.Random(0), Teacher(Recipe())
+    verdicts = []
+    for _ in range(2000):
+        problem = draw(rng, rng.randint(1, 5))
+        verdicts.append(grade(teacher.trace(rng, problem), str(problem.answer)).correct)
+    assert 0.3 < sum(verdicts) / len(verdicts) < 0.8
+
+
+@pytest.mark.parametrize("text", ["Start with 7 A:+8 B:*3 mod 10.", "<think> A:7+8=5</think>\\boxed{5}", "Grüße, 你好 \n\t x²"])
+def test_the_tokenizer_survives_saving_and_auto_loading(text, tmp_path):
+    made = make_tokenizer()
+    made.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    ids = made(text)["input_ids"]
+    assert loaded(text)["input_ids"] == ids
+    assert loaded.decode(ids, skip_special_tokens=True) == text
+    chat = loaded.apply_chat_template(
+        [{"role": "user", "content": "Start with 7 mod 10."}], add_generation_prompt=True, tokenize=False
+    )
+    assert chat.endswith("<think>")
+    assert loaded.convert_tokens_to_ids("<think>") in loaded(chat)["input_ids"]
+
+
+def test_making_it_over_another_is_refused(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "rlvr_sweeps.assets.tiny", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "exists; remove it" in done.stderr
+
+
+def test_make_leaves_nothing_half_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlvr_sweeps.assets.tiny.problems", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make(replace(Recipe(), teaching_steps=1), tmp_path / "world")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,101 @@
+"""Bad input: refused before anything runs, by a message that names the value and what is allowed."""
+
+import re
+
+import pytest
+
+from rlvr_sweeps.config.compose import refuse_unknown_settings
+from rlvr_sweeps.errors import Refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("rank=0", "a whole number from 1"),
+        ("lr=0", "above 0"),
+        ("lr=nan", "lr=nan"),
+        ("lr=inf", "lr=inf"),
+        ("dropout=1", "from 0 up to"),
+        ("steps=0", "steps=0"),
+        ("seed=-1", "seed=-1"),
+        ("batch_size=60", "56 and 64"),
+        ("batch_size=72 training.per_device_batch_size=64", "training.per_device_batch_size=36"),
+        ("batch_size=24 distributed=ddp distributed.processes=2 training.per_device_batch_size=12", "16 and 32; or use fewer"),
+        ("distributed=zero2_offload distributed.deepspeed.torch_autocast.enabled=true", "accelerate switches autocast"),
+        ("training.per_device_batch_size=0", "training.per_device_batch_size=0"),
+        ("rollout.group_size=1", "at least 2"),
+        ("peft=full rank=8", "peft=full has no rank"),
+        ("peft=none dropout=0", "peft=none has no dropout"),
+        ("peft=ia3 alpha=3", "peft=ia3 has no alpha"),
+        ("peft=miss alpha=3", "it takes dropout, rank"),
+        ("algo=none", "peft=none"),
+        ("rank=65", "largest rank possible for these targets is 64"),
+        ("model=r1_qwen_1_5b rollout=hf distributed=single rank=257", "k_proj, which is 256 × 1536"),
+        ("peft.config.target_modules=[lm_head,q_proj]", "targets lm_head"),
+        ("peft.config.target_modules=[query]", "has no such layer"),
+        ("peft=pissa training.trl.beta=0.1", "beta=0.1 with peft=pissa"),
+        ("peft=milora training.trl.beta=0.1", "beta=0.1 with peft=milora"),
+        ("peft=adalora training.trl.beta=0.1", "beta=0.1 with peft=adalora"),
+        ("peft=adalora distributed=zero2_offload", "PEFT's AdaLoRA crashes"),
+        ("peft=adalora rank=1", "rank=2 or more"),
+        ("peft=adalora peft.config.tinit=60", "needs steps between"),
+        ("rollout=vllm +rollout.vllm.dtype=float16", "rollout.vllm.dtype=float16 is not yours to set"),
+        ("+rollout.trl.top_k=20", "rollout.trl.top_k is not read"),
+        ("+training.trl.generation_kwargs={min_p:0.1}", "training.trl.generation_kwargs is not read"),
+        ("rollout=vllm +rollout.trl.vllm_enable_sleep_mode=true", "vllm_enable_sleep_mode is not read"),
+        ("rollout=vllm +rollout.trl.vllm_tensor_parallel_size=2", "vllm_tensor_parallel_size is not read"),
+        ("rollout=vllm rollout.trl.vllm_mode=server", "Allowed: colocate"),
+        ("rollout=vllm rollout.sync=lora", "Allowed: merged, adapter"),
+        ("rollout=vllm rollout.sync=adapter peft=dora", "rollout.sync=adapter with peft=dora"),
+        ("rollout=vllm rollout.sync=adapter peft=pissa", "rollout.sync=adapter with peft=pissa"),
+        ("rollout=vllm rollout.sync=adapter peft=olora", "rollout.sync=adapter with peft=olora"),
+        ("rollout=vllm rollout.sync=adapter peft=full", "rollout.sync=adapter with peft=full"),
+        ("+model.colour=red", "colour"),
+        ("+sweeps=rank", "sweeps"),
+        ("data.path=${nowhere}", "cannot be worked out"),
+    ],
+)
+def test_refused(composer, overrides, says):
+    with pytest.raises(Exception, match=re.escape(says)):
+        composer.point(overrides.split())
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"), [("rnak=8", "rank"), ("learning_rate=1", "lr"), ("peff=lora", "peft"), ("+lrr=3", "lr")]
+)
+def test_a_misspelt_setting_gets_the_nearest_name(argument, meant):
+    with pytest.raises(Refused, match=meant):
+        refuse_unknown_settings([argument, "-m"])
+
+
+def test_known_settings_pass():
+    refuse_unknown_settings(
+        ["-m", "peft=dora,lora", "training.trl.optim=sgd", "hydra.launcher.workers=1", "+algo.trl.delta=2", "--multirun"]
+    )
+
+
+def test_a_local_path_that_is_not_there(composer):
+    from rlvr_sweeps.assets.locations import refuse_missing
+
+    with pytest.raises(Refused, match="does not exist"):
+        refuse_missing([composer.point(["model.path=/no/such/model"]).cfg])
+    refuse_missing([composer.point([]).cfg])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["distributed=ddp", "distributed.processes=4", "cluster.train.nodes=3"], "4 do not fit cluster.train.nodes=3"),
+        (["cluster.train.gpus_per_node=2"], "with 2 GPUs each"),
+        (["cluster.evaluate.nodes=2"], "share one node"),
+    ],
+)
+def test_resources_that_are_not_the_processes(composer, overrides, said):
+    with pytest.raises(Refused, match=said):
+        composer.point(["cluster=slurm", "training.per_device_batch_size=8", *overrides])
+
+
+def test_two_nodes_of_two_gpus(composer):
+    four = ["distributed=ddp", "distributed.processes=4", "training.per_device_batch_size=8"]
+    cluster = composer.point(["cluster=slurm", "cluster.train.nodes=2", *four]).cfg["cluster"]
+    assert (cluster["train"]["gpus_per_node"], cluster["evaluate"]["gpus_per_node"]) == (2, 4)

@@ -1,0 +1,70 @@
+"""Identity: what changes a run's id, what does not, and that ids given out once stay."""
+
+import json
+
+import pytest
+
+from rlvr_sweeps.config.identity import evaluation_spec, run_id, run_name
+from rlvr_sweeps.runs.directory import Run
+from tests.conftest import ROOT
+
+GOLDEN = json.loads((ROOT / "tests/config/golden_ids.json").read_text())
+
+
+@pytest.mark.parametrize("overrides", GOLDEN)
+def test_ids_given_out_stay(composer, overrides):
+    """A changed id orphans every run computed under it: change this file only with a line in CHANGELOG."""
+    assert run_name(composer.point(overrides.split()).cfg) == GOLDEN[overrides]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluation.seed=7", "evaluation.top_p=0.9", "benchmark.tier1.k=4", "training.per_device_batch_size=16",
+     "training.save_every=5", "training.gradient_checkpointing=true", "runs_dir=elsewhere", "retry=true", "sweep=rank",
+     "cluster=submitit", "alpha=16", "data.problems=null", "dropout=0.05"],
+)  # fmt: skip
+def test_what_is_not_science_leaves_the_id_alone(composer, override):
+    assert run_id(composer.point([override]).cfg) == run_id(composer.point([]).cfg)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["rank=4", "alpha=8", "dropout=0", "lr=2e-3", "batch_size=128", "steps=61", "seed=1", "peft=dora", "algo=grpo",
+     "rollout.temperature=0.9", "rollout.group_size=4", "model.system_prompt=hi", "data.max_prompt_tokens=60",
+     "training.trl.weight_decay=0.1", "+algo.trl.delta=2"],
+)  # fmt: skip
+def test_science_changes_the_id(composer, override):
+    assert run_id(composer.point([override]).cfg) != run_id(composer.point([]).cfg)
+
+
+def test_a_dial_the_method_ignores_does_not_split_it(composer):
+    """A sweep may set rank for all its methods in a file; full fine-tuning stays one run."""
+    cfg = composer.point(["peft=full"]).cfg
+    assert run_id(cfg | {"rank": 99, "alpha": 3.0, "dropout": 0.5}) == run_id(cfg)
+
+
+def test_base_is_one_run_whatever_trains_beside_it(composer):
+    names = {run_name(composer.point(["peft=none", *more]).cfg) for more in ([], ["algo=grpo"], ["steps=3", "seed=5", "lr=1"])}
+    assert len(names) == 1
+
+
+def test_a_configuration_read_back_from_its_file_has_the_same_id(point):
+    for overrides in (
+        ["lr=1e-5"],
+        ["peft=none"],
+        ["peft=pissa", "dropout=0"],
+        ["model=r1_qwen_1_5b", "rollout=hf", "distributed=single"],
+    ):
+        cfg = point(*overrides)
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        (run.path / ".config.json").unlink()  # read the YAML itself
+        assert run.config() == cfg
+
+
+def test_an_evaluation_is_the_same_exactly_where_its_samples_are(composer):
+    def spec(*overrides):
+        return evaluation_spec(composer.point(overrides).cfg)
+
+    assert spec() == spec("evaluation.batch_size=3") == spec("lr=1") == spec("benchmark.tier1.problems=null")
+    assert len({spec(), spec("evaluation.seed=1"), spec("benchmark.tier1.k=4"), spec("evaluation.temperature=1")}) == 4

@@ -1,0 +1,110 @@
+"""From samples to a summary, and from summaries to rows: numbers that must not vanish, mix or repeat."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from rlvr_sweeps.assets.problems import load_problems
+from rlvr_sweeps.evaluation.samples import summarise
+from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.reporting.rows import cells
+from rlvr_sweeps.runs.directory import all_runs
+from rlvr_sweeps.runs.reading import find
+from tests.conftest import ROOT, write_right
+
+
+def test_a_benchmark_without_spread_keeps_the_overall_error(evaluated):
+    """All right on tier1: its error is 0, which is a number."""
+    row = json.loads(evaluated().summary_path.read_text())
+    assert row["tier1/avg"] == 1 and row["tier1/avg_se"] == 0
+    assert row["avg"] == 0.75 and row["avg_se"] == pytest.approx(row["tier2/avg_se"] / 2) and row["avg_se"] > 0
+
+
+def test_seeds_become_one_row_with_the_error_of_their_mean(evaluated, tmp_path):
+    for seed, right in ((1, 1), (2, 2), (3, 3)):
+        evaluated(f"seed={seed}", right=right)
+    (cell,) = cells(find(tmp_path / "runs"))
+    assert len(cell.runs) == 3 and cell.value("avg") == pytest.approx((0.625 + 0.75 + 0.875) / 3)
+    assert cell.error("avg") == pytest.approx(0.125 / 3**0.5)
+
+
+def test_a_methods_own_seed_does_not_split_its_row(evaluated, tmp_path):
+    for seed in (1, 2):
+        evaluated("peft=shira", f"seed={seed}")
+    assert len(cells(find(tmp_path / "runs"))) == 1
+
+
+def test_runs_evaluated_differently_are_not_averaged(evaluated, tmp_path):
+    evaluated("seed=1")
+    evaluated("seed=2", "evaluation.temperature=1")
+    assert [len(cell.runs) for cell in cells(find(tmp_path / "runs"))] == [1, 1]
+
+
+def test_too_few_or_too_many_samples_are_an_error(evaluated):
+    run = evaluated()
+    problems = load_problems(run.config()["benchmark"]["tier1"])
+    write_right(run, "tier1", problems, 3, 1)
+    with pytest.raises(RuntimeError, match="exactly 4 samples"):
+        summarise(run, run.config())
+    write_right(run, "tier1", problems[:2], 4, 1)
+    with pytest.raises(RuntimeError, match="2 problems; there are 3"):
+        summarise(run, run.config())
+
+
+def test_a_question_asked_twice_is_two_problems(tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"question": "1?", "answer": "1"}\n' * 2 + '{"question": "2?", "answer": "2"}\n')
+    source = {
+        "path": str(path),
+        "revision": None,
+        "subset": None,
+        "split": "train",
+        "question": "question",
+        "answer": "answer",
+        "problems": 3,
+    }
+    assert len({problem.id for problem in load_problems(source)}) == 3
+
+
+def test_your_own_model_needs_its_paths_named(composer, tmp_path):
+    with pytest.raises(Exception, match="missing"):
+        composer.point(["model=local"])
+    paths = [f"model.path={tmp_path}", f"data.path={tmp_path}/a.jsonl", f"benchmark.local.path={tmp_path}/b.jsonl"]
+    cfg = composer.point(["model=local", "model.name=mine", "rollout.max_tokens=4096", *paths]).cfg
+    assert (cfg["rank"], cfg["lr"], cfg["batch_size"], cfg["evaluation"]["max_tokens"]) == (32, 1e-5, 128, 4096)
+    assert list(cfg["benchmark"]) == ["local"]
+
+
+def stop_in_the_middle(launch, *grid):
+    """Start an evaluation, and kill everything once some samples are there, but not all."""
+    process = subprocess.Popen(launch.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        if any((run.path / "eval" / "shards").exists() for run in all_runs(launch.runs)):
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (run,) = all_runs(launch.runs)
+    while run.is_claimed():
+        time.sleep(0.05)
+    return run
+
+
+@pytest.mark.slow
+def test_samples_do_not_depend_on_processes_or_stops(world, launch, tmp_path):
+    """Base by one process; by two; and by two, killed and gone on with by three: the same files, to the last character."""
+    base = ("peft=none", "evaluation.batch_size=32")
+    launch(*base, runs=tmp_path / "one")
+    launch(*base, "distributed=ddp", "distributed.processes=2", runs=tmp_path / "two")
+    stopped = stop_in_the_middle(launch, *base, "distributed=ddp", "distributed.processes=2")
+    assert stopped.state() == "lost"
+    launch(*base, "distributed=ddp", "distributed.processes=3")
+    (alone,), (together,) = all_runs(tmp_path / "one"), all_runs(tmp_path / "two")
+    for tier in alone.config()["benchmark"]:
+        text = alone.samples_path(tier).read_text()
+        assert text == together.samples_path(tier).read_text() == stopped.samples_path(tier).read_text()
+    assert not stopped.shard_paths("tier1")
+    starts = [row for row in read_rows(stopped.attempts_path) if row["event"] == "start"]
+    assert len(starts) == 2

@@ -1,0 +1,187 @@
+"""The answer check: its policies, its table of cases, and what must hold of every answer."""
+
+import json
+import random
+import sys
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlvr_sweeps.grading.answers import Reason
+from rlvr_sweeps.grading.extraction import POLICIES, extract, last_box
+from rlvr_sweeps.grading.grader import compare_all, easy, grade, grade_all
+from rlvr_sweeps.grading.latex import tidy
+from rlvr_sweeps.grading.numbers import number
+from tests.conftest import ROOT
+
+THINK = "hm</think>"
+REASONS = set(get_args(Reason))
+CASES = [json.loads(line) for line in (ROOT / "tests/grading/answers.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        (THINK + r"so \boxed{5}", "correct"),
+        (THINK + r"\boxed{ 5 }", "correct"),
+        (THINK + r"\boxed{6}", "wrong"),
+        (THINK + r"\boxed{5} no, \boxed{6}", "wrong"),  # the last box counts
+        (THINK + r"\boxed{\boxed{5}}", "correct"),
+        (r"\boxed{5}", "unfinished thinking"),
+        (r"\boxed{5}</think>", "no box"),
+        (THINK + "5", "no box"),
+        (THINK + r"\boxed{5", "no box"),
+        (THINK + r"\boxed{}", "unparsable"),
+        (THINK + r"\boxed{4}</think>\boxed{5}", "correct"),  # after the last </think>
+        ("", "unfinished thinking"),
+    ],
+)
+def test_the_default_policy(completion, reason):
+    verdict = grade(completion, "5")
+    assert (verdict.reason, verdict.correct) == (reason, reason == "correct")
+
+
+@pytest.mark.parametrize(
+    ("completion", "boxed", "anything"),
+    [
+        (r"\boxed{5}", "5", "5"),
+        (r"\boxed{4} hm</think> 5", "4", "4"),
+        ("hm</think> so it is $x^2$, or $5$.", None, "5"),
+        (r"as \[\frac{10}{2}\]", None, r"\frac{10}{2}"),
+        ("first 4, then 1,005.", None, "1,005"),
+        ("I do not know", None, None),
+    ],
+)
+def test_policies_that_demand_less(completion, boxed, anything):
+    assert extract(completion, "boxed")[0] == boxed
+    assert extract(completion, "any")[0] == anything
+
+
+@pytest.mark.parametrize("why", sorted({case["why"] for case in CASES}))
+def test_table_of_cases(why):
+    cases = [case for case in CASES if case["why"] == why]
+    found = grade_all([f"{THINK}\\boxed{{{case['answer']}}}" for case in cases], [case["gold"] for case in cases])
+    wrong = [(case, verdict.reason) for case, verdict in zip(cases, found, strict=True) if verdict.reason != case["verdict"]]
+    assert not wrong
+
+
+def test_the_table_has_every_class_of_the_policy():
+    assert len(CASES) >= 200 and len({case["why"] for case in CASES}) >= 12
+    assert {case["verdict"] for case in CASES} == {"correct", "wrong", "wrong form", "unparsable", "too large", "timeout"}
+
+
+@given(st.integers(), st.integers())
+def test_integers(answer, gold):
+    assert grade(f"{THINK}\\boxed{{{answer}}}", str(gold)).correct == (answer == gold)
+
+
+def test_an_integer_gold_needs_no_parser(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "latex2sympy2_extended", None)
+    for answer in ("17", "x=17", r"\frac{34}{2}", "16=17", r"9^{9^{9^9}}", r"17 \text{ cm}"):
+        assert easy(answer, "17") is not None
+
+
+@given(st.fractions(max_denominator=999), st.fractions(max_denominator=999))
+def test_fractions_compare_exactly(a, b):
+    text = rf"\frac{{{a.numerator}}}{{{a.denominator}}}"
+    assert number(tidy(text)).value == a
+    assert (easy(text, f"{b.numerator}/{b.denominator}") == "correct") == (a == b)
+
+
+DRESSES = [
+    "{}",
+    " {} ",
+    "${}$",
+    r"\left({}\right)",
+    "{{{}}}",
+    r"{}\,",
+    r"{}.",
+    r"\displaystyle {}",
+    r"{} \text{{ cm}}",
+    "x = {}",
+]
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.sampled_from(DRESSES))
+def test_formatting_never_changes_a_verdict(value, dress):
+    for gold in (f"{value}", f"{value + 1}"):
+        assert easy(dress.format(f"{value}"), gold) == easy(f"{value}", gold)
+
+
+FORMULAS = st.recursive(
+    st.sampled_from(["x", "y", "2x", r"x\sqrt{2}", r"\pi"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", r"\cdot "]), inner).map("".join),
+        st.tuples(inner, inner).map(lambda pair: rf"\frac{{{pair[0]}}}{{{pair[1]}}}"),
+        inner.map(lambda text: f"({text})^2"),
+    ),
+    max_leaves=6,
+)
+LISTS = st.lists(FORMULAS, min_size=2, max_size=3).map(",".join)
+EXPRESSIONS = st.one_of(FORMULAS, LISTS, LISTS.map("({})".format), LISTS.map(r"\{{{}\}}".format))
+
+
+@settings(max_examples=60, deadline=None)
+@given(EXPRESSIONS)
+def test_an_answer_is_itself_however_it_is_spelled(text):
+    """The same value in a text that differs, so that it is read and compared."""
+    spelled = text.replace("+", " + 0 + ").replace("(", r"\left(").replace(")", r"\right)").replace(r"\frac", r"1\cdot\dfrac")
+    reasons = compare_all({(text, text): None, (spelled, text): None})
+    assert set(reasons.values()) <= {"correct"}
+
+
+TOKENS = [*"{}()[]^_=,+.!| ", "1", "17", "x", r"\frac", r"\text", r"\sqrt", r"\pm", r"\le", r"\%", r"\{", r"\}", r"\in"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=60), st.sampled_from([1, 1, 40]))
+def test_nothing_raises_in_the_callers_own_process(tokens, times):
+    """A plain gold, and finding the box."""
+    text = "".join(tokens) * times
+    assert easy(text[:1000], "17") in REASONS
+    box = last_box("\\boxed{" + text)
+    assert box is None or box in text
+
+
+def test_fuzzed_answers_all_get_a_verdict():
+    """Through the judge: 300 texts of LaTeX's own tokens against formulas. Each has a second of the judge's time at most."""
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(TOKENS, k=rng.choice([3, 8, 20, 60]))) for _ in range(300)]
+    reasons = compare_all((text, rng.choice([r"\sqrt{2}", "x+1", "(1,2)", r"\{x\}"])) for text in texts)
+    assert len(reasons) >= 290 and set(reasons.values()) <= REASONS
+    assert compare_all([(r"2\sqrt{2}", r"\sqrt{8}")]) == {(r"2\sqrt{2}", r"\sqrt{8}"): "correct"}
+
+
+@given(st.text(alphabet="ab{}\\ ", max_size=30))
+def test_a_box_comes_back_with_its_braces_balanced(text):
+    found = last_box("\\boxed{" + text + "}")
+    if balanced(text) and "\\boxed{" not in text:
+        assert found == text
+
+
+def balanced(text: str) -> bool:
+    depth = 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def test_sixty_thousand_open_boxes_are_read_in_one_pass():
+    assert last_box("\\boxed{" * 60_000) is None
+    assert last_box("\\boxed{" * 60_000 + "5" + "}" * 60_000) == "5"
+
+
+def test_a_million_digits_need_no_int():
+    limit = sys.get_int_max_str_digits()
+    assert grade(f"{THINK}\\boxed{{{'9' * (limit * 10)}}}", "9").reason == "wrong"
+
+
+def test_policies_are_the_configurations(composer):
+    assert composer.point([]).cfg["grading"] == POLICIES[0]
+    with pytest.raises(Exception, match="Allowed: boxed_after_thinking, boxed, any"):
+        composer.point(["grading=boxd"])

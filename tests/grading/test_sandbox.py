@@ -1,0 +1,229 @@
+"""The judge cannot be hung, killed for good, or made to do anything, and works from wherever it is called."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rlvr_sweeps.grading import sandbox
+from rlvr_sweeps.grading.answers import judge
+from rlvr_sweeps.grading.grader import grade_all
+from tests.conftest import ROOT
+
+RIGHT, WRONG = (r"\frac{\sqrt{8}}{2}", r"\sqrt2"), (r"\sqrt{3}", r"\sqrt2")
+ENDLESS = (r"\sqrt{9999!+1}", r"\sqrt2")  # passes the check for size
+
+
+def test_a_comparison_that_does_not_end_costs_one_verdict():
+    assert sandbox.verdicts([RIGHT, ENDLESS, WRONG]) == ["correct", "timeout", "wrong"]
+
+
+def test_sixteen_hostile_answers_in_a_batch_cost_only_themselves():
+    pairs = [pair for number in range(16) for pair in ((rf"\sqrt{{{9980 + number}!+1}}", r"\sqrt2"), RIGHT)]
+    assert sandbox.verdicts(pairs) == ["timeout", "correct"] * 16
+
+
+def test_threads():
+    found = {}
+
+    def work(name):
+        found[name] = sandbox.verdicts([RIGHT, WRONG])
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(found.values()) == [["correct", "wrong"]] * 8
+
+
+def in_child(queue):
+    queue.put(sandbox.verdicts([RIGHT, WRONG]))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_have_a_judge_of_their_own(method):
+    sandbox.verdicts([RIGHT])
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=in_child, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == ["correct", "wrong"]
+    child.join()
+    assert sandbox.verdicts([WRONG, RIGHT]) == ["wrong", "correct"]
+
+
+def test_a_judge_that_was_killed_is_replaced():
+    sandbox.verdicts([RIGHT])
+    os.kill(sandbox._judge.pid, signal.SIGKILL)
+    assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
+
+
+def test_workers_that_were_killed_are_replaced():
+    sandbox.verdicts([RIGHT])
+    for _ in range(3):
+        for worker in children(sandbox._judge.pid):
+            os.kill(worker, signal.SIGKILL)
+        assert sandbox.verdicts([RIGHT])[0] in ("correct", "timeout")
+        time.sleep(0.1)
+    assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
+
+
+def test_an_interrupted_question_shifts_no_answer():
+    """What interrupts the caller between question and answer must not give the next question this one's answer."""
+    sandbox.verdicts([RIGHT])
+
+    def ring(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(TimeoutError):
+            sandbox.verdicts([ENDLESS, RIGHT])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
+    assert sandbox.verdicts([WRONG, WRONG]) == ["wrong", "wrong"]
+
+
+def test_workers_killed_while_they_work_end_no_judge():
+    """As memory runs out on a node: verdicts may be lost, nothing else."""
+    sandbox.verdicts([RIGHT])
+
+    def kill():
+        for _ in range(3):
+            time.sleep(0.3)
+            for worker in children(sandbox._judge.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = []
+    while killer.is_alive():
+        found += sandbox.verdicts([RIGHT, WRONG] * 20)
+    killer.join()
+    assert set(found) <= {"correct", "wrong", "timeout"}
+    assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
+
+
+def children(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def test_the_judge_ends_with_its_caller():
+    """Killed outright, while a forked child of the caller keeps the pipe open."""
+    code = (
+        "import os, time; from rlvr_sweeps.grading import sandbox; sandbox.verdicts([('x','y')]);"
+        "print(sandbox._judge.pid, flush=True); os.fork(); time.sleep(60)"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    judge_pid = int(caller.stdout.readline())
+    kept = children(caller.pid)
+    caller.kill()
+    caller.wait()
+    deadline = time.monotonic() + 30
+    while alive(judge_pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for child in kept:
+        if child != judge_pid and alive(child):
+            os.kill(child, signal.SIGKILL)
+    assert not alive(judge_pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+ATTACKS = [
+    r"__import__('os').system('touch {mark}')",
+    r"\text{{__import__('os').system('touch {mark}')}}",
+    r"x+__import__('os').system('touch {mark}')",
+    r"\mathrm{{exec(open('{mark}','w').write('1'))}}+1",
+    r"{{open('{mark}','w')}}",
+    r"\operatorname{{eval}}(open('{mark}','w'))+x",
+    r"().__class__.__bases__[0].__subclasses__()+x",
+    r"1;import os;os.system('touch {mark}')",
+    "\\frac{{1}}{{2}}\n__import__('pathlib').Path('{mark}').touch()",
+]
+
+
+@pytest.mark.parametrize("gold", ["17", r"\sqrt2", "x+1", r"\text{yes}"])
+def test_a_completion_is_never_executed(tmp_path, gold):
+    mark = tmp_path / "executed"
+    texts = [f"</think>\\boxed{{{attack.format(mark=mark)}}}" for attack in ATTACKS]
+    assert not any(verdict.correct for verdict in grade_all(texts, [gold] * len(texts)))
+    assert not mark.exists()
+
+
+def test_no_answer_makes_the_comparison_evaluate_write_or_connect():
+    """Over the whole table of cases, in this process: no code is compiled from text, no file written, no socket opened."""
+    code = """
+import json, sys
+from rlvr_sweeps.grading import sandbox
+sandbox.warm_up()
+seen = []
+watched = ("socket.", "subprocess.", "os.", "shutil.", "compile")
+def hook(event, arguments):
+    writes = event == "open" and arguments[1] not in (None, "r", "rb")
+    allowed = event == "compile" and sandbox.of_a_library(arguments)
+    if writes or event.startswith(watched) and not allowed:
+        seen.append((event, str(arguments)[:80]))
+sys.addaudithook(hook)
+for line in open("tests/grading/answers.jsonl"):
+    case = json.loads(line)
+    if case["verdict"] != "timeout":
+        sandbox.judge(case["answer"], case["gold"])
+print(json.dumps(seen))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]
+
+
+FORBIDDEN = {
+    "eval": lambda: eval("1+1"),
+    "write": lambda: Path("forbidden").write_text("1"),
+    "low-level write": lambda: os.open("forbidden", os.O_WRONLY | os.O_CREAT),
+    "socket": lambda: socket.socket(),
+    "program": lambda: subprocess.run(["true"]),
+    "shell": lambda: os.system("true"),
+    "fork": lambda: os.fork(),
+    "memory": lambda: bytearray(4 << 30),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_a_worker_is_confined(what):
+    """Were a parser to be made to run something, this is what it could not do."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            sandbox.confine()
+            FORBIDDEN[what]()
+            os.write(theirs, b"done")
+        except (PermissionError, MemoryError) as error:
+            os.write(theirs, type(error).__name__.encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(ours, 100) in (b"PermissionError", b"MemoryError")
+
+
+def test_numbers_are_read_without_evaluating_them():
+    sandbox.warm_up()
+    assert judge(r"\frac{6}{3}\sqrt{2}", r"2.0\sqrt2") == "correct"

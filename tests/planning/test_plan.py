@@ -1,0 +1,45 @@
+"""The plan: distinct runs, where they stand, what a launch does with them."""
+
+import io
+
+from rich.console import Console
+
+from rlvr_sweeps.config.compose import Point
+from rlvr_sweeps.files import write_json
+from rlvr_sweeps.planning.plan import make_plan, show
+
+
+def test_plan(composer, tmp_path):
+    points = [
+        composer.point([f"peft={peft}", f"algo={algo}", f"runs_dir={tmp_path}", "analysis=none"])
+        for peft in ("none", "lora", "dora")
+        for algo in ("dapo", "grpo")
+    ]
+    plan = make_plan(points, retry=False)
+    assert [(item.state, item.asked) for item in plan] == [("new", 2), *[("new", 1)] * 4]
+    base, lora, failed, lost, _ = plan
+    for item in (base, lora, failed, lost):
+        item.run.prepare(item.cfg)
+        item.run.log_event("start")
+    for item in (base, lora):
+        if item is lora:
+            write_json(item.run.record_path, {})
+            write_json(item.run.merged_path / "config.json", {})
+            item.run.finish("train", item.cfg, 1.0)
+        write_json(item.run.summary_path, {})
+        item.run.finish("evaluate", item.cfg, 1.0)
+    write_json(failed.run.failure_path, {"error": "x"})
+    again = make_plan(points, retry=False)
+    assert [item.state for item in again] == ["done", "done", "failed", "lost", "new"]
+    assert [item.to_run for item in again] == [False, False, False, True, True]
+    assert [item.to_run for item in make_plan(points, retry=True)] == [False, False, True, True, True]
+    text = io.StringIO()
+    show(again, Console(file=text, width=120))
+    assert "5 runs: 1 new, 2 done, 1 failed, 1 lost; 2 to do." in text.getvalue()
+    assert "asked 2 times" in text.getvalue() and "retry=true" in text.getvalue()
+
+
+def test_the_same_point_spelt_twice_is_one_run(composer):
+    spellings = (["alpha=16"], [], ["rank=8", "peft=lora"])
+    assert len(make_plan([composer.point(list(o)) for o in spellings], retry=False)) == 1
+    assert isinstance(composer.point([]), Point)

@@ -1,0 +1,100 @@
+"""rlvr profile: phases add up to the step, operations are those of the shapes, and what cannot be known is not said."""
+
+import json
+
+import pytest
+
+from rlvr_sweeps.cli import main as rlvr
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import write_json
+from rlvr_sweeps.planning.profile import as_facts, measured_peak, profile
+from rlvr_sweeps.runs.directory import Run
+
+ROW = {
+    "rollout_s": 6.0, "sync_s": 1.0, "reward_s": 0.5, "logprobs_s": 0.0, "update_s": 3.0, "rest_s": 0.5, "sampled_groups": 16,
+    "completion_tokens_mean": 100.0, "update_positions": 40_000, "update_tokens": 20_000,
+}  # fmt: skip
+
+# the tiny Qwen2 by hand: q, o 128², k, v 128·64, gate, up, down 128·256, three layers; biases, norms, and the head
+MATRICES = 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 256 + 128 + 2 * 64 + 2 * 128) + 128 + 288 * 128
+
+
+@pytest.fixture
+def trained(point):
+    """A run as training leaves it: its first step slow, as first steps are."""
+
+    def make(device, *overrides, **columns):
+        cfg = point(*overrides)
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        write_json(run.record_path, {"surroundings": {"device": device}})
+        rows = [ROW | columns | {"step": step, "update_s": 99.0 if step == 1 else ROW["update_s"]} for step in range(1, 6)]
+        run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return run
+
+    return make
+
+
+def test_phases_and_operations(trained):
+    found = profile(trained("NVIDIA H100 80GB HBM3", "peft=lora"))
+    by_name = {phase.name: phase for phase in found.phases}
+    assert {name: phase.seconds for name, phase in by_name.items()} == {
+        "rollout": 5.0, "sync": 1.0, "reward": 0.5, "log-probabilities": 0.0, "update": 3.0, "rest": 0.5,
+    }  # fmt: skip
+    assert found.step_s == 10 and sum(phase.share for phase in found.phases) == pytest.approx(1) and found.steps == 4
+    assert found.padding == pytest.approx(0.5)
+    tokens = 20_000 / 64  # per completion
+    forward = 64 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128)
+    assert by_name["update"].operations == pytest.approx(2 * forward)
+    assert by_name["update"].of_peak == pytest.approx(2 * forward / 3.0 / 989e12, rel=0.01)
+    assert by_name["rollout"].operations == pytest.approx(16 * 8 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128))
+    assert by_name["log-probabilities"].operations is None and by_name["reward"].of_peak is None
+
+
+def test_vllm_reads_a_groups_prompt_once(trained):
+    engines = ([], ["rollout=vllm"])
+    each, once = (
+        next(phase.operations for phase in profile(trained(None, *engine)).phases if phase.name == "rollout")
+        for engine in engines
+    )
+    prompt, others = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is there already
+    assert each - once == pytest.approx(others * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))
+
+
+def test_full_fine_tuning_recomputing_and_scoring_cost_more_passes(trained):
+    plain = {phase.name: phase.operations for phase in profile(trained(None)).phases}
+    more = trained(None, "peft=full", "training.gradient_checkpointing=true", logprobs_s=0.4)
+    costly = {phase.name: phase.operations for phase in profile(more).phases}
+    assert costly["update"] == 2 * plain["update"] == 4 * costly["log-probabilities"]
+
+
+def test_the_peak_of_a_core_is_measured_here():
+    assert 1e9 < measured_peak() < 1e12
+
+
+def test_an_unknown_gpu_has_no_peak(trained):
+    found = profile(trained("Some New GPU"))
+    assert found.peak is None and all(phase.of_peak is None for phase in found.phases) and as_facts(found)["padding"] == 0.5
+
+
+def test_what_cannot_be_profiled_is_refused(trained, point):
+    cfg = point("seed=9")
+    empty = Run.of(cfg)
+    empty.prepare(cfg)
+    with pytest.raises(Refused, match="no step yet"):
+        profile(empty)
+    old = trained(None)
+    rows = [{key: value for key, value in ROW.items() if key != "rest_s"} | {"step": step} for step in (1, 2)]
+    old.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(Refused, match="did not note its phases"):
+        profile(old)
+
+
+def test_on_the_command_line(trained, capsys):
+    run = trained(None)
+    rlvr(["profile", run.name, "--runs-dir", str(run.path.parent)])
+    said = capsys.readouterr().out
+    assert "of the peak" in said and "50 % of the update's positions are padding" in said
+    rlvr(["profile", run.name, "--runs-dir", str(run.path.parent), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert [phase["name"] for phase in facts["phases"]][:2] == ["rollout", "sync"]

@@ -1,0 +1,182 @@
+"""The report's parts: runs in every state, differences, cost, deviations from the paper, where numbers come from."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.reporting.differences import compare
+from rlvr_sweeps.reporting.differences.baselines import centre_of, families
+from rlvr_sweeps.reporting.labels import rows_of
+from rlvr_sweeps.reporting.page.costs import cost_rows, spent
+from rlvr_sweeps.reporting.page.deviations import ABSENT, choices, deviations, settings, value_of
+from rlvr_sweeps.reporting.page.manifest import launches, manifest
+from rlvr_sweeps.reporting.page.report import write_report
+from rlvr_sweeps.reporting.rows import Cell, cells
+from rlvr_sweeps.runs.reading import find
+
+
+def rows_in(tmp_path):
+    return cells(find(tmp_path / "runs"))
+
+
+def labels_of(rows):
+    return [row.label for row in rows_of(rows)]
+
+
+def page_of(tmp_path):
+    page, _, _ = write_report(tmp_path / "runs", tmp_path / "report.html")
+    return page.read_text()
+
+
+def test_every_state_is_told(evaluated, prepared, tmp_path):
+    """One benchmark beside two, no reach, no Base; failed with its last lines, edited, at work."""
+    evaluated("peft=lora")
+    evaluated("peft=dora", "~benchmark.tier2")
+    failed, _ = prepared("peft=pissa")
+    write_json(failed.failure_path, {"stage": "train", "error": "ValueError: <b>bad</b>\nmore", "traceback": ""})
+    failed.log_path("train").parent.mkdir()
+    failed.log_path("train").write_text("".join(f"<i>line {number}</i>\n" for number in range(40)))
+    edited, _ = prepared("peft=rslora")
+    edited.config_path.write_text(edited.config_path.read_text().replace("lr: 0.001", "lr: 0.1"))
+    working, _ = prepared("peft=vera")
+    working.metrics_path.write_text('{"step": 7, "reward_mean": 0.5}\n')
+    with working.claim():
+        page = page_of(tmp_path)
+    assert "were not all evaluated in the same way" in page
+    assert "ValueError: &lt;b&gt;bad&lt;/b&gt; (step 0 of 60)" in page and "<b>bad" not in page
+    assert "&lt;i&gt;line 25&lt;/i&gt;" in page and "line 24&lt;" not in page
+    assert "it was edited, and the results beside it belong to the old values" in page
+    assert "step 7 of 60" in page
+    assert page.count("<tr title=") == 2
+
+
+def test_the_baseline_is_the_centre_of_the_sweep(point):
+    """Table 5's star: LoRA at the shared settings differs least from all others."""
+    star = [point(*dials) for dials in (("rank=4",), ("lr=1e-4",), (), ("algo=grpo",), ("peft=dora",), ("peft=none",))]
+    rows = [Cell(cfg, [{}], [SimpleNamespace(name=str(place))]) for place, cfg in enumerate(star)]
+    assert centre_of(rows, range(6)) == 2
+    assert centre_of(rows, [3, 4, 5]) == 3  # the LoRA that is there
+    assert centre_of(rows, [4, 5]) == 4  # what is trained
+    assert centre_of(rows, [5]) == 5
+
+
+def test_differences_are_those_of_compare_and_p_needs_seeds(evaluated, tmp_path):
+    lora = [evaluated("peft=lora", f"seed={seed}", right=right) for seed, right in ((1, 1), (2, 2), (3, 1))]
+    dora = [evaluated("peft=dora", f"seed={seed}", right=right) for seed, right in ((1, 4), (2, 3), (3, 4))]
+    evaluated("peft=rslora")
+    evaluated("peft=none")
+    (family,), left_out = families(rows_in(tmp_path))
+    rows = dict(zip(labels_of(rows_in(tmp_path)), range(4), strict=True))
+    assert family.baseline == rows["LoRA"] and left_out == []
+    found = {label: family.differences[place]["overall"] for label, place in rows.items() if place != family.baseline}
+    arms = [",".join(sorted(run.name for run in arm)) for arm in (lora, dora)]
+    *_, overall = compare.compare(arms, tmp_path / "runs")
+    for key in ("difference", "low", "high", "p"):
+        assert found["DoRA"][key] == overall[key]
+    assert found["rsLoRA"]["p_holm"] is None and not found["rsLoRA"]["star"]  # one seed of a trained method
+    assert found["Base"]["p_holm"] >= found["Base"]["p"]  # an untrained model has no seed that could differ
+    assert found["DoRA"]["star"] == (found["DoRA"]["p_holm"] < 0.05)
+    lora[0].right_path.unlink()
+    assert "rlvr regrade" in families(rows_in(tmp_path))[1][0]
+
+
+def test_every_stated_setting_is_found_in_some_configuration(composer):
+    """A key that were misspelt would be compared with nothing."""
+    models = [
+        composer.point([f"model={model}", "rollout=hf", "peft=lora_plus"]).cfg for model in ("r1_qwen_1_5b", "r1_qwen_7b")
+    ]
+    for setting in settings():
+        assert any(value_of(cfg, setting["key"]) is not ABSENT for cfg in models), setting["key"]
+
+
+def test_the_papers_own_runs_deviate_in_nothing_but_the_machinery(composer):
+    def deviating(*overrides):
+        cfg = composer.point(["rollout=hf", *overrides]).cfg
+        return {finding.what: finding for finding in deviations([Cell(cfg, [{}])], ["row"])}
+
+    machinery = {"sampler", "processes"}
+    for model in ("r1_qwen_1_5b", "r1_qwen_7b"):
+        assert deviating(f"model={model}").keys() == machinery
+    paper = "model=r1_qwen_1_5b"
+    assert deviating(paper, "rank=8", "lr=5e-6").keys() == machinery  # Table 5 has both
+    assert deviating(paper, "rank=4")["rank"].here == "4"
+    assert deviating(paper, "peft=full", "distributed=zero2_offload", "model.autocast_bf16=false").keys() == {"sampler"}
+    assert deviating(paper, "peft=ia3")["adapted modules"].here == "k_proj, v_proj, down_proj"
+    assert deviating(paper, "evaluation=released")["evaluation temperature"].paper == "0.6"
+    assert deviating(paper, "algo=dapo_released")["objective"].here == "dapo_released"
+    assert deviating(paper, "peft=none").keys() == set()
+
+
+def test_deviations_name_their_rows_and_silence_is_told(point):
+    rows = [
+        Cell(point("peft=lora", *dials), [{"seed": 1}, {"seed": 2}]) for dials in (("lr=1e-4",), ("lr=1e-3",), ("lr=1e-5",))
+    ]
+    found = [finding for finding in deviations(rows, ["a", "b", "c"]) if finding.what == "learning rate"]
+    assert [(finding.here, finding.rows, finding.paper) for finding in found] == [
+        ("0.0001", ("a",), "1e-5"), ("0.001", ("b",), "1e-5"),
+    ]  # fmt: skip
+    silent = {finding.what: finding for finding in choices(rows, ["a", "b", "c"])}
+    assert silent["weight decay"].here == "0" and silent["weight decay"].rows == () and "LoRA+ ratio λ" not in silent
+    assert silent["training seed"].rows == ("a", "b", "c")
+
+
+def test_the_manifest_names_who_differs_and_what_was_typed(evaluated, tmp_path):
+    runs = [evaluated("peft=lora", "seed=1"), evaluated("peft=lora", "seed=2")]
+    for run, version in zip(runs, ("1.0", "1.1"), strict=True):
+        record = {"surroundings": {"commit": "abc", "host": "h", "torch": version}, "data": {"problems": 5}, "model_key": "k"}
+        write_json(run.record_path, read_json(run.record_path) | record)
+    found = {(entry.section, entry.what): entry.values for entry in manifest(rows_in(tmp_path))}
+    assert found["Code", "commit"] == [("abc", sorted(run.name for run in runs))]
+    assert sorted(found["Code", "packages"]) == [("torch 1.0", [runs[0].name]), ("torch 1.1", [runs[1].name])]
+    golds = read_json(runs[0].right_path)["tier1"]["golds"]
+    (tier1, _) = found["Evaluation", "tier1"][0]
+    assert golds in tier1 and "3 problems, k = 4" in tier1
+    for name, folder in (("mine", "runs"), ("others", "elsewhere")):
+        write_json(
+            tmp_path / "launches" / name / "launch.json",
+            {"command": ["/x/launch.py", "-m", "peft=a,b", "x='c d'"], "started": 0.0, "outcome": "done",
+             "points": [{"run": str(tmp_path / folder / run.name)} for run in runs]},
+        )  # fmt: skip
+    (launch,) = launches(tmp_path / "runs", runs)
+    assert launch.command == """python launch.py -m peft=a,b 'x='"'"'c d'"'"''""" and (launch.runs, launch.outcome) == (
+        2,
+        "done",
+    )
+
+
+@pytest.mark.parametrize(
+    ("events", "account"),
+    [
+        ([("start", 0), ("train", 1), ("done", 10)], (10, 0, 1)),
+        ([("start", 0), ("stopped", 4), ("start", 100), ("done", 106)], (10, 0, 2)),
+        ([("start", 0), ("start", 50), ("done", 60)], (10, 1, 2)),  # the first was killed
+        ([("start", 0)], (0, 1, 1)),
+        ([("cancelled", 0), ("done", 3)], (0, 0, 0)),
+    ],
+)
+def test_time_is_between_starts_and_their_ends(events, account):
+    assert spent([{"event": event, "time": time} for event, time in events]) == account
+
+
+def test_cost_sums_over_seeds_and_dashes_where_nothing_is_known(evaluated, tmp_path):
+    for seed in (1, 2):
+        run = evaluated("peft=lora", f"seed={seed}")
+        events = [{"event": "start", "time": 0}, {"event": "done", "time": 3600}]
+        run.attempts_path.write_text("".join(json.dumps(event) + "\n" for event in events))
+        step = {"completion_tokens_mean": 10.0, "sampled_groups": 2}
+        step |= {"rollout_s": 5.0, "reward_s": 1.0, "logprobs_s": 3.0, "update_s": 4.0}
+        run.metrics_path.write_text(json.dumps(step | {"step": 1, "reward_mean": 0.5}) + "\n")
+        record = {"built": {"processes": 4}, "asked": {}, "surroundings": {"device": "NVIDIA"}}
+        write_json(run.record_path, read_json(run.record_path) | record)
+    evaluated("peft=none").metrics_path.unlink(missing_ok=True)
+    rows = rows_in(tmp_path)
+    unit, lines = cost_rows(rows, labels_of(rows))
+    by_label = {line.label: line for line in lines}
+    assert unit == "GPU-hours" and by_label["LoRA"].hours == "8"
+    assert by_label["LoRA"].trained_tokens == str(2 * 10 * 2 * rows[1].cfg["rollout"]["group_size"])
+    assert by_label["LoRA"].evaluated_tokens == str(2 * 24 * 5)
+    assert by_label["LoRA"].phases == ["10", "2", "6", "8", "2", f"{2 * 3600 - 28:,}"]
+    assert by_label["Base"].trained_tokens == "-" and by_label["Base"].phases[:4] == ["-", "-", "-", "-"]
+    assert by_label["All"].hours == "8"

@@ -1,0 +1,174 @@
+"""A run's directory: state, locks, and files that were torn or edited."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.files import append_rows, as_yaml, read_json, read_rows, write_json
+from rlvr_sweeps.runs.checkpoints import checkpoints, latest_complete_checkpoint, mark_complete
+from rlvr_sweeps.runs.directory import Run
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from rlvr_sweeps.runs.directory import Run
+with Run(Path(sys.argv[1])).claim() as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+WRITE = """
+import sys
+from pathlib import Path
+from rlvr_sweeps.files import write_json
+for value in range(200):
+    write_json(Path(sys.argv[1]), [value] * 1000)
+"""
+
+
+@pytest.fixture
+def run(point):
+    cfg = point("analysis=none")
+    made = Run.of(cfg)
+    made.prepare(cfg)
+    return made
+
+
+def finish(run, stage="train"):
+    run.log_event("start")
+    write_json(run.record_path if stage == "train" else run.summary_path, {"some": "number"})
+    if stage == "train":
+        write_json(run.merged_path / "config.json", {})
+    run.finish(stage, run.config(), 1.0)
+
+
+def test_states(run, point):
+    assert Run.of(point("seed=1")).state() == "new"
+    assert run.state() == "new"
+    run.log_event("start")
+    assert run.state() == "lost"
+    finish(run)
+    assert run.state() == "lost"
+    finish(run, "evaluate")
+    assert run.state() == "done"
+    assert run.state(point("evaluation.seed=1", "analysis=none")) == "stale"
+    assert run.state(point()) == "stale"
+    write_json(run.failure_path, {"error": "x"})
+    assert run.state() == "done"
+    run.summary_path.unlink()
+    assert run.state() == "failed"
+
+
+def test_training_again_makes_the_evaluation_stale(run):
+    finish(run)
+    finish(run, "evaluate")
+    time.sleep(0.01)
+    finish(run)
+    assert run.state() == "stale"
+
+
+def test_a_run_without_its_model_is_not_trained(run):
+    finish(run)
+    finish(run, "evaluate")
+    (run.merged_path / "config.json").unlink()
+    assert run.state() != "done"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "stages/train.json", "stages/evaluate.json", "train.json"])
+def test_a_half_written_file_is_not_done_and_nothing_else_is_touched(run, name):
+    finish(run)
+    finish(run, "evaluate")
+    whole = (run.path / name).read_text()
+    (run.path / name).write_text(whole[: len(whole) // 2])
+    others = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert run.state() not in ("done", "new")
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == others
+
+
+def test_an_edited_configuration_is_refused(run):
+    run.config_path.write_text(run.config_path.read_text().replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(Refused, match="it was edited"):
+        run.config()
+    with pytest.raises(Refused, match="it was edited"):
+        run.state()
+
+
+def test_a_comment_in_the_configuration_is_no_edit(run):
+    run.config_path.write_text("# mine\n" + run.config_path.read_text())
+    assert run.state() == "new"
+
+
+def test_a_run_is_claimed_once_and_freed_by_kill_9(run):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "True\n"
+    with run.claim() as mine:
+        assert not mine
+    assert run.state() == "running"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with run.claim() as mine:
+        assert mine
+    assert run.state() != "running"
+
+
+def test_rows_skip_a_torn_end(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]
+    assert read_rows(tmp_path / "none.jsonl") == []
+    assert read_json(tmp_path / "none.json") is None
+
+
+def test_what_a_killed_writer_left_of_a_row_is_cut_off(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [{"row": 1}])
+    with path.open("a") as file:
+        file.write('{"row": 2, "te')
+    append_rows(path, [{"row": 3}, {"row": 4}])
+    assert [row["row"] for row in read_rows(path)] == [1, 3, 4]
+    path.write_text('{"ro')
+    append_rows(path, [{"row": 5}])
+    assert read_rows(path) == [{"row": 5}]
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()))
+@example({"a": "1e-5", "b": "yes", "c": "null", "d": "2024-01-01", "e": "12:30", "f": "0x1F", "g": "a: b # c", "h": "~ é\n"})
+def test_a_configuration_is_read_as_it_was_written(cfg):
+    assume("$" not in str(cfg) and "???" not in str(cfg))  # OmegaConf's own signs; a resolved configuration has none
+    assert OmegaConf.to_container(OmegaConf.create(as_yaml({"it": cfg})))["it"] == cfg
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, list(range(1000)))
+    writer = subprocess.Popen([sys.executable, "-c", WRITE, path])
+    while writer.poll() is None:
+        assert len(json.loads(path.read_text())) == 1000
+
+
+def test_the_latest_whole_checkpoint(tmp_path):
+    for step in (5, 10, 100):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * step)
+        if step != 100:
+            mark_complete(folder)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10", "checkpoint-5"]
+    assert latest_complete_checkpoint(tmp_path).name == "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(b"x")
+    assert latest_complete_checkpoint(tmp_path).name == "checkpoint-5"
+
+
+def test_what_is_made_again_is_kept(run):
+    finish(run, "evaluate")
+    run.set_aside([run.summary_path], "asked otherwise")
+    assert not run.summary_path.exists()
+    assert [path.name for path in (run.path / "old").rglob("*.json")] == ["summary.json"]

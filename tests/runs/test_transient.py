@@ -1,0 +1,30 @@
+"""Which ends of a stage are worth another try."""
+
+import pytest
+
+from rlvr_sweeps.runs.failures import why_it_may_pass
+
+
+@pytest.mark.parametrize(
+    ("status", "printed", "why"),
+    [
+        (-9, "", "its process was killed"),
+        (1, "RuntimeError: NCCL error in: ProcessGroupNCCL.cpp", "NCCL error"),
+        (1, "code: -98, name: EADDRINUSE", "EADDRINUSE"),
+        (1, "traceback : Signal 9 (SIGKILL) received by PID 1", "a process of several was killed"),
+        (1, "ValueError: the loss is nan", None),
+        (-11, "", None),
+    ],
+)
+def test_what_may_pass(tmp_path, status, printed, why):
+    log = tmp_path / "train.txt"
+    log.write_text(printed)
+    assert why_it_may_pass(status, log, 0) == why
+
+
+def test_an_earlier_try_is_no_reason(tmp_path):
+    log = tmp_path / "train.txt"
+    log.write_text("NCCL error\n")
+    since = log.stat().st_size
+    log.write_text("NCCL error\nValueError: the loss is nan\n")
+    assert why_it_may_pass(1, log, since) is None

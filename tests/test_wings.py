@@ -1,0 +1,99 @@
+"""The structure of the package: which wing may import which, and which modules may import torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+GROUND = {"errors", "files", "paths", "gpus", "versions"}
+# Each wing and the wings it may import; the ground modules are open to all but `grading`, which stands alone.
+MAY_IMPORT: dict[str, set[str]] = {
+    "grading": set(),
+    "assets": set(),
+    "config": {"grading", "assets"},
+    "runs": {"config"},
+    "planning": {"assets", "config", "runs"},
+    "training": {"grading", "assets", "config", "runs"},
+    "evaluation": {"grading", "assets", "config", "runs", "training"},
+    "reporting": {"config", "runs", "training", "evaluation"},
+    "launching": {"assets", "config", "runs", "planning", "training", "evaluation", "reporting"},
+    "cli": {"assets", "config", "runs", "planning", "evaluation", "reporting", "launching"},
+}
+TORCH = (  # what runs in a stage's process; every other module must start without torch
+    "training/", "evaluation/analyse", "evaluation/engines", "evaluation/evaluate", "reporting/tables/parameters",
+)  # fmt: skip
+TORCH_FREE_IN_TRAINING = (
+    "training/__init__",
+    "training/methods/__init__",
+    "training/micro_batches",
+    "training/successive_halving",
+)
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "vllm", "deepspeed")
+
+PACKAGE = ROOT / "rlvr_sweeps"
+MODULES = sorted(str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of this package that a file imports, anywhere in it, as wing or ground names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "rlvr_sweeps":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlvr_sweeps."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rlvr_sweeps.")}
+    return names - {"__version__"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_wing_may(module):
+    wing = module.split("/")[0]
+    if wing == "__init__":
+        allowed = set()
+    elif wing in GROUND:
+        allowed = GROUND
+    else:
+        allowed = {wing} | MAY_IMPORT[wing] | (GROUND if wing != "grading" else set())
+    excess = imported(PACKAGE / f"{module}.py") - allowed
+    assert not excess, (
+        f"rlvr_sweeps/{module}.py imports {sorted(excess)}, which is above its wing: see MAY_IMPORT in this file."
+    )
+
+
+def test_the_matrix_has_no_circle():
+    order = list(MAY_IMPORT)
+    for wing, allowed in MAY_IMPORT.items():
+        assert all(order.index(other) < order.index(wing) for other in allowed), wing
+
+
+def test_every_wing_is_in_the_matrix():
+    assert {module.split("/")[0] for module in MODULES} - {"__init__"} == set(MAY_IMPORT) | GROUND
+
+
+def is_torch_free(module: str) -> bool:
+    return module in TORCH_FREE_IN_TRAINING or not module.startswith(TORCH)
+
+
+def test_torch_free_modules_import_nothing_heavy():
+    """In one process: the modules are imported in turn, and the first that brings a heavy library is named."""
+    names = [f"rlvr_sweeps.{module}".replace("/", ".").removesuffix(".__init__") for module in MODULES if is_torch_free(module)]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    heavy = [library for library in {HEAVY!r} if library in sys.modules]\n"
+        "    assert not heavy, f'{name} imports {heavy}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module):
+    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))

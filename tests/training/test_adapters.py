@@ -1,0 +1,151 @@
+"""Attaching a method: what is trained, what the model computes at step 0, and what was asked beside what was built."""
+
+import copy
+import json
+import re
+
+import pytest
+import torch
+
+from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.training import build_check
+from rlvr_sweeps.training.methods.adapters import attach
+from rlvr_sweeps.training.methods.merging import tuner_layers
+from rlvr_sweeps.training.methods.svd import cached_triplets, triplets
+from tests.conftest import PROMPTS, ROOT, choices
+from tests.training.test_merging import method
+
+METHODS = [name for name in choices("peft") if name != "none"]
+GOLDEN = json.loads((ROOT / "tests/training/golden_trainable.json").read_text())
+IDS = torch.arange(60).view(3, 20)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_at_step_0_the_policy_is_the_base(model, composer, name):
+    base = model(IDS).logits
+    torch.testing.assert_close(
+        attach(model, method(composer, name), seed=1, prompts=PROMPTS).eval()(IDS).logits, base, atol=2e-4, rtol=2e-4
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_declared_kind_of_parameter_is_trained_in_every_module_and_nothing_else(model, composer, name):
+    asked = method(composer, name)
+    adapted = attach(model, asked, seed=1, prompts=PROMPTS)
+    named = adapted.named_parameters(remove_duplicate=False)  # TinyLoRA's layers share theirs
+    trainable = [key for key, parameter in named if parameter.requires_grad]
+    if name == "full":
+        assert len(trainable) == len(list(model.parameters()))
+        return
+    targets = asked["config"]["target_modules"]
+    for kind in asked["trained"]:
+        of_kind = {key.split(f".{kind}")[0].rpartition(".")[2] for key in trainable if f".{kind}" in key} - {"base_model"}
+        assert of_kind == set(targets), kind
+    assert all(any(f".{kind}" in key for kind in asked["trained"]) for key in trainable)
+
+
+def test_no_two_methods_build_the_same(model, composer):
+    """Same trainable parameters, same function at step 0 and same optimizer would be one method under two names."""
+    built = {}
+    for name in METHODS:
+        asked = method(composer, name)
+        adapted = attach(copy.deepcopy(model), asked, seed=1, prompts=PROMPTS)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.01)
+        built[name] = (round(float(adapted.eval()(IDS).logits.detach().double().sum()), 6), asked["lr_ratio"])
+    assert len(set(built.values())) == len(built), built
+
+
+def test_milora_takes_the_smallest_singular_directions(model, composer):
+    weight = copy.deepcopy(model.model.layers[1].mlp.down_proj.weight.detach())
+    adapted = attach(model, method(composer, "milora"), seed=1, prompts=PROMPTS)
+    layer = adapted.base_model.model.model.layers[1].mlp.down_proj
+    taken = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(layer.get_base_layer().weight + taken, weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.linalg.svdvals(taken)[:8], torch.linalg.svdvals(weight)[-8:], atol=1e-5, rtol=1e-3)
+
+
+def test_targets_that_match_nothing_are_refused(model, composer):
+    asked = method(composer, "lora")
+    with pytest.raises(Refused, match="matches no layer"):
+        attach(model, asked | {"config": asked["config"] | {"target_modules": ["no_such_layer"]}}, seed=1, prompts=PROMPTS)
+
+
+def test_what_was_built_is_compared_with_what_was_asked():
+    wanted = {"adapter": "LORA", "scaling": 2.0, "trained": ["lora_A", "lora_B"]}
+    build_check.compare(wanted, dict(wanted))
+    with pytest.raises(Refused, match=r"scaling: asked 2\.0, built 1\.0"):
+        build_check.compare(wanted, wanted | {"scaling": 1.0})
+    with pytest.raises(Refused, match="built None"):
+        build_check.compare(wanted, {"adapter": "LORA", "scaling": 2.0})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trained_names_and_sizes_are_the_golden_ones(model, composer, name):
+    """By name with layer numbers left out: how many tensors, how many scalars. A PEFT release that changes one shows here."""
+    found: dict[str, list[int]] = {}
+    for key, parameter in attach(model, method(composer, name), seed=1, prompts=PROMPTS).named_parameters():
+        if parameter.requires_grad:
+            entry = found.setdefault(re.sub(r"\b\d+\b", "N", key), [0, 0])
+            entry[0] += 1
+            entry[1] += parameter.numel()
+    if name == "eva":  # shares ranks out by the data, to none here and there
+        assert found.keys() <= GOLDEN[name].keys()
+    else:
+        assert found == GOLDEN[name]
+
+
+def test_principal_triplets_are_pefts_pissa(model, composer):
+    ours = attach(copy.deepcopy(model), method(composer, "pissa"), seed=1)
+    asked = method(composer, "lora")
+    asked["config"]["init_lora_weights"] = "pissa"
+    pefts = attach(model, asked, seed=1)
+    for (name, mine), theirs in zip(tuner_layers(ours).items(), tuner_layers(pefts).values(), strict=True):
+        torch.testing.assert_close(mine.get_base_layer().weight, theirs.get_base_layer().weight, atol=2e-4, rtol=1e-3, msg=name)
+        torch.testing.assert_close(mine.get_delta_weight("default"), theirs.get_delta_weight("default"), atol=2e-4, rtol=1e-3)
+
+
+def test_one_svd_per_layer_serves_both_sides_and_every_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = {"tall": torch.randn(160, 96), "wide": torch.randn(96, 160)}
+    done = []
+    monkeypatch.setattr(
+        "rlvr_sweeps.training.methods.svd.triplets", lambda weight, count: done.append(count) or triplets(weight, count)
+    )
+    for rank in (5, 64, 1):
+        for side, part in (("principal", slice(None, rank)), ("minor", slice(-rank, None))):
+            kept = cached_triplets(weights, rank, side, "some-model")
+            for name, weight in weights.items():
+                assert all(map(torch.equal, kept[name], triplets(weight, rank)[side]))
+                u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+                wanted = u[:, part] @ torch.diag(s[part]) @ vh[part]
+                torch.testing.assert_close(
+                    kept[name].u @ torch.diag(kept[name].s) @ kept[name].vh, wanted, atol=1e-4, rtol=1e-4
+                )
+    assert done == [64, 64]
+    cached_triplets(weights, 65, "minor", "some-model")
+    cached_triplets(weights, 70, "principal", "some-model")
+    assert done == [64, 64, 96, 96]
+
+
+def test_an_svd_that_is_ended_midway_keeps_its_layers(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = {name: torch.randn(8, 6) for name in ("first", "second")}
+    done = []
+
+    def once(weight, count):
+        if done:
+            raise KeyboardInterrupt
+        done.append(weight)
+        return triplets(weight, count)
+
+    monkeypatch.setattr("rlvr_sweeps.training.methods.svd.triplets", once)
+    with pytest.raises(KeyboardInterrupt):
+        cached_triplets(weights, 2, "principal", "some-model")
+    monkeypatch.setattr(
+        "rlvr_sweeps.training.methods.svd.triplets", lambda weight, count: done.append(weight) or triplets(weight, count)
+    )
+    cached_triplets(weights, 2, "principal", "some-model")
+    assert [id(weight) for weight in done] == [id(weight) for weight in weights.values()]

@@ -1,0 +1,123 @@
+"""Two processes, by DDP and by ZeRO-2 with the optimizer on the CPU: equal to each other, and to one with the same batch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.runs.directory import Run, all_runs
+from rlvr_sweeps.training import train as train_stage
+from tests.conftest import ROOT, choices
+from tests.training.two_processes import overrides
+
+pytestmark = pytest.mark.slow
+METHODS = [name for name in choices("peft") if name != "none"]
+UNDER_ZERO = [name for name in METHODS if name != "adalora"]  # refused at launch: tests/config/test_checks.py
+ROUNDED = "lora,model.autocast_bf16=true"  # the recipes' setting: under DeepSpeed by its own autocast, else by accelerate's
+# Several forward passes to a step, cut by length, after a dry step: the same run as "lora".
+CUT = "lora,training.per_device_batch_size=2,data.max_prompt_tokens=40,training.worst_case_first=always"
+
+
+@pytest.fixture(scope="module")
+def alone(composer, twelve, tmp_path_factory):
+    """First rows of metrics.jsonl by one process, method by method."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def rows(method):
+        cfg = composer.point([*overrides(composer, method, twelve, "single", 1), f"runs_dir={folder}"]).cfg
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        train_stage.train(run, cfg)
+        return read_rows(run.metrics_path)
+
+    return rows
+
+
+def test_a_process_that_read_another_batch_is_found_at_the_start(tmp_path):
+    """Both processes end with the reason, and neither waits for the other."""
+    code = (
+        "import os\nfrom pathlib import Path\nfrom accelerate import Accelerator\n"
+        "from rlvr_sweeps.training.build_check import same_everywhere\n"
+        "accelerator, rank = Accelerator(cpu=True), int(os.environ['RANK'])\n"
+        "same_everywhere(accelerator, {'training': {'per_device_batch_size': 8}})\n"
+        "try:\n    same_everywhere(accelerator, {'training': {'per_device_batch_size': 8 >> rank}})\n"
+        "except RuntimeError as error:\n    Path(__file__).with_name(str(rank)).write_text(str(error))\n"
+        "accelerator.end_training()"
+    )
+    (tmp_path / "two.py").write_text(code)
+    torchrun(tmp_path / "two.py")
+    for rank in (0, 1):  # each to its own file: two processes' prints can meet within a line
+        said = (tmp_path / str(rank)).read_text()
+        assert "processes begin with different numbers of completions per forward pass, [8, 4]" in said
+
+
+def together(kind, methods, problems, folder):
+    torchrun(ROOT / "tests/training/two_processes.py", folder, problems, kind, *methods)
+    return json.loads((folder / f"{kind}.json").read_text())
+
+
+def torchrun(*program):
+    """Two processes of a program; returns it finished, its output as text."""
+    options = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *program]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [("ddp", [*METHODS, ROUNDED, CUT]), ("zero2_offload", [*UNDER_ZERO, ROUNDED, CUT])],
+    ids=["ddp", "zero2_offload"],
+)
+def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, alone, tmp_path):
+    results = together(kind, methods, twelve, tmp_path)
+    assert sorted(results) == sorted(methods)
+    rounded, plain = results.pop(ROUNDED), results["lora"]
+    assert rounded["dtypes"] == ["torch.float32"] and rounded["weights"][0] == rounded["weights"][1]
+    assert rounded["rows"][0]["grad_norm"] != plain["rows"][0]["grad_norm"], "products are rounded"
+    assert rounded["rows"][0]["loss"] == pytest.approx(alone(ROUNDED)[0]["loss"], abs=1e-3)
+    assert rounded["rows"][0]["grad_norm"] == pytest.approx(alone(ROUNDED)[0]["grad_norm"], rel=0.02)
+    whole, cut = alone("lora"), results[CUT]["rows"]
+    assert [row["loss"] for row in cut] == pytest.approx([row["loss"] for row in whole], abs=1e-4)
+    assert cut[0]["entropy"] == pytest.approx(whole[0]["entropy"], abs=1e-4)
+    assert cut[0]["update_positions"] < whole[0]["update_positions"]
+    for method, result in results.items():
+        first, second = result["weights"]
+        assert first == second, method
+        for mine, one in zip(result["rows"], alone(method), strict=True):
+            assert mine["reward_mean"] == one["reward_mean"], method  # the same completions: seeds know no processes
+            assert mine["loss"] == pytest.approx(one["loss"], abs=1e-4), method
+            assert mine["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3), method
+    assert results["lora_plus"]["lrs"] == [1e-4, 2e-4]
+    assert results["lora"]["lrs"] == [1e-4]
+
+
+def test_launched_by_name_killed_and_resumed(launch):
+    """The whole way: the launcher starts torchrun, a kill -9 of it all, the same command again."""
+    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=32")
+    grid = ("peft=lora", "algo=dapo", "steps=8", *two, "training.save_every=2", "benchmark.tier1.k=1")
+    process = subprocess.Popen(launch.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until(lambda: any(len(read_rows(run.metrics_path)) >= 3 for run in all_runs(launch.runs)))
+    process.kill()
+    process.wait()
+    (run,) = all_runs(launch.runs)
+    wait_until(lambda: run.state() == "lost")
+    launch(*grid)
+    assert run.state() == "done"
+    assert [row["step"] for row in read_rows(run.metrics_path)] == list(range(1, 9))
+    assert json.loads(run.record_path.read_text())["built"]["processes"] == 2
+    assert [row["resumed_from"] for row in read_rows(run.attempts_path) if row["event"] == "train"][1] is not None
+
+
+def wait_until(condition):
+    for _ in range(1500):
+        if condition():
+            return
+        time.sleep(0.2)
+    raise AssertionError("waited too long")
