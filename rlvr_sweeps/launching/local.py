@@ -13,8 +13,6 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from rlvr_sweeps import versions
-from rlvr_sweeps.assets import locations, model_folder
 from rlvr_sweeps.config.compose import Point, point_of
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
@@ -23,8 +21,8 @@ from rlvr_sweeps.gpus import visible_gpus
 from rlvr_sweeps.launching.progress import Watch
 from rlvr_sweeps.launching.stages import ELSEWHERE, ENVIRONMENT, STOPPED
 from rlvr_sweeps.planning import estimates
-from rlvr_sweeps.planning.plan import Planned, make_plan, show
-from rlvr_sweeps.planning.preflight import refuse_unwritable
+from rlvr_sweeps.planning.plan import Planned
+from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Run
 
 
@@ -39,17 +37,10 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     only_plan = any(point.cfg["plan"] for point in points)
     if not only_plan:
         refuse_unwritable({point.cfg["runs_dir"] for point in points})
-    plan = make_plan(points, retry=any(point.cfg["retry"] for point in points))
+    plan = preflight(points, console, live=None, with_estimates=only_plan)
     todo = [planned for planned in plan if planned.to_run]
-    locations.refuse_missing([planned.cfg for planned in todo])
-    model_folder.refuse_unfit(planned.cfg for planned in todo)
-    show(plan, console)
-    if only_plan:
-        estimates.show(plan, console)
-    estimates.refuse_unfit(plan)
     if only_plan or not todo:
         return plan
-    versions.refuse_unknown(todo[0].cfg)
     gpus, sharing = visible_gpus(), min(planned.cfg["cluster"]["runs_per_gpu"] for planned in todo)
     refuse_more_processes_than_gpus(todo, gpus)
     refuse_vllm_without_gpu(todo, gpus)

@@ -18,7 +18,7 @@ from rlvr_sweeps.errors import Stopped, Superseded
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.reporting.tracking.stage import mirrored
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.failures import fitted, shrink
+from rlvr_sweeps.runs.failures import reduce_batch_after_oom, with_fitting_batch
 from rlvr_sweeps.versions import refuse_unknown
 
 Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
@@ -66,7 +66,7 @@ def started(stage: str, run: Run, start: Start) -> int:
         log = run.log_path(stage)
         since = log.stat().st_size if log.exists() else 0
         status = start(stage, run)
-        decided = shrink(run, stage, since) if os.waitstatus_to_exitcode(status) > 0 else None
+        decided = reduce_batch_after_oom(run, stage, since) if os.waitstatus_to_exitcode(status) > 0 else None
         if decided is None:
             return status
         run.failure_path.unlink(missing_ok=True)
@@ -104,7 +104,7 @@ def run_stage(stage: str, run: Run) -> None:
         cfg = run.config()
         refuse_unknown(cfg)
         with mirrored(run, cfg, is_leader()):
-            work(stage)(run, fitted(run, cfg))
+            work(stage)(run, with_fitting_batch(run, cfg))
             if is_leader():
                 run.finish(stage, cfg, time.monotonic() - start)
     except Stopped:

@@ -16,7 +16,7 @@ from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.runs.directory import Job, Run
-from rlvr_sweeps.runs.reading import Found, find, last_rows
+from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows
 
 Row = dict[str, Any]
 IN_SLURM = ("job", "node", "tries", "requeues", "heartbeat_s")  # columns where a run was submitted
@@ -26,7 +26,7 @@ IN_SLURM_SHOWN = (*IN_SLURM[:-1], "beat")
 def rows(runs_dir: Path, sweep: str | None = None) -> list[Row]:
     """One plain row per run, of one sweep where its label is given: what --json prints."""
     live = queue.reached()
-    found = [item for item in find(runs_dir, live) if sweep is None or (item.cfg and item.cfg["sweep"] == sweep)]
+    found = [item for item in find_runs(runs_dir, live) if sweep is None or (item.cfg and item.cfg["sweep"] == sweep)]
     shown = [row(item, live or {}) for item in found]
     lost = {item["job"]: item for item in shown if item["state"] == "lost" and item["job"]}
     for job, state in (queue.how_ended(lost) if live is not None else {}).items():
@@ -35,7 +35,7 @@ def rows(runs_dir: Path, sweep: str | None = None) -> list[Row]:
     return shown
 
 
-def row(found: Found, live: Mapping[str, Job]) -> Row:
+def row(found: RunStatus, live: Mapping[str, Job]) -> Row:
     summary = found.summary if found.state == "done" else {}
     steps = found.cfg["steps"] if found.cfg and found.cfg["peft"]["trains"] != "nothing" else None
     recent = [] if found.state == "done" else last_rows(found.run)
@@ -60,7 +60,7 @@ def last_words(run: Run) -> str:
     return how.get(last["event"], "ended without a word: killed, or its node was lost")
 
 
-def in_slurm(found: Found, live: Mapping[str, Job]) -> Row:
+def in_slurm(found: RunStatus, live: Mapping[str, Job]) -> Row:
     """The job a submitted run is in, or was last in; tries and requeues over all its attempts."""
     run = found.run
     jobs = run.jobs()

@@ -1,12 +1,43 @@
-"""TODO: rlvr_sweeps.planning.preflight."""
+"""Plan a grid and reject what could not run, with and without plan=true, before a launcher writes or submits anything."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+
+from rlvr_sweeps import versions
+from rlvr_sweeps.assets import locations, model_folder
+from rlvr_sweeps.config.compose import Point
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.planning import estimates
+from rlvr_sweeps.planning.plan import Planned, make_plan, show
+from rlvr_sweeps.runs.directory import Live
+
+
+def preflight(points: Sequence[Point], console: Console, live: Live | None, with_estimates: bool) -> list[Planned]:
+    """Return the plan of a grid and print it, with estimates of memory and time where `with_estimates`.
+
+    `live` holds the active Slurm jobs. Raises Refused where the runs to do need a model or a problem file that is missing, a
+    model folder that cannot be trained, package versions that are no known set, or more memory than their GPU has. Checks of
+    the machine or the cluster that runs the stages belong to the launchers.
+    """
+    plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
+    cfgs: list[Mapping[str, Any]] = [planned.cfg for planned in plan if planned.to_run]
+    locations.refuse_missing(cfgs)
+    model_folder.refuse_unfit(cfgs)
+    if cfgs:
+        versions.refuse_unknown(cfgs[0])
+    show(plan, console)
+    if with_estimates:
+        estimates.show(plan, console)
+    estimates.refuse_unfit(plan)
+    return plan
 
 
 def refuse_unwritable(folders: set[str]) -> None:
+    """Raise Refused where a runs folder cannot be created or written; only a launch needs this, a plan writes nothing."""
     for folder in sorted(folders):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -17,5 +48,5 @@ def refuse_unwritable(folders: set[str]) -> None:
                 probe.unlink(missing_ok=True)
         except OSError as error:
             raise Refused(
-                f"runs_dir={folder} cannot be written ({error.strerror}). Give a folder that can: runs_dir=/path/to/runs."
+                f"runs_dir={folder} cannot be written ({error.strerror}). Use a folder that can: runs_dir=/path/to/runs."
             ) from error

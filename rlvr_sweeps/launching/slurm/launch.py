@@ -11,8 +11,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from rlvr_sweeps import versions
-from rlvr_sweeps.assets import locations, model_folder
 from rlvr_sweeps.config.compose import Point, point_of
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
@@ -22,11 +20,10 @@ from rlvr_sweeps.launching.progress import Watch
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.launching.slurm.manage import remember
 from rlvr_sweeps.launching.slurm.submit import WRITERS, Submitted, resources, shape, submit
-from rlvr_sweeps.planning import estimates
-from rlvr_sweeps.planning.plan import Planned, make_plan, show
-from rlvr_sweeps.planning.preflight import refuse_unwritable
+from rlvr_sweeps.planning.plan import Planned
+from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Live, Run, State, all_runs
-from rlvr_sweeps.runs.launches import only_one, record
+from rlvr_sweeps.runs.launches import record_launch, submission_lock
 
 
 def launch(cfg: DictConfig) -> None:
@@ -38,7 +35,7 @@ def launch(cfg: DictConfig) -> None:
     assert isinstance(params, dict)
     point = point_of(cfg)
     folder = Path(str(hydra.sweep.dir)).absolute()
-    with record(folder, [point]):
+    with record_launch(folder, [point]):
         execute([point], {str(key): value for key, value in params.items() if key != "_target_"}, folder)
 
 
@@ -48,30 +45,13 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
     runs_dirs = {point.cfg["runs_dir"] for point in points}
     only_plan = any(point.cfg["plan"] for point in points)
     if only_plan:
-        live = queue.reached() or {}
-        plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
-        show(plan, console)
-        estimates.show(plan, console)
-        show_cost(plan, console)
-        show_departed(plan, live, console)
-        estimates.refuse_unfit(plan)
-        return plan
-    queue.live()  # before anything is written: is there a Slurm?
+        return prepare(points, params, folder, queue.reached(), console)
+    queue.live()  # raises Refused where there is no Slurm, before anything is written
     refuse_unwritable(runs_dirs)
-    with only_one(Path(min(runs_dirs))):
-        live = queue.live()
-        plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
+    with submission_lock(Path(min(runs_dirs))):
+        plan = prepare(points, params, folder, queue.live(), console)
         todo = [planned for planned in plan if planned.to_run]
-        locations.refuse_missing([planned.cfg for planned in todo])
-        model_folder.refuse_unfit(planned.cfg for planned in todo)
-        show(plan, console)
-        estimates.show(plan, console)
-        show_cost(plan, console)
-        show_departed(plan, live, console)
-        estimates.refuse_unfit(plan)
         if todo:
-            versions.refuse_unknown(todo[0].cfg)
-            admit(todo, params, folder, console)
             with ThreadPoolExecutor(WRITERS) as pool:
                 list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
             remember(folder, params)
@@ -81,6 +61,22 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
     console.print(f"what a run says:   rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
     if any(point.cfg["wait"] for point in points):
         wait(plan, float(params.get("poll_s") or 5.0), console)
+    return plan
+
+
+def prepare(
+    points: Sequence[Point], params: Mapping[str, Any], folder: Path, live: Live | None, console: Console
+) -> list[Planned]:
+    """Return the plan of a grid and print it with its cost; raise Refused for runs that could not work.
+
+    `live` holds the active jobs; without it (no Slurm answers) the limits of partitions are not checked.
+    """
+    plan = preflight(points, console, live, with_estimates=True)
+    show_cost(plan, console)
+    show_departed(plan, live or {}, console)
+    todo = [planned for planned in plan if planned.to_run]
+    if todo and live is not None:
+        admit(todo, params, folder, console)
     return plan
 
 

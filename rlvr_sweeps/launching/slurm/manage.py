@@ -14,8 +14,8 @@ from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.launching.slurm.submit import submit
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.launches import only_one
-from rlvr_sweeps.runs.reading import logs, tail
+from rlvr_sweeps.runs.launches import submission_lock
+from rlvr_sweeps.runs.reading import log_files, tail
 
 FOLLOW_S = 0.5
 
@@ -50,7 +50,7 @@ def retry(runs: Sequence[Run]) -> list[str]:
     """Submit failed and lost runs again, as they were; returns the new jobs. Refused where a run needs none."""
     with ExitStack() as held:
         for folder in sorted({run.path.parent for run in runs}):
-            held.enter_context(only_one(folder))
+            held.enter_context(submission_lock(folder))
         return submit_again(runs)
 
 
@@ -79,7 +79,7 @@ def remember(folder: Path, params: Mapping[str, Any]) -> None:
 
 
 def print_logs(run: Run, stage: str | None, lines: int, stay: bool) -> None:
-    path = logs(run, stage)[-1]
+    path = log_files(run, stage)[-1]
     sys.stdout.write(f"{path}\n{tail(path, lines)}")
     if stay:
         for text in follow(path, run):

@@ -26,7 +26,7 @@ from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.launching.stages import ALONE, ELSEWHERE, ENVIRONMENT, PR_SET_PDEATHSIG, command, fail, keep_room
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.failures import shrink, why_it_may_pass
+from rlvr_sweeps.runs.failures import reduce_batch_after_oom, transient_reason
 
 BEAT_S = 5.0
 FOLLOW_S = 60.0  # for the first node to start again what a further node saw fail
@@ -104,9 +104,9 @@ class Supervisor:
                     return "done"
                 if self.asked:
                     self.leave()
-                why = shrink(self.run, self.task.stage, self.log_start)
+                why = reduce_batch_after_oom(self.run, self.task.stage, self.log_start)
                 if why is None:  # what passes by itself is tried a few times; the other ends at one completion
-                    again, why = again + 1, why_it_may_pass(status, self.run.log_path(self.task.stage), self.log_start)
+                    again, why = again + 1, transient_reason(status, self.run.log_path(self.task.stage), self.log_start)
                 if why is None or again > self.task.retries:
                     self.give_up(status)
                 self.run.failure_path.unlink(missing_ok=True)  # what passed is no failure
