@@ -55,7 +55,7 @@ def closed_queue() -> Iterator[None]:
     try:
         yield
     finally:
-        while queue.live():
+        while queue.active_jobs():
             subprocess.run(["scancel", "--me"], check=True)
             time.sleep(0.5)
         subprocess.run(["scontrol", "update", "PartitionName=main", "State=UP"], check=True)
@@ -91,11 +91,11 @@ def supervision() -> None:
         over = []
         for seed in range(REPEATS):
             launch(Path(folder), *SHORT, f"seed={seed}")
-            while queue.live():
+            while queue.active_jobs():
                 time.sleep(0.5)
         for run in all_runs(Path(folder) / "runs"):
             for stage, job in run.jobs().items():
-                shown = queue.ask("scontrol", "show", "job", job)
+                shown = queue.slurm_output("scontrol", "show", "job", job)
                 start, end = (
                     time.mktime(time.strptime(re.search(rf"{key}=(\S+)", shown)[1], "%Y-%m-%dT%H:%M:%S"))
                     for key in ("StartTime", "EndTime")
@@ -106,7 +106,7 @@ def supervision() -> None:
 
 
 def main() -> None:
-    limit = queue.limit("MaxArraySize", 0)
+    limit = queue.config_number("MaxArraySize", 0)
     print(f"{time.strftime('%Y-%m-%d')}, MaxArraySize {limit}; seconds of the clock (of all its processors)")
     columns = ("submitted", 17), ("only planned", 17), ("again, while queued", 17), ("sbatch calls", 13)
     print(" " * 11 + " ".join(f"{words:>{width}}" for words, width in columns))

@@ -84,12 +84,12 @@ def folder(runs_dir: Path) -> Iterator[Finding]:
 
 
 def cluster(runs_dir: Path, job: bool) -> Iterator[Finding]:
-    if not queue.present():
+    if not queue.slurm_is_installed():
         yield Finding("Slurm", "warning", "no squeue here", "Launch on a login node, or use cluster=local.")
         return
     try:
-        queue.live()
-        lines = queue.ask("sinfo", "-h", "-o", "%P|%D|%G|%l|%a").splitlines()
+        queue.active_jobs()
+        lines = queue.slurm_output("sinfo", "-h", "-o", "%P|%D|%G|%l|%a").splitlines()
     except Refused as refusal:
         yield Finding("Slurm", "bad", str(refusal), "Ask whoever runs the cluster.")
         return
@@ -101,7 +101,7 @@ def cluster(runs_dir: Path, job: bool) -> Iterator[Finding]:
         good = up == "up"
         found = f"{nodes} nodes, {gres.replace('(null)', 'no GPUs')}, at most {limit}"
         yield Finding(f"partition {name}", "good" if good else "warning", found, "" if good else f"it is {up}")
-    yield Finding("arrays", "good", f"of at most {queue.limit('MaxArraySize', 1001):,} tasks")
+    yield Finding("arrays", "good", f"of at most {queue.config_number('MaxArraySize', 1001):,} tasks")
     if job:
         yield from on_a_node(runs_dir, any("gpu" in line for line in lines))
 

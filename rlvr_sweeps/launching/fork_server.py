@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from rlvr_sweeps.assets.locations import place_of
-from rlvr_sweeps.launching.stages import command, die_with_parent, processes, run_stage, supervise
+from rlvr_sweeps.launching.stages import die_with_parent, process_count, run_stage, supervise, torchrun_command
 from rlvr_sweeps.runs.directory import Run
 
 
@@ -57,9 +57,9 @@ def start_stage(stage: str, run: Run) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # ours brings the next runs
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        count = processes(run.config(), stage)
+        count = process_count(run.config(), stage)
         if count > 1:  # a process group starts afresh: its members meet by torchrun
-            os.execv(sys.executable, command(stage, run, count))
+            os.execv(sys.executable, torchrun_command(stage, run, count))
         run_stage(stage, run)
         return 0
 

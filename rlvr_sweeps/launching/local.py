@@ -18,7 +18,7 @@ from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.gpus import visible_gpus
-from rlvr_sweeps.launching.progress import Watch
+from rlvr_sweeps.launching.progress import ProgressDisplay
 from rlvr_sweeps.launching.stages import ELSEWHERE, ENVIRONMENT, STOPPED
 from rlvr_sweeps.planning import estimates
 from rlvr_sweeps.planning.plan import Planned
@@ -85,7 +85,7 @@ def refuse_vllm_without_gpu(todo: Sequence[Planned], gpus: Sequence[str]) -> Non
         )
 
 
-def first_with_room(waiting: Sequence[Planned], free: Sequence[str], on_gpus: bool) -> tuple[int, list[str]] | None:
+def first_that_fits(waiting: Sequence[Planned], free: Sequence[str], on_gpus: bool) -> tuple[int, list[str]] | None:
     """The place of the first run that the free GPUs suffice for, and which it gets: one that wants more keeps none idle.
 
     A GPU that runs share stands in `free` several times: the emptiest first, and no run twice on one.
@@ -103,7 +103,7 @@ def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console:
     waiting, free = list(todo), list(gpus)
     running: dict[str, tuple[Run, list[str]]] = {}
     exits: dict[str, int] = {}
-    watch = Watch([(planned.run, planned.cfg) for planned in todo], console)
+    watch = ProgressDisplay([(planned.run, planned.cfg) for planned in todo], console)
     warm = subprocess.Popen(
         [sys.executable, "-m", "rlvr_sweeps.launching.fork_server"],
         stdin=subprocess.PIPE,
@@ -116,7 +116,7 @@ def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console:
             buffer = b""
             ready = False
             while waiting or running:
-                while ready and len(running) < workers and (found := first_with_room(waiting, free, bool(gpus))):
+                while ready and len(running) < workers and (found := first_that_fits(waiting, free, bool(gpus))):
                     place, devices = found
                     run = waiting.pop(place).run
                     for device in devices:

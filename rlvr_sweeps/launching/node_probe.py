@@ -72,8 +72,8 @@ def ask(runs_dir: Path, options: Mapping[str, Any], gpu: bool) -> dict[str, Any]
     where = [f"--{key}={options[key]}" for key in OPTIONS if options.get(key)]
     asked = ["--nodes=1", "--ntasks=1", "--time=5", *(["--gpus-per-node=1"] if gpu else []), *where]
     try:
-        with queue.outside_of_jobs():
-            job = queue.ask("sbatch", "--parsable", f"--output={folder}/log", *asked, str(folder / "job.sh"))
+        with queue.without_job_environment():
+            job = queue.slurm_output("sbatch", "--parsable", f"--output={folder}/log", *asked, str(folder / "job.sh"))
         facts = wait(job.strip().partition(";")[0], folder)
         return facts | {"renamed": (folder / "word").read_text() == "from the node"}
     finally:
@@ -83,14 +83,14 @@ def ask(runs_dir: Path, options: Mapping[str, Any], gpu: bool) -> dict[str, Any]
 
 
 def wait(job: str, folder: Path) -> dict[str, Any]:
-    for _ in queue.every(0.5, PATIENCE_S):
+    for _ in queue.poll(0.5, PATIENCE_S):
         if facts := read_json(folder / "answer.json"):
             return dict(facts)
-        if job not in (live := queue.live()):
+        if job not in (live := queue.active_jobs()):
             said = (folder / "log").read_text(errors="replace").strip() if (folder / "log").exists() else ""
             raise Refused(said.splitlines()[-1] if said else "it ended and left nothing in the runs folder: not shared?")
     reason = live[job].reason or live[job].state
-    queue.ask("scancel", job)
+    queue.slurm_output("scancel", job)
     raise Refused(f"it did not end within {PATIENCE_S} s ({reason})")
 
 

@@ -36,7 +36,7 @@ class Line:
     note: str = ""
 
 
-class Watch:
+class ProgressDisplay:
     """Reads the runs' files and shows where they stand; a context manager around the launch."""
 
     def __init__(self, runs: list[tuple[Run, Resolved]], console: Console) -> None:
@@ -44,7 +44,7 @@ class Watch:
         self.console = console
         self.live = Live(console=console, refresh_per_second=4, get_renderable=self.table) if console.is_terminal else None
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ProgressDisplay":
         if self.live:
             self.live.start()
         return self

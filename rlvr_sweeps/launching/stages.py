@@ -21,15 +21,15 @@ from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.failures import reduce_batch_after_oom, with_fitting_batch
 from rlvr_sweeps.versions import refuse_unknown
 
-Start = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
+StageRunner = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
 PR_SET_PDEATHSIG = 1
 FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0
 SAVED = 5  # exit code of a stage that was asked to stop, and can go on where it is
-ROOM = 64 * 1024  # bytes kept for failure.json, should the disk be full
-ALONE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # on a port the system picks
+RESERVED_BYTES = 64 * 1024  # bytes kept for failure.json, should the disk be full
+SINGLE_NODE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # on a port the system picks
 
 
-def supervise(run: Run, start: Start) -> int:
+def supervise(run: Run, start: StageRunner) -> int:
     """Bring a run to done; returns 0, or one of the codes above."""
     with run.claim() as mine:
         if not mine:
@@ -38,12 +38,12 @@ def supervise(run: Run, start: Start) -> int:
         if all(run.is_done(stage, cfg) for stage in run.stages(cfg)):  # by another launch, since this one planned
             return ELSEWHERE
         run.failure_path.unlink(missing_ok=True)
-        keep_room(run)
+        reserve_space(run)
         run.log_event("start")
         for stage in run.stages(cfg):
             if run.is_done(stage, cfg):
                 continue
-            status = started(stage, run, start)
+            status = run_with_smaller_batches(stage, run, start)
             if os.WIFSIGNALED(status):
                 name = signal.Signals(os.WTERMSIG(status)).name
                 run.log_event("stopped", stage=stage, signal=name)
@@ -53,14 +53,14 @@ def supervise(run: Run, start: Start) -> int:
                 return STOPPED
             if os.waitstatus_to_exitcode(status) or not run.is_done(stage, cfg):
                 if read_json(run.failure_path) is None:
-                    fail(run, stage, "the stage's process ended without finishing its work")
+                    record_failure(run, stage, "the stage's process ended without finishing its work")
                 run.log_event("failed", stage=stage)
                 return FAILED
         run.log_event("done")
         return 0
 
 
-def started(stage: str, run: Run, start: Start) -> int:
+def run_with_smaller_batches(stage: str, run: Run, start: StageRunner) -> int:
     """The wait status of a stage's process; a training without memory for its forward passes starts again with smaller."""
     while True:
         log = run.log_path(stage)
@@ -73,12 +73,12 @@ def started(stage: str, run: Run, start: Start) -> int:
         run.log_event("again", stage=stage, why=decided)
 
 
-def processes(cfg: Resolved, stage: str) -> int:
+def process_count(cfg: Resolved, stage: str) -> int:
     """How many processes do a stage together: one per GPU, for training and for evaluation; one for the analysis."""
-    return int(cfg["distributed"]["processes"]) if stage != "analyse" else 1
+    return int(cfg["distributed"]["process_count"]) if stage != "analyse" else 1
 
 
-def command(stage: str, run: Run, count: int, meet: Sequence[str] = ALONE) -> list[str]:
+def torchrun_command(stage: str, run: Run, count: int, meet: Sequence[str] = SINGLE_NODE) -> list[str]:
     """A stage as a command of `count` processes on this machine, by torchrun; `meet`: where it finds those of other nodes.
 
     accelerate launch would start the same torchrun; on machines without a GPU it starts a single process, and says nothing.
@@ -104,7 +104,7 @@ def run_stage(stage: str, run: Run) -> None:
         cfg = run.config()
         refuse_unknown(cfg)
         with mirrored(run, cfg, is_leader()):
-            work(stage)(run, with_fitting_batch(run, cfg))
+            stage_function(stage)(run, with_fitting_batch(run, cfg))
             if is_leader():
                 run.finish(stage, cfg, time.monotonic() - start)
     except Stopped:
@@ -114,11 +114,11 @@ def run_stage(stage: str, run: Run) -> None:
         sys.exit(ELSEWHERE)
     except Exception as error:
         if not run.failure_path.exists():  # the first of several processes knows the reason, the others miss it
-            fail(run, stage, f"{type(error).__name__}: {error}", traceback.format_exc())
+            record_failure(run, stage, f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
 
 
-def work(stage: str) -> Callable[..., None]:
+def stage_function(stage: str) -> Callable[..., None]:
     """The stage's function, imported when its process needs it."""
     if stage == "train":
         from rlvr_sweeps.training.train import train
@@ -133,15 +133,15 @@ def work(stage: str) -> Callable[..., None]:
     return analyse
 
 
-def keep_room(run: Run) -> None:
+def reserve_space(run: Run) -> None:
     """Occupy what a failure's record needs, so that a full disk can be recorded on itself."""
     with contextlib.suppress(OSError):  # full already: the stage will say so
-        run.room_path.write_bytes(bytes(ROOM))
+        run.room_path.write_bytes(bytes(RESERVED_BYTES))
 
 
-def fail(run: Run, stage: str, error: str, trace: str = "") -> None:
+def record_failure(run: Run, stage: str, error: str, trace: str = "") -> None:
     """Record why a stage ended."""
-    facts = {"stage": stage, "error": error, "traceback": trace[-ROOM // 2 :], "time": time.time()}
+    facts = {"stage": stage, "error": error, "traceback": trace[-RESERVED_BYTES // 2 :], "time": time.time()}
     try:
         write_json(run.failure_path, facts)
     except OSError:

@@ -25,11 +25,11 @@ IN_SLURM_SHOWN = (*IN_SLURM[:-1], "beat")
 
 def rows(runs_dir: Path, sweep: str | None = None) -> list[Row]:
     """One plain row per run, of one sweep where its label is given: what --json prints."""
-    live = queue.reached()
+    live = queue.active_jobs_if_reachable()
     found = [item for item in find_runs(runs_dir, live) if sweep is None or (item.cfg and item.cfg["sweep"] == sweep)]
     shown = [row(item, live or {}) for item in found]
     lost = {item["job"]: item for item in shown if item["state"] == "lost" and item["job"]}
-    for job, state in (queue.how_ended(lost) if live is not None else {}).items():
+    for job, state in (queue.final_states(lost) if live is not None else {}).items():
         if job in lost:
             lost[job]["error"] = f"Slurm says {state} of job {job}"
     return shown

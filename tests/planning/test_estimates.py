@@ -9,10 +9,10 @@ from rich.console import Console
 from rlvr_sweeps.assets.architecture import activation_kind, architecture
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import as_yaml, write_json, write_text
-from rlvr_sweeps.launching.local import first_with_room, refuse_vllm_without_gpu
+from rlvr_sweeps.launching.local import first_that_fits, refuse_vllm_without_gpu
 from rlvr_sweeps.planning import estimates, measured, timing
-from rlvr_sweeps.planning.hardware import constants, gpu_of, known_gpus, named
-from rlvr_sweeps.planning.memory import SHARES, footprint, refuse_what_cannot_fit
+from rlvr_sweeps.planning.hardware import constants, gpu_by_driver_name, gpu_of, known_gpus
+from rlvr_sweeps.planning.memory import SHARES, footprint, refuse_too_large
 from rlvr_sweeps.planning.plan import make_plan
 from rlvr_sweeps.runs.directory import Run
 from tests.conftest import choices
@@ -62,7 +62,7 @@ def test_the_papers_recipes_fit_the_usual_gpu(composer):
     for model, methods in (("r1_qwen_1_5b", choices("peft")), ("r1_qwen_7b", ["lora", "dora", "miss", "lora_plus"])):
         for method in set(methods) - {"none"}:
             cfg = composer.point([f"model={model}", H100, f"peft={method}"]).cfg
-            refuse_what_cannot_fit(cfg, architecture(cfg), gpu_of(cfg))
+            refuse_too_large(cfg, architecture(cfg), gpu_of(cfg))
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_the_papers_recipes_fit_the_usual_gpu(composer):
 def test_what_cannot_fit_is_refused_and_its_cure_fits(composer, overrides, says):
     cfg = composer.point([*LARGE, *overrides]).cfg
     with pytest.raises(Refused, match=says) as refused:
-        refuse_what_cannot_fit(cfg, architecture(cfg), gpu_of(cfg))
+        refuse_too_large(cfg, architecture(cfg), gpu_of(cfg))
     cure = str(refused.value).partition("This fits: ")[2].rstrip(".").split()
     assert cure, str(refused.value)
     other = composer.point([*LARGE, *overrides, *cure]).cfg
-    refuse_what_cannot_fit(other, architecture(other), gpu_of(other))
+    refuse_too_large(other, architecture(other), gpu_of(other))
 
 
 def test_where_no_setting_fits_a_larger_gpu_is_named(composer):
     cfg = composer.point(["model=r1_qwen_7b", H100, "peft=full", "distributed=ddp"]).cfg
     with pytest.raises(Refused, match="No per-device batch fits"):
-        refuse_what_cannot_fit(cfg, architecture(cfg), gpu_of(cfg))
+        refuse_too_large(cfg, architecture(cfg), gpu_of(cfg))
 
 
 def test_memory_grows_with_what_it_is_made_of(composer):
@@ -148,7 +148,7 @@ def test_measured_runs_take_the_models_place(composer, tmp_path):
     assert "measured" not in shown([composer.point([f"runs_dir={tmp_path}", "peft=dora"])])
     assert "measured (1 run)" in shown([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
     other = composer.point([*LARGE, "peft=dora", f"runs_dir={tmp_path}"])
-    (found,) = estimates.outlooks(make_plan([other], retry=False), measure=True)
+    (found,) = estimates.estimates_by_shape(make_plan([other], retry=False), measure=True)
     seconds, words = found.step(other.cfg)
     lengths = timing.Lengths(8000.0, 2)
     lora, dora = (
@@ -162,7 +162,7 @@ def test_one_gpu_beside_four_is_reckoned_with_what_four_measured(composer, tmp_p
     """Lengths and the model's error from the runs on four: else one column would be of short completions, the other of long."""
     finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 368.0, *LARGE, "peft=lora", "seed=7", completion=4000.0)
     asked = composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])
-    (found,) = estimates.outlooks(make_plan([asked], retry=False), measure=True)
+    (found,) = estimates.estimates_by_shape(make_plan([asked], retry=False), measure=True)
     cfg = found.cfg
     one, lengths = timing.on_gpus(cfg, 1), timing.Lengths(4000.0, 2)
     assert found.lengths(one) == found.lengths(cfg) == lengths
@@ -173,14 +173,19 @@ def test_one_gpu_beside_four_is_reckoned_with_what_four_measured(composer, tmp_p
 
 def test_a_run_of_another_gpu_does_not_count(composer, tmp_path):
     cfg = finished(composer, tmp_path, "NVIDIA A100-SXM4-80GB", 900.0, *LARGE)
-    paces = measured.read([str(tmp_path)])
+    paces = measured.read_paces([str(tmp_path)])
     assert measured.shape(cfg, "a100") in paces.by_shape and measured.shape(cfg, "h100") not in paces.by_shape
 
 
 def test_drivers_names(composer):
-    assert named("NVIDIA H100 80GB HBM3").name == "h100" and named("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
-    assert named("Tesla T4") is None and named(None) is None
-    assert named("NVIDIA H100 PCIe") is None and named("NVIDIA H100 NVL") is None  # two thirds of the peak, other memory
+    assert (
+        gpu_by_driver_name("NVIDIA H100 80GB HBM3").name == "h100"
+        and gpu_by_driver_name("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
+    )
+    assert gpu_by_driver_name("Tesla T4") is None and gpu_by_driver_name(None) is None
+    assert (
+        gpu_by_driver_name("NVIDIA H100 PCIe") is None and gpu_by_driver_name("NVIDIA H100 NVL") is None
+    )  # two thirds of the peak, other memory
     with pytest.raises(Refused, match="h100, h200"):
         gpu_of(composer.point(["cluster.gpu=h1000"]).cfg)
 
@@ -216,9 +221,9 @@ def test_the_longest_run_starts_first(composer, tmp_path):
 def test_a_run_that_wants_more_gpus_than_are_free_keeps_none_idle(composer):
     wide, narrow = (composer.point(["distributed=ddp", f"distributed.processes={n}", f"seed={n}"]) for n in (4, 1))
     waiting = make_plan([wide, narrow], retry=False)
-    assert first_with_room(waiting, ["0", "1", "2", "3"], True) == (0, ["0", "1", "2", "3"])
-    assert first_with_room(waiting, ["2", "2", "1"], True) == (1, ["2"])
-    assert first_with_room(waiting, [], True) is None and first_with_room(waiting, [], False) == (0, [])
+    assert first_that_fits(waiting, ["0", "1", "2", "3"], True) == (0, ["0", "1", "2", "3"])
+    assert first_that_fits(waiting, ["2", "2", "1"], True) == (1, ["2"])
+    assert first_that_fits(waiting, [], True) is None and first_that_fits(waiting, [], False) == (0, [])
 
 
 def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):

@@ -16,10 +16,10 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
-from rlvr_sweeps.launching.progress import Watch
+from rlvr_sweeps.launching.progress import ProgressDisplay
 from rlvr_sweeps.launching.slurm import queue
-from rlvr_sweeps.launching.slurm.manage import remember
-from rlvr_sweeps.launching.slurm.submit import WRITERS, Submitted, resources, shape, submit
+from rlvr_sweeps.launching.slurm.manage import save_sbatch_options
+from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, resources, submit
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Live, Run, State, all_runs
@@ -45,16 +45,16 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
     runs_dirs = {point.cfg["runs_dir"] for point in points}
     only_plan = any(point.cfg["plan"] for point in points)
     if only_plan:
-        return prepare(points, params, folder, queue.reached(), console)
-    queue.live()  # raises Refused where there is no Slurm, before anything is written
+        return prepare(points, params, folder, queue.active_jobs_if_reachable(), console)
+    queue.active_jobs()  # raises Refused where there is no Slurm, before anything is written
     refuse_unwritable(runs_dirs)
     with submission_lock(Path(min(runs_dirs))):
-        plan = prepare(points, params, folder, queue.live(), console)
+        plan = prepare(points, params, folder, queue.active_jobs(), console)
         todo = [planned for planned in plan if planned.to_run]
         if todo:
-            with ThreadPoolExecutor(WRITERS) as pool:
+            with ThreadPoolExecutor(WRITER_THREADS) as pool:
                 list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
-            remember(folder, params)
+            save_sbatch_options(folder, params)
             after = release_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
             say(submit(todo, params, folder, after), console)
     console.print(f"\nwhere they stand:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
@@ -136,7 +136,7 @@ def show_departed(plan: Sequence[Planned], live: Live, console: Console) -> None
             )
 
 
-def say(done: Submitted, console: Console) -> None:
+def say(done: Submission, console: Console) -> None:
     if done.jobs:
         console.print(f"submitted {done.runs} runs as jobs {', '.join(done.jobs)}", highlight=False, soft_wrap=True)
     if done.left:
@@ -152,10 +152,10 @@ def say(done: Submitted, console: Console) -> None:
 def wait(plan: Sequence[Planned], poll_s: float, console: Console) -> None:
     """Until no run of the plan is queued or at work; Refused where one did not get done."""
     states: dict[str, State] = {}
-    with Watch([(planned.run, planned.cfg) for planned in plan], console) as shown:
+    with ProgressDisplay([(planned.run, planned.cfg) for planned in plan], console) as shown:
         while True:
             try:
-                live = queue.live()
+                live = queue.active_jobs()
             except Refused as refusal:  # the controller may be away for a while; the runs go on without it
                 console.print(f"[yellow]{refusal}[/yellow]", soft_wrap=True)
                 time.sleep(poll_s)
@@ -187,7 +187,7 @@ def admit(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, cons
     default = next((name for name, partition in there.items() if partition.is_default), "")
     elsewhere = False
     for planned in todo:
-        for stage, asked in shape(planned):
+        for stage, asked in remaining_jobs(planned):
             names = str(asked.get("partition") or params.get("partition") or default).split(",")
             known = [there[name] for name in names if name in there]  # of an unknown one sbatch says so
             elsewhere |= any(partition.is_elsewhere for partition in known)

@@ -20,7 +20,7 @@ from rlvr_sweeps.runs.reading import log_files, tail
 FOLLOW_S = 0.5
 
 
-def follow(path: Path, run: Run) -> Iterator[str]:
+def follow_log(path: Path, run: Run) -> Iterator[str]:
     """What is appended to a log from now on, until the run is at rest."""
     with path.open(errors="replace") as file:
         file.seek(0, 2)
@@ -28,7 +28,7 @@ def follow(path: Path, run: Run) -> Iterator[str]:
             text = file.read()
             if text:
                 yield text
-            elif run.state(live=queue.live() if queue.present() else None) not in ("running", "queued"):
+            elif run.state(live=queue.active_jobs() if queue.slurm_is_installed() else None) not in ("running", "queued"):
                 return
             else:
                 time.sleep(FOLLOW_S)
@@ -36,12 +36,12 @@ def follow(path: Path, run: Run) -> Iterator[str]:
 
 def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
     """scancel the queued and working jobs of runs; returns them by run. Refused where a run has none."""
-    live = queue.live()
+    live = queue.active_jobs()
     jobs = {run.name: [job for job in run.jobs().values() if job in live] for run in runs}
     if idle := [name for name, of_run in jobs.items() if not of_run]:
         raise Refused(f"{', '.join(idle)} has no job in the queue; nothing was cancelled.")
     for run in runs:
-        queue.ask("scancel", *jobs[run.name])
+        queue.slurm_output("scancel", *jobs[run.name])
         run.log_event("cancelled", jobs=jobs[run.name])
     return jobs
 
@@ -51,11 +51,11 @@ def retry(runs: Sequence[Run]) -> list[str]:
     with ExitStack() as held:
         for folder in sorted({run.path.parent for run in runs}):
             held.enter_context(submission_lock(folder))
-        return submit_again(runs)
+        return resubmit(runs)
 
 
-def submit_again(runs: Sequence[Run]) -> list[str]:
-    live = queue.live()
+def resubmit(runs: Sequence[Run]) -> list[str]:
+    live = queue.active_jobs()
     by_launch: dict[str, list[Planned]] = {}
     for run in runs:
         cfg = run.config()
@@ -73,7 +73,7 @@ def submit_again(runs: Sequence[Run]) -> list[str]:
     return jobs
 
 
-def remember(folder: Path, params: Mapping[str, Any]) -> None:
+def save_sbatch_options(folder: Path, params: Mapping[str, Any]) -> None:
     """Keep a launch's options of sbatch for `retry`."""
     write_json(folder / "sbatch.json", json.loads(json.dumps(dict(params), default=str)))
 
@@ -82,6 +82,6 @@ def print_logs(run: Run, stage: str | None, lines: int, stay: bool) -> None:
     path = log_files(run, stage)[-1]
     sys.stdout.write(f"{path}\n{tail(path, lines)}")
     if stay:
-        for text in follow(path, run):
+        for text in follow_log(path, run):
             sys.stdout.write(text)
             sys.stdout.flush()

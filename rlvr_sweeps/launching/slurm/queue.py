@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.runs.directory import Job, Live
 
-GONE = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
 TIMEOUT_S = 60
 
 
-def present() -> bool:
+def slurm_is_installed() -> bool:
     """Whether this machine can talk to a Slurm."""
     return shutil.which("squeue") is not None
 
 
-def ask(*command: str) -> str:
+def slurm_output(*command: str) -> str:
     """Output of a Slurm command; Refused with Slurm's own words where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -37,41 +37,41 @@ def ask(*command: str) -> str:
     return done.stdout
 
 
-def live() -> dict[str, Job]:
+def active_jobs() -> dict[str, Job]:
     """Your jobs that are queued or at work, by id, from one squeue."""
     jobs = {}
-    for line in ask("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N").splitlines():
+    for line in slurm_output("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N").splitlines():
         name, state, reason, node = line.split("|", 3)
-        if state not in GONE:
+        if state not in ENDED:
             jobs[name] = Job(state, "" if reason == "None" else reason, node)
     return jobs
 
 
-def how_ended(jobs: Iterable[str]) -> dict[str, str]:
+def final_states(jobs: Iterable[str]) -> dict[str, str]:
     """The last state of jobs that have left the queue, where the cluster keeps accounts (slurmdbd); else nothing."""
     names = ",".join(jobs)
     try:
-        lines = ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", names).splitlines() if names else []
+        lines = slurm_output("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", names).splitlines() if names else []
     except Refused:
         return {}
     return dict(line.split("|") for line in lines)
 
 
-def reached() -> Live | None:
+def active_jobs_if_reachable() -> Live | None:
     """`live`; None where there is no Slurm, or it does not answer: files then say what they can."""
     try:
-        return live() if present() else None
+        return active_jobs() if slurm_is_installed() else None
     except Refused:
         return None
 
 
-def limit(name: str, default: int) -> int:
+def config_number(name: str, default: int) -> int:
     """A number of `scontrol show config`, such as MaxArraySize."""
-    found = re.search(rf"^{name}\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
+    found = re.search(rf"^{name}\s*=\s*(\d+)", slurm_output("scontrol", "show", "config"), re.M)
     return int(found[1]) if found else default
 
 
-def every(pause_s: float, patience_s: float) -> Iterator[None]:
+def poll(pause_s: float, patience_s: float) -> Iterator[None]:
     """Again and again, with a pause between, until patience ends."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
@@ -97,24 +97,24 @@ class Partition:
 def partitions() -> dict[str, Partition]:
     """Every partition, by name."""
     found: dict[str, Partition] = {}
-    for line in ask("sinfo", "-h", "-o", "%P|%l|%n").splitlines():
-        name, limit, host = line.split("|")
-        one = found.setdefault(name.rstrip("*"), Partition(minutes(limit), set(), name.endswith("*")))
+    for line in slurm_output("sinfo", "-h", "-o", "%P|%l|%n").splitlines():
+        name, config_number, host = line.split("|")
+        one = found.setdefault(name.rstrip("*"), Partition(minutes(config_number), set(), name.endswith("*")))
         one.hosts.add(host)
     return found
 
 
-def minutes(limit: str) -> float:
+def minutes(config_number: str) -> float:
     """A time limit as sinfo prints it: infinite, [days-]hours:minutes:seconds or minutes:seconds."""
-    if not re.fullmatch(r"[\d:-]+", limit):
+    if not re.fullmatch(r"[\d:-]+", config_number):
         return float("inf")
-    days, _, clock = limit.rpartition("-")
+    days, _, clock = config_number.rpartition("-")
     hours, mins, seconds = ([0] + [int(part) for part in clock.split(":")])[-3:]
     return (int(days or 0) * 24 + hours) * 60 + mins + seconds / 60
 
 
 @contextmanager
-def outside_of_jobs() -> Iterator[None]:
+def without_job_environment() -> Iterator[None]:
     """Without the variables of a job this process may be in: sbatch would take them for options.
 
     submitit's own clean_env drops SLURM_CONF too, without which sbatch finds no cluster where a site relies on it.

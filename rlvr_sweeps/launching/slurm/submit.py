@@ -29,17 +29,23 @@ from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.versions import commit
 
 Resources = dict[str, Any]
-OURS = ("nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")  # submitit's own names; the rest are sbatch's
+SUBMITIT_NAMES = (
+    "nodes",
+    "gpus_per_node",
+    "cpus_per_task",
+    "mem_gb",
+    "timeout_min",
+)  # submitit's own names; the rest are sbatch's
 NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", "tasks_per_node", "name", "setup",
               "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout",
               "srun_args")  # fmt: skip
-WRITERS = 16  # threads that write runs' files: a shared disk answers an fsync after milliseconds, but many at once
-REPORT = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
-LIMIT = ("MaxSubmitJob", "job submit limit", "MaxJobCount")  # in sbatch's words where no more jobs are taken
+WRITER_THREADS = 16  # threads that write runs' files: a shared disk answers an fsync after milliseconds, but many at once
+REPORT_RESOURCES = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
+LIMIT_MESSAGES = ("MaxSubmitJob", "job submit limit", "MaxJobCount")  # in sbatch's words where no more jobs are taken
 
 
 @dataclass
-class Submitted:
+class Submission:
     """What became of a plan."""
 
     jobs: list[str] = field(default_factory=list)  # heads of arrays, in the order of submission
@@ -50,14 +56,14 @@ class Submitted:
 
 def submit(
     todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, after: str | None = None, report: bool = True
-) -> Submitted:
+) -> Submission:
     """Submit the runs of a plan; `after`: a job that must have succeeded before. Refused with Slurm's words."""
     code = snapshot_code(Path(todo[0].cfg["runs_dir"]).absolute() / ".code")
-    size = params.get("max_array_size") or queue.limit("MaxArraySize", 1001)
-    done = Submitted()
+    size = params.get("max_array_size") or queue.config_number("MaxArraySize", 1001)
+    done = Submission()
     groups: dict[str, list[Planned]] = {}
     for planned in todo:
-        groups.setdefault(repr(shape(planned)), []).append(planned)
+        groups.setdefault(repr(remaining_jobs(planned)), []).append(planned)
     for group in groups.values():
         waiting = list(group)
         while waiting and size:
@@ -65,7 +71,7 @@ def submit(
             try:
                 done.jobs += submit_chunk(chunk, params, folder, code, after)
             except Refused as refusal:
-                if not any(word in str(refusal) for word in LIMIT):
+                if not any(word in str(refusal) for word in LIMIT_MESSAGES):
                     raise
                 done.why_left = str(refusal)
                 size = len(chunk) // 2  # down to a single run that is refused
@@ -73,14 +79,14 @@ def submit(
             done.runs += len(chunk)
             waiting = waiting[len(chunk) :]
         done.left += [planned.run for planned in waiting]
-    if done.left and not done.jobs and not queue.live():
+    if done.left and not done.jobs and not queue.active_jobs():
         raise Refused(f"{done.why_left} (nothing of yours is in the queue: waiting changes nothing)")
     if done.jobs and report:
         done.jobs += submit_report(todo[0].cfg["runs_dir"], params, folder, code, done)
     return done
 
 
-def shape(planned: Planned) -> list[tuple[str, Resources]]:
+def remaining_jobs(planned: Planned) -> list[tuple[str, Resources]]:
     """The jobs a run still needs, each with its resources: what runs of one array share. An evaluation's job analyses too."""
     cfg = planned.cfg
     missing = [stage for stage in planned.run.stages(cfg) if not planned.run.is_done(stage, cfg)]
@@ -97,25 +103,25 @@ def submit_chunk(chunk: Sequence[Planned], params: Mapping[str, Any], folder: Pa
     heads: list[str] = []
     records: list[dict[str, Any]] = [{} for _ in chunk]
     try:
-        for stage, asked in shape(chunk[0]):
+        for stage, asked in remaining_jobs(chunk[0]):
             depends = f"{'aftercorr' if len(chunk) > 1 else 'afterok'}:{heads[-1]}" if heads else after and f"afterok:{after}"
-            tasks = [task(planned, stage, asked) for planned in chunk]
-            ids = send(tasks, asked, params, folder, code, f"{stage} {folder.name}", depends)
+            tasks = [stage_task(planned, stage, asked) for planned in chunk]
+            ids = submit_array(tasks, asked, params, folder, code, f"{stage} {folder.name}", depends)
             heads.append(ids[0].partition("_")[0])
             for record, job in zip(records, ids, strict=True):
                 record[stage] = {"job": job, "resources": asked, "submitted": time.time()}
     except Refused:
         for head in heads:
-            queue.ask("scancel", head)
+            queue.slurm_output("scancel", head)
         raise
     common = {"code": str(code), "launch": str(folder)}
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with ThreadPoolExecutor(WRITER_THREADS) as pool:
         paths = [planned.run.submission_path for planned in chunk]
         list(pool.map(write_json, paths, [{"stages": stages} | common for stages in records]))
     return heads
 
 
-def task(planned: Planned, stage: str, asked: Resources) -> StageTask:
+def stage_task(planned: Planned, stage: str, asked: Resources) -> StageTask:
     gpus, nodes, count = asked.get("gpus_per_node", 0), asked.get("nodes", 1), planned.cfg["distributed"]["processes"]
     return StageTask(str(planned.run.path), stage, gpus or max(1, count // nodes), planned.cfg["cluster"]["retries"])
 
@@ -133,19 +139,25 @@ class ReportTask:
         return f"{page}: {len(rows)} rows"
 
 
-def submit_report(runs_dir: str, params: Mapping[str, Any], folder: Path, code: Path, done: Submitted) -> list[str]:
+def submit_report(runs_dir: str, params: Mapping[str, Any], folder: Path, code: Path, done: Submission) -> list[str]:
     """The job after all others; none where the account may have no further one."""
     depends = "afterany:" + ":".join(done.jobs)
     try:
-        return send(
-            [ReportTask(str(Path(runs_dir).absolute()))], REPORT, params, folder, code, f"report {folder.name}", depends
+        return submit_array(
+            [ReportTask(str(Path(runs_dir).absolute()))],
+            REPORT_RESOURCES,
+            params,
+            folder,
+            code,
+            f"report {folder.name}",
+            depends,
         )
     except Refused as refusal:
         done.why_left = done.why_left or f"{refusal} (the report job: `rlvr report` does its work)"
         return []
 
 
-def send(
+def submit_array(
     tasks: Sequence[Any], asked: Resources, params: Mapping[str, Any], folder: Path, code: Path, name: str, depends: str | None
 ) -> list[str]:
     """Submit tasks as one array, or as one job; returns their ids."""
@@ -169,10 +181,10 @@ def send(
     executor.update_parameters(
         name=name, tasks_per_node=1, stderr_to_stdout=True, slurm_array_parallelism=params.get("array_parallelism", 256),
         slurm_signal_delay_s=params.get("signal_delay_s", 120), slurm_additional_parameters=more, slurm_setup=setup,
-        slurm_srun_args=srun, **{key if key in OURS else f"slurm_{key}": value for key, value in wanted.items()},
+        slurm_srun_args=srun, **{key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in wanted.items()},
     )  # fmt: skip
     try:
-        with queue.outside_of_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
+        with queue.without_job_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
             jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
     except submitit.core.utils.FailedJobError as error:
         words = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
@@ -182,14 +194,14 @@ def send(
     return [job.job_id for job in jobs]
 
 
-PARTS = ("rlvr_sweeps", "hydra_plugins", "paper")  # the last job of a launch writes the report
-KINDS = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
+SNAPSHOT_FOLDERS = ("rlvr_sweeps", "hydra_plugins", "paper")  # the last job of a launch writes the report
+SNAPSHOT_SUFFIXES = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
 
 
 def snapshot_code(folder: Path) -> Path:
     """`folder`/<hash>, holding this package and its plugin; made if it is not there. Safe for several at once."""
-    found = (path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file())
-    files = sorted(path for path in found if path.suffix in KINDS or WORLDS in path.parents)
+    found = (path for part in SNAPSHOT_FOLDERS for path in (ROOT / part).rglob("*") if path.is_file())
+    files = sorted(path for path in found if path.suffix in SNAPSHOT_SUFFIXES or WORLDS in path.parents)
     total = hashlib.sha256()
     for path in files:
         total.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())

@@ -24,7 +24,15 @@ from typing import Any
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.launching.slurm import queue
-from rlvr_sweeps.launching.stages import ALONE, ELSEWHERE, ENVIRONMENT, PR_SET_PDEATHSIG, command, fail, keep_room
+from rlvr_sweeps.launching.stages import (
+    ELSEWHERE,
+    ENVIRONMENT,
+    PR_SET_PDEATHSIG,
+    SINGLE_NODE,
+    record_failure,
+    reserve_space,
+    torchrun_command,
+)
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.failures import reduce_batch_after_oom, transient_reason
 
@@ -64,7 +72,7 @@ class StageTask:
             return said
         except OSError as error:  # the disk is full, or the folder is gone
             if not run.failure_path.exists():
-                fail(run, self.stage, f"{type(error).__name__}: {error}")
+                record_failure(run, self.stage, f"{type(error).__name__}: {error}")
             raise RunError(f"{run.name}: {error}") from error
 
 
@@ -118,7 +126,7 @@ class Supervisor:
         self.run.failure_path.unlink(missing_ok=True)
         number = (read_json(self.run.attempt_path) or {"attempt": 0})["attempt"] + 1
         self.attempt = str(number)
-        keep_room(self.run)
+        reserve_space(self.run)
         write_json(self.run.attempt_path, {"attempt": number, "job": self.job, "restarts": self.restarts})
         self.run.log_event(
             "start", stage=self.task.stage, job=self.job, node=socket.gethostname(), attempt=number, restarts=self.restarts,
@@ -169,7 +177,9 @@ class Supervisor:
         """The stage in a child of its own session; returns its exit code, negative for a signal."""
         nodes, tries = int(self.environment.num_nodes), self.tries()
         if nodes * self.task.processes > 1 and self.task.stage != "analyse":
-            started = command(self.task.stage, self.run, self.task.processes, self.meet() if nodes > 1 else ALONE)
+            started = torchrun_command(
+                self.task.stage, self.run, self.task.processes, self.meet() if nodes > 1 else SINGLE_NODE
+            )
         else:
             started = [sys.executable, "-m", "rlvr_sweeps.launching.stages", self.task.stage, str(self.run.path)]
         ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -221,7 +231,7 @@ class Supervisor:
         if self.asked == "SIGUSR2":
             self.run.log_event("requeue", stage=self.task.stage, job=self.job)
             try:
-                queue.ask("scontrol", "requeue", self.job)
+                queue.slurm_output("scontrol", "requeue", self.job)
                 time.sleep(60)  # Slurm ends us now
             except Refused as refusal:
                 raise RunError(f"{self.run.name} could not be requeued: {refusal}") from None
@@ -231,7 +241,7 @@ class Supervisor:
         failure = read_json(self.run.failure_path)
         if failure is None:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
-            fail(
+            record_failure(
                 self.run, self.task.stage, f"the stage's process {how} without saying why: {self.run.log_path(self.task.stage)}"
             )
             failure = read_json(self.run.failure_path)

@@ -169,4 +169,4 @@ def trainer_of(run):
 def live():
     from rlvr_sweeps.launching.slurm import queue as module
 
-    return module.live()
+    return module.active_jobs()
