@@ -20,7 +20,7 @@ from rlvr_sweeps.config.sweeps import expand
 from rlvr_sweeps.files import read_json, write_json, write_text
 from rlvr_sweeps.reporting.differences.baselines import families
 from rlvr_sweeps.reporting.rows import cells
-from rlvr_sweeps.runs.reading import find
+from rlvr_sweeps.runs.reading import find_runs
 
 ROWS = (
     "full", "lora", "lora rank=1", "lora rank=8", "dora", "adalora", "miss", "lora_fa", "vera", "lora_plus", "rslora", "milora",
@@ -70,7 +70,7 @@ def main():
             add_training(make(composer, runs_dir, point, place, completion)[0])
         size = sum(path.stat().st_size for path in runs_dir.rglob("*.jsonl"))
         start = time.process_time()
-        compared, _ = families(cells(find(runs_dir)))
+        compared, _ = families(cells(find_runs(runs_dir)))
         tables = time.process_time() - start
         count = sum(len(row) for family in compared for row in family.differences.values())
         before, start = processor_seconds(), time.perf_counter()

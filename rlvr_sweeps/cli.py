@@ -13,7 +13,7 @@ from rlvr_sweeps.assets.transfer import Source, export_sets, import_sets
 from rlvr_sweeps.config.compose import offline_composer
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.runs.directory import STAGES
-from rlvr_sweeps.runs.reading import logs, named_run, tail
+from rlvr_sweeps.runs.reading import log_files, named_run, tail
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,7 +115,7 @@ def show_logs(asked: argparse.Namespace, _: Console) -> None:
 
     run = named_run(asked.run, asked.runs_dir)
     if asked.json:
-        path = logs(run, asked.stage)[-1]
+        path = log_files(run, asked.stage)[-1]
         print(json.dumps({"run": run.name, "log": str(path), "lines": tail(path, asked.lines).splitlines()}, indent=1))
     else:
         manage.print_logs(run, asked.stage, asked.lines, asked.follow)
@@ -125,7 +125,7 @@ def show_profile(asked: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps.planning import profile
 
     found = profile.profile(named_run(asked.run, asked.runs_dir))
-    print(json.dumps(profile.as_facts(found), indent=1)) if asked.json else profile.show(found, console)
+    print(json.dumps(profile.as_dict(found), indent=1)) if asked.json else profile.show(found, console)
 
 
 def cancel_runs(asked: argparse.Namespace, console: Console) -> None:

@@ -176,9 +176,9 @@ def operations(asked: argparse.Namespace, tokens: float) -> float:
 
 
 def in_words(asked: argparse.Namespace, found: dict[str, Any]) -> str:
-    from rlvr_sweeps.planning.hardware import named
+    from rlvr_sweeps.planning.hardware import gpu_by_driver_name
 
-    gpu = named(found["device"])
+    gpu = gpu_by_driver_name(found["device"])
     words = f"{found['seconds']:7.2f} s a step, {found['tokens']:,.0f} tokens per completion ({found['steps']} steps), "
     words += f"{asked.batch * found['tokens'] / found['seconds']:,.0f} tokens/s"
     words += f", {found['gib']:.0f} GiB" if found["gib"] else ""

@@ -45,7 +45,7 @@ class LocalLauncher(Launcher):
         from rlvr_sweeps.runs import launches
 
         points = composed(self.hydra_context, self.config, job_overrides)
-        with launches.record(Path(str(self.config.hydra.sweep.dir)), points):
+        with launches.record_launch(Path(str(self.config.hydra.sweep.dir)), points):
             local.execute(points, self.workers)
         return [finished(overrides) for overrides in job_overrides]
 
@@ -70,7 +70,7 @@ class RlvrSlurmLauncher(SlurmLauncher):
         assert self.hydra_context is not None and self.config is not None
         points = composed(self.hydra_context, self.config, job_overrides)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        with launches.record(folder, points):
+        with launches.record_launch(folder, points):
             launch.execute(points, self.params, folder)
         return [finished(overrides) for overrides in job_overrides]
 

@@ -1,4 +1,8 @@
-"""What is refused before anything runs, because it would end in a crash or in silently wrong numbers."""
+"""Refuse configurations that would end in a crash or in silently wrong numbers, before anything runs.
+
+`refuse` is the entry point; `refuse_ignored_dials` needs the overrides as well. Checks of memory, files and the machine are
+in planning/preflight.py.
+"""
 
 import math
 import re
@@ -9,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.assets.architecture import architecture, linear_shapes
 from rlvr_sweeps.config.schema import Resolved, leaves
-from rlvr_sweeps.config.settings import HELD_OUT, METHOD_DIALS, dials_read, is_trained
+from rlvr_sweeps.config.settings import HELD_OUT, METHOD_DIALS, dials_read, is_trained, rank_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading.extraction import POLICIES
 
@@ -23,20 +27,20 @@ CHOICES = {
 }
 
 
-def refuse_ignored_dials(cfg: DictConfig, given: Collection[str]) -> None:
-    """Raise Refused where a dial was given to a method that has no such dial."""
+def refuse_ignored_dials(cfg: DictConfig, overridden: Collection[str]) -> None:
+    """Raise Refused where an override sets a dial that the method does not have; `overridden`: the keys of the overrides."""
     read = dials_read(cfg)
     for dial in METHOD_DIALS:
-        if dial in given and dial not in read:
+        if dial in overridden and dial not in read:
             takes = ", ".join(sorted(read)) or "none of " + ", ".join(METHOD_DIALS)
             raise Refused(
-                f"{dial}={OmegaConf.select(cfg, dial)} was given, but peft={cfg.peft.name} has no {dial} (it takes {takes}). "
-                f"Leave {dial} out, or launch peft={cfg.peft.name} by a command of its own without it."
+                f"{dial}={OmegaConf.select(cfg, dial)} is set, but peft={cfg.peft.name} has no {dial} (it takes {takes}). "
+                f"Leave {dial} out, or launch peft={cfg.peft.name} in a command of its own without it."
             )
 
 
 def refuse(cfg: Resolved) -> None:
-    """Raise Refused for the first thing in a resolved configuration that cannot work."""
+    """Raise Refused for the first setting of a resolved configuration that cannot work."""
     if cfg["distributed"]["name"].startswith("zero") and cfg["peft"]["config"].get("peft_type") == "ADALORA":
         raise Refused(
             f"distributed={cfg['distributed']['name']} with peft={cfg['peft']['name']}: ZeRO flattens the gradients that the "
@@ -45,24 +49,28 @@ def refuse(cfg: Resolved) -> None:
     deepspeed, autocast = cfg["distributed"]["deepspeed"], cfg["model"]["autocast_bf16"]
     if deepspeed and deepspeed.get("torch_autocast", {}).get("enabled", False) != autocast:
         raise Refused(
-            f"distributed={cfg['distributed']['name']} with model.autocast_bf16={autocast}: under DeepSpeed accelerate "
-            "switches autocast off, and DeepSpeed has its own. Set distributed.deepspeed.torch_autocast.enabled to the same."
+            f"distributed={cfg['distributed']['name']} with model.autocast_bf16={autocast}: under DeepSpeed, accelerate "
+            "switches autocast off and DeepSpeed applies its own. Set distributed.deepspeed.torch_autocast.enabled to the "
+            "value of model.autocast_bf16."
         )
     for group in ("peft", "rollout", "distributed"):
         if cfg[group].get("unavailable"):
             name = cfg[group].get("name") or cfg[group].get("engine")
-            raise Refused(f"{group}={name} is refused: {cfg[group]['unavailable']}.")
-    stated = dict(leaves(cfg))
+            raise Refused(f"{group}={name} is not available: {cfg[group]['unavailable']}.")
+    values = dict(leaves(cfg))
     for key, choices in CHOICES.items():
-        if stated[key] not in choices:
-            raise Refused(f"{key}={stated[key]} is not possible. Allowed: {', '.join(choices)}.")
-    refuse_trained_on(cfg)
+        if values[key] not in choices:
+            raise Refused(f"{key}={values[key]} is not possible. Allowed: {', '.join(choices)}.")
+    refuse_wrong_held_out(cfg)
     refuse_uneven_resources(cfg)
     refuse_too_long(cfg)
     if not is_trained(cfg):
         return
     if cfg["algo"]["name"] == "none":
-        raise Refused(f"algo=none trains nothing, but peft={cfg['peft']['name']} trains. For the Base row use peft=none.")
+        raise Refused(
+            f"algo=none has no training objective, but peft={cfg['peft']['name']} trains. Choose another algo; for the Base "
+            "row use peft=none."
+        )
     refuse_early_stopping(cfg["early_stopping"])
     limits: list[tuple[str, Callable[[Any], bool], str]] = [
         ("rank", lambda value: value >= 1, "a whole number from 1"),
@@ -73,9 +81,9 @@ def refuse(cfg: Resolved) -> None:
         ("steps", lambda value: value >= 1, "a whole number from 1"),
         ("seed", lambda value: value >= 0, "a whole number from 0"),
     ]
-    for dial, allowed, words in limits:
-        if not allowed(cfg[dial]):
-            raise Refused(f"{dial}={cfg[dial]} is not possible. Allowed: {words}.")
+    for dial, is_allowed, allowed in limits:
+        if not is_allowed(cfg[dial]):
+            raise Refused(f"{dial}={cfg[dial]} is not possible. Allowed: {allowed}.")
     refuse_uneven_batch(cfg)
     refuse_unfit_sampler(cfg)
     if cfg["peft"]["trains"] == "adapter":
@@ -83,81 +91,92 @@ def refuse(cfg: Resolved) -> None:
         refuse_wrong_reference(cfg)
 
 
-def refuse_trained_on(cfg: Resolved) -> None:
-    """Raise Refused for held-out prompts that are not those the training leaves out."""
+def refuse_wrong_held_out(cfg: Resolved) -> None:
+    """Raise Refused where the benchmark of held-out prompts is not exactly the set that training leaves out."""
     for name, source in cfg["benchmark"].items():
         held_out, holdout = source.get("held_out", 0), cfg["data"].get("holdout", 0)
         if (name == HELD_OUT) != bool(held_out) or held_out not in (0, holdout):
             raise Refused(
-                f"benchmark {name} has held_out={held_out}, and training leaves out data.holdout={holdout}: only {HELD_OUT} "
-                "may ask for training prompts, and for exactly those that are held out. Give the number once: data.holdout=100."
+                f"benchmark.{name}.held_out={held_out} with data.holdout={holdout}: only the benchmark {HELD_OUT} holds "
+                f"training prompts, and exactly those that are held out of it. Set data.holdout alone: "
+                f"benchmark.{HELD_OUT}.held_out follows it."
             )
 
 
-def refuse_early_stopping(asked: Resolved) -> None:
-    """Rules that could never judge, and a competition without a name."""
-    if asked["window"] < 2:
-        raise Refused(f"early_stopping.window={asked['window']} has no standard error. Allowed: 2 steps and more.")
-    if asked["first_rung"] is None:
-        return
-    if not re.fullmatch(r"[\w.-]+", asked["study"] or ""):
+def refuse_early_stopping(rules: Resolved) -> None:
+    """Raise Refused for early-stopping rules that cannot trigger, and for ASHA without a study name."""
+    if rules["window"] < 2:
         raise Refused(
-            f"early_stopping=asha needs to know who competes; study={asked['study']!r} is no name. Say "
-            "early_stopping.study=NAME, of letters, digits, dots and dashes, the same for all its runs."
+            f"early_stopping.window={rules['window']} is not possible: a standard error needs two values. Allowed: a whole "
+            "number from 2."
         )
-    if asked["first_rung"] < asked["window"] or asked["reduction"] < 2:
+    if rules["first_rung"] is None:
+        return
+    if not re.fullmatch(r"[\w.-]+", rules["study"] or ""):
         raise Refused(
-            f"early_stopping.first_rung={asked['first_rung']}, window={asked['window']}, reduction={asked['reduction']}: a "
-            "rung judges a whole window, and a reduction below 2 stops nobody. Raise first_rung or reduction."
+            f"early_stopping.study={rules['study']!r} is not a name; early_stopping=asha compares the runs of one study. Set "
+            "early_stopping.study=NAME (letters, digits, dots, dashes, underscores), the same for all runs that compete."
+        )
+    if rules["first_rung"] < rules["window"] or rules["reduction"] < 2:
+        raise Refused(
+            f"early_stopping.first_rung={rules['first_rung']}, window={rules['window']}, reduction={rules['reduction']} is not "
+            "possible. Allowed: first_rung from window on, since a rung compares means over one window; reduction from 2 on."
         )
 
 
 def refuse_uneven_resources(cfg: Resolved) -> None:
     """Raise Refused where a Slurm job's nodes and GPUs are not those of the run's processes."""
-    train, evaluate, sharing = cfg["cluster"]["train"], cfg["cluster"]["evaluate"], cfg["cluster"]["runs_per_gpu"]
-    if sharing < 1 or (sharing > 1 and cfg["cluster"]["name"] != "local"):
+    train, evaluate, runs_per_gpu = cfg["cluster"]["train"], cfg["cluster"]["evaluate"], cfg["cluster"]["runs_per_gpu"]
+    if runs_per_gpu < 1 or (runs_per_gpu > 1 and cfg["cluster"]["name"] != "local"):
         raise Refused(
-            f"cluster.runs_per_gpu={sharing} with cluster={cfg['cluster']['name']}. Allowed: a whole number from 1; on "
-            "Slurm 1, since sharing is the site's there (shards, MIG), asked for by hydra.launcher.additional_parameters."
+            f"cluster.runs_per_gpu={runs_per_gpu} with cluster={cfg['cluster']['name']} is not possible. Allowed: a whole "
+            "number from 1 with cluster=local; 1 on Slurm, where the site shares GPUs (shards, MIG): request a share by "
+            "hydra.launcher.additional_parameters."
         )
-    if sharing > 1 and (cfg["rollout"]["engine"] == "vllm" or cfg["evaluation"]["engine"] != "transformers"):
+    if runs_per_gpu > 1 and (cfg["rollout"]["engine"] == "vllm" or cfg["evaluation"]["engine"] != "transformers"):
         raise Refused(
-            f"cluster.runs_per_gpu={sharing} with vLLM, which takes its share of a GPU at its start and fails beside "
-            "another that does the same. Use rollout=hf evaluation.engine=transformers, or cluster.runs_per_gpu=1."
+            f"cluster.runs_per_gpu={runs_per_gpu} with vLLM is not possible: each engine reserves its share of the GPU when it "
+            "starts, and fails beside another one. Use rollout=hf evaluation.engine=transformers, or cluster.runs_per_gpu=1."
         )
     processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], train["gpus_per_node"]
     if nodes < 1 or processes % nodes or gpus not in (0, processes // nodes):
         raise Refused(
             f"distributed.processes={processes} do not fit cluster.train.nodes={nodes} with {gpus} GPUs each: one process has "
-            "one GPU. Choose processes = nodes × cluster.train.gpus_per_node, or gpus_per_node=0 for processes on CPUs."
+            "one GPU. Choose distributed.processes = cluster.train.nodes × cluster.train.gpus_per_node, or "
+            "cluster.train.gpus_per_node=0 for processes on CPUs."
         )
     if evaluate["nodes"] != 1:
-        raise Refused(f"cluster.evaluate.nodes={evaluate['nodes']}: an evaluation's shards share one node. Give it more GPUs.")
+        raise Refused(
+            f"cluster.evaluate.nodes={evaluate['nodes']} is not possible: an evaluation's shards share one node. Allowed: 1; "
+            "for a faster evaluation raise cluster.evaluate.gpus_per_node."
+        )
 
 
 def refuse_too_long(cfg: Resolved) -> None:
-    """Raise Refused where prompt and completion exceed the positions that the model was made for."""
+    """Raise Refused where prompt and completion together exceed the model's positions."""
     limit = (architecture(cfg) or {}).get("max_position_embeddings")
-    for stage in ("rollout", "evaluation") if is_trained(cfg) else ("evaluation",):
-        prompt, most = cfg["data"]["max_prompt_tokens"], cfg[stage]["max_tokens"]
-        if limit is not None and prompt + most > limit:
+    for group in ("rollout", "evaluation") if is_trained(cfg) else ("evaluation",):
+        prompt, completion = cfg["data"]["max_prompt_tokens"], cfg[group]["max_tokens"]
+        if limit is not None and prompt + completion > limit:
             raise Refused(
-                f"data.max_prompt_tokens={prompt} and {stage}.max_tokens={most} are {prompt + most:,} tokens, but "
-                f"model={cfg['model']['name']} has {limit:,} positions (max_position_embeddings). Lower one of them: they must "
-                "fit together."
+                f"data.max_prompt_tokens={prompt} and {group}.max_tokens={completion} are {prompt + completion:,} tokens, but "
+                f"model={cfg['model']['name']} has {limit:,} positions (max_position_embeddings). Lower one of the two."
             )
 
 
 def refuse_unfit_adapter(cfg: Resolved) -> None:
-    """Raise Refused for targets that are not there or not meant, and for a rank no target layer has."""
+    """Raise Refused for target modules that the model lacks, for lm_head, and for a rank larger than a target layer."""
     name, config = cfg["peft"]["name"], cfg["peft"]["config"]
     targets = config["target_modules"]
     if "lm_head" in targets:
-        raise Refused(f"peft={name} targets lm_head: the paper adapts the blocks' linear layers, and merging would untie it.")
+        raise Refused(
+            f"peft={name} targets lm_head, which is not possible: merging would untie it from the embedding. Allowed: "
+            f"{', '.join(cfg['model']['linear_modules'])} (the linear layers of the blocks, as in the paper)."
+        )
     model = architecture(cfg)
     shapes = linear_shapes(model) if model else None
     if shapes is None:
-        return  # judged when the model is there
+        return  # the shapes are not known before the model is loaded; PEFT checks the targets then
     known = [*shapes, *cfg["model"]["norm_modules"]]
     absent = [target for target in targets if target not in known]
     if absent:
@@ -165,18 +184,19 @@ def refuse_unfit_adapter(cfg: Resolved) -> None:
             f"peft={name} targets {', '.join(absent)}, but model={cfg['model']['name']} has no such layer. "
             f"It has: {', '.join(known)}."
         )
-    rank = config.get("r", config.get("init_r"))
+    rank = rank_of(cfg)
     sides = {target: min(shapes[target]) for target in targets if target in shapes}
     if rank is not None and sides and rank > min(sides.values()):
-        narrow = min(sides, key=lambda target: sides[target])
+        narrowest = min(sides, key=lambda target: sides[target])
+        rows, columns = shapes[narrowest]
         raise Refused(
-            f"rank={rank} exceeds {narrow}, which is {shapes[narrow][0]} × {shapes[narrow][1]}: the largest rank possible for "
-            f"these targets is {sides[narrow]}."
+            f"rank={rank} exceeds {narrowest}, which is {rows} × {columns}: the largest rank possible for these targets is "
+            f"{sides[narrowest]}."
         )
 
 
 def refuse_wrong_reference(cfg: Resolved) -> None:
-    """Raise Refused where something would silently measure against, or train, another model than meant."""
+    """Raise Refused for a KL term whose reference would not be the base model, and for AdaLoRA schedules that do not work."""
     method, config = cfg["peft"], cfg["peft"]["config"]
     adalora = config["peft_type"] == "ADALORA"
     svd_start = method["initialisation"] or str(config.get("init_lora_weights", "")).startswith(("pissa", "olora", "corda"))
@@ -186,85 +206,97 @@ def refuse_wrong_reference(cfg: Resolved) -> None:
             "model with its adapter switched off, which for this method is not the base. Use beta=0, as the paper does."
         )
     if adalora and config["target_r"] < 1:
-        raise Refused(f"peft={method['name']} halves its rank, so rank={config['init_r']} leaves nothing. Use rank=2 or more.")
+        raise Refused(
+            f"peft={method['name']} ends at half of its rank, so rank={config['init_r']} leaves no rank. Use rank=2 or more."
+        )
     if adalora and config["tinit"] >= config["total_step"] - config["tfinal"]:
-        raise Refused(f"peft={method['name']} needs steps between warm-up and final phase; steps={cfg['steps']} has none.")
+        raise Refused(
+            f"peft={method['name']} needs steps between its warm-up and its final phase, to prune in: steps={cfg['steps']} "
+            f"with peft.config.tinit={config['tinit']} and peft.config.tfinal={config['tfinal']} leaves none. Raise steps, or "
+            "lower the other two."
+        )
 
 
 def refuse_uneven_batch(cfg: Resolved) -> None:
+    """Raise Refused where batch_size does not divide into groups, processes and forward passes."""
     batch, group = cfg["batch_size"], cfg["rollout"]["group_size"]
     per_device, processes = cfg["training"]["per_device_batch_size"], cfg["distributed"]["processes"]
     for name, value in (("training.per_device_batch_size", per_device), ("distributed.processes", processes)):
         if value < 1:
             raise Refused(f"{name}={value} is not possible. Allowed: a whole number from 1.")
     if group < 2:
-        raise Refused(f"rollout.group_size={group}: a group needs at least 2 completions to have an advantage.")
+        raise Refused(
+            f"rollout.group_size={group} is not possible: a group needs at least 2 completions to have an advantage. Allowed: "
+            "a whole number from 2."
+        )
     if batch % group:
         raise Refused(
-            f"batch_size={batch} is not a multiple of rollout.group_size={group}: a batch counts completions and holds whole "
-            f"groups. The nearest that fit: {batch - batch % group or group} and {batch + group - batch % group}."
+            f"batch_size={batch} is not a multiple of rollout.group_size={group}: batch_size counts completions, and a "
+            f"batch holds complete groups. The nearest that fit: {batch - batch % group or group} "
+            f"and {batch + group - batch % group}."
         )
     if batch % (group * processes):
-        whole = group * processes
+        unit = group * processes
         raise Refused(
-            f"batch_size={batch} does not give each of {processes} processes whole groups of {group} completions. The nearest "
-            f"that fit: {batch - batch % whole or whole} and {batch + whole - batch % whole}; or use fewer processes."
+            f"batch_size={batch} does not give each of {processes} processes complete groups of {group} completions. The "
+            f"nearest that fit: {batch - batch % unit or unit} and {batch + unit - batch % unit}; or use fewer processes."
         )
     if batch % (per_device * processes):
-        fits = [n for n in range(1, per_device + 1) if batch % (n * processes) == 0]
-        mend = f"training.per_device_batch_size={fits[-1]}" if fits else f"a batch_size that is a multiple of {processes}"
+        fitting = [n for n in range(1, per_device + 1) if batch % (n * processes) == 0]
+        fix = f"training.per_device_batch_size={fitting[-1]}" if fitting else f"a batch_size that is a multiple of {processes}"
         raise Refused(
             f"batch_size={batch} cannot be cut into equal micro-batches of training.per_device_batch_size={per_device} on "
-            f"{processes} process{'es' if processes > 1 else ''}. Try {mend}."
+            f"{processes} process{'es' if processes > 1 else ''}. Try {fix}."
         )
 
 
-# vllm.LLM's arguments that follow from the run, or that would change what is sampled while the run's id stays.
-NOT_FOR_VLLM = (
+# Arguments of vllm.LLM that follow from the run, or that would change what is sampled while the run's id stays the same.
+DERIVED_VLLM_KEYS = (
     "model", "tokenizer", "revision", "tokenizer_revision", "dtype", "quantization", "kv_cache_dtype", "max_model_len", "seed",
     "generation_config", "logprobs_mode", "distributed_executor_backend", "enable_lora", "max_lora_rank", "max_loras",
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_sleep_mode",
 )  # fmt: skip
-# What rollout.trl may say: TRL reads these whatever samples.
-OF_ROLLOUTS = (
+# The keys that rollout.trl may hold: TRL reads them whichever sampler draws the completions.
+ROLLOUT_TRL_KEYS = (
     "use_vllm", "vllm_mode", "vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
     "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
 )  # fmt: skip
-# GRPOConfig's dials of TRL's own samplers, which are not used here: set, they would change a run's id and nothing else.
-UNREAD = (
+# Fields of GRPOConfig for TRL's own samplers, which are not used here: setting one would change a run's id and nothing else.
+UNUSED_TRL_KEYS = (
     "top_k", "min_p", "repetition_penalty", "generation_kwargs", "cache_implementation", "use_transformers_continuous_batching",
     "generation_batch_size",
 )  # fmt: skip
-LARGEST_ADAPTER = 512  # the rank that vLLM serves at most
+MAX_ADAPTER_RANK = 512  # the largest LoRA rank that vLLM serves
 
 
 def refuse_unfit_sampler(cfg: Resolved) -> None:
-    """Raise Refused for a sampler that would not be the policy, or not as it was asked for."""
+    """Raise Refused for sampler settings that have no effect here, or under which samples would not come from the policy."""
     refuse_unread_settings(cfg)
     if cfg["rollout"]["engine"] == "vllm":
         refuse_unfit_engine(cfg)
 
 
 def refuse_unread_settings(cfg: Resolved) -> None:
-    """Raise Refused for decoding that TRL would take and these samplers would not."""
+    """Raise Refused for decoding settings that TRL accepts but the samplers of this package do not read."""
     for group in ("rollout", "algo", "training"):
         for key in cfg[group]["trl"]:
-            foreign = key not in OF_ROLLOUTS if group == "rollout" else "vllm" in key
-            if key in UNREAD or foreign:
+            foreign = key not in ROLLOUT_TRL_KEYS if group == "rollout" else "vllm" in key
+            if key in UNUSED_TRL_KEYS or foreign:
                 raise Refused(
-                    f"{group}.trl.{key} is not read by the samplers here, and would change the run's id all the same. Decoding "
-                    f"is rollout.temperature, top_p and max_tokens; rollout.trl takes {', '.join(OF_ROLLOUTS)}."
+                    f"{group}.trl.{key} is not read by the samplers of this package; it would change the run's id and nothing "
+                    f"else. Set decoding by rollout.temperature, rollout.top_p and rollout.max_tokens; rollout.trl takes "
+                    f"{', '.join(ROLLOUT_TRL_KEYS)}."
                 )
     if cfg["rollout"]["trl"].get("vllm_mode", "colocate") != "colocate":
-        raise Refused(f"rollout.trl.vllm_mode={cfg['rollout']['trl']['vllm_mode']} is not built. Allowed: colocate.")
+        raise Refused(f"rollout.trl.vllm_mode={cfg['rollout']['trl']['vllm_mode']} is not supported. Allowed: colocate.")
 
 
 def refuse_unfit_engine(cfg: Resolved) -> None:
-    """Raise Refused for settings of vLLM that are not the user's, and for adapters that it would serve as something else."""
+    """Raise Refused for vLLM arguments that are derived from the run, and for adapters that vLLM would serve incorrectly."""
     rollout, method = cfg["rollout"], cfg["peft"]
-    if taken := sorted(set(NOT_FOR_VLLM) & rollout["vllm"].keys()):
+    if derived := sorted(set(DERIVED_VLLM_KEYS) & rollout["vllm"].keys()):
         raise Refused(
-            f"rollout.vllm.{taken[0]}={rollout['vllm'][taken[0]]} is not yours to set: it follows from the run, or would "
+            f"rollout.vllm.{derived[0]}={rollout['vllm'][derived[0]]} cannot be set: it follows from the run, or would "
             "change what is sampled without changing the run's id. Leave it out."
         )
     if rollout["sync"] not in ("merged", "adapter"):
@@ -274,9 +306,12 @@ def refuse_unfit_engine(cfg: Resolved) -> None:
     plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero
     if rollout["sync"] == "adapter" and not plain_lora:
         raise Refused(
-            f"rollout.sync=adapter with peft={method['name']}: vLLM adds B·A to the published weights, and that is this "
-            "method's policy only for LoRA and its kin that start at zero (lora, rslora, lora_plus, lora_fa). Use "
+            f"rollout.sync=adapter with peft={method['name']} is not possible: vLLM adds B·A to the published weights, which "
+            "is the policy only for LoRA variants that start at zero (lora, rslora, lora_plus, lora_fa). Use "
             "rollout.sync=merged."
         )
-    if rollout["sync"] == "adapter" and config["r"] > LARGEST_ADAPTER:
-        raise Refused(f"rollout.sync=adapter with rank={config['r']}: vLLM serves at most {LARGEST_ADAPTER}. Use merged.")
+    if rollout["sync"] == "adapter" and config["r"] > MAX_ADAPTER_RANK:
+        raise Refused(
+            f"rollout.sync=adapter with rank={config['r']} is not possible: vLLM serves ranks up to {MAX_ADAPTER_RANK}. Use "
+            "rollout.sync=merged."
+        )

@@ -30,7 +30,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import conf_dir
 
 CONFIG_NAME = "config"
-MANY = 100  # points from which on forking pays
+FORK_THRESHOLD = 100  # points from which on forking pays
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Composer:
         """The composed configuration, not resolved, without Hydra's own node; the same as Hydra's own composing gives."""
         choices: list[Any] = []
         values: list[Any] = []
-        for override in map(parsed, overrides):
+        for override in map(parse_override, overrides):
             of_hydra = override.is_hydra_override()
             (choices if of_hydra or self.repository.group_exists(override.key_or_group) else values).append(override)
         key = tuple(str(override.input_line) for override in choices)
@@ -75,24 +75,24 @@ class Composer:
 
     def points(self, grid: Sequence[Sequence[str]]) -> list[Point]:
         """Every point of a grid, in its order; a large one is composed by as many processes as there are cores."""
-        if len(grid) < MANY:
+        if len(grid) < FORK_THRESHOLD:
             return [self.point(overrides) for overrides in grid]
         workers = len(os.sched_getaffinity(0))
         share = -(-len(grid) // workers)  # neighbours share their choices of groups, which each worker merges itself
-        with multiprocessing.get_context("fork").Pool(workers, initializer=inherited.append, initargs=(self,)) as pool:
-            return pool.map(point_of_inherited, grid, chunksize=share)
+        with multiprocessing.get_context("fork").Pool(workers, initializer=inherited_composer.append, initargs=(self,)) as pool:
+            return pool.map(compose_in_worker, grid, chunksize=share)
 
 
-inherited: list[Composer] = []  # in a forked worker: what was loaded before the fork
+inherited_composer: list[Composer] = []  # in a forked worker: what was loaded before the fork
 
 
-def point_of_inherited(overrides: Sequence[str]) -> Point:
-    return inherited[0].point(overrides)
+def compose_in_worker(overrides: Sequence[str]) -> Point:
+    return inherited_composer[0].point(overrides)
 
 
 def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
     """Resolve every interpolation and refuse what cannot work. `cfg` has no `hydra` node."""
-    checks.refuse_ignored_dials(cfg, given_keys(overrides))
+    checks.refuse_ignored_dials(cfg, overridden_keys(overrides))
     if any(override.startswith("+") for override in overrides):
         refuse_added_keys(cfg)
     try:
@@ -108,14 +108,14 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
 
 
 @cache
-def parsed(override: str) -> Override:
+def parse_override(override: str) -> Override:
     """Hydra's reading of an override; points of a grid share most of theirs."""
     (read,) = OverridesParser.create().parse_overrides([override])
     return read
 
 
-def given_keys(overrides: Sequence[str]) -> Collection[str]:
-    return {str(parsed(override).key_or_group) for override in overrides}
+def overridden_keys(overrides: Sequence[str]) -> Collection[str]:
+    return {str(parse_override(override).key_or_group) for override in overrides}
 
 
 def refuse_unknown_settings(arguments: Sequence[str]) -> None:
@@ -124,7 +124,7 @@ def refuse_unknown_settings(arguments: Sequence[str]) -> None:
     Hydra's own advice, to add the misspelt name with a +, would make it a setting that nobody reads.
     """
     known = {str(key) for key in OmegaConf.structured(schema.Config)}
-    for key in given_keys([argument for argument in arguments if "=" in argument and not argument.startswith("-")]):
+    for key in overridden_keys([argument for argument in arguments if "=" in argument and not argument.startswith("-")]):
         head = key.partition("@")[0].split("/")[0].split(".")[0]
         if head not in known and head not in ("hydra", "site"):
             near = difflib.get_close_matches(head, known, n=3)

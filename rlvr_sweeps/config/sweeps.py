@@ -21,7 +21,15 @@ from rlvr_sweeps.config.compose import CONFIG_NAME, Composer
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import conf_dir
 
-WORDS = {"rank": "r", "alpha": "α", "dropout": "dropout", "lr": "lr", "batch_size": "batch", "steps": "steps", "seed": "seed"}
+DIAL_LABELS = {
+    "rank": "r",
+    "alpha": "α",
+    "dropout": "dropout",
+    "lr": "lr",
+    "batch_size": "batch",
+    "steps": "steps",
+    "seed": "seed",
+}
 FIRST_SEED = 42  # the paper's; SEEDS=3 means 42, 43, 44
 
 
@@ -94,7 +102,7 @@ def points(sections: Mapping[str, Section], model: str, arguments: Sequence[str]
     Refused where something is typed that the rows set themselves. `model` chooses the rows' values; a row that names its
     own model (Table 6) keeps it, whoever asks.
     """
-    refuse_taken(sections, model, arguments)
+    refuse_fixed_keys(sections, model, arguments)
     rows = launched_rows(sections, model)
     crossed = []
     given = {key_of(argument) for argument in arguments}
@@ -112,7 +120,7 @@ def launched_rows(sections: Mapping[str, Section], model: str) -> list[tuple[Sec
     return [(section, row) for section in launched for row in expand(section.instead.get(model, section.grids))]
 
 
-def refuse_taken(sections: Mapping[str, Section], model: str, arguments: Sequence[str]) -> None:
+def refuse_fixed_keys(sections: Mapping[str, Section], model: str, arguments: Sequence[str]) -> None:
     """Raise Refused for an argument that a sweep's rows set themselves: in its launch and in its table alike."""
     fixed = {key_of(override) for _, row in launched_rows(sections, model) for override in row} - {"model"}
     for argument in OverridesParser.create().parse_overrides(list(arguments)):
@@ -148,7 +156,7 @@ def rows_of(key: str, section: Section, model: str) -> list[RowSpec]:
         raise Refused(f"Section {key} has {len(own)} rows for model={model}, but {len(names)} of the paper's to stand for.")
     rows = []
     for mine, stands_for in zip(own, names, strict=True):
-        rows.append(RowSpec(key, label(mine, own), mine, stands_for, printed(section.table, stands_for)))
+        rows.append(RowSpec(key, label(mine, own), mine, stands_for, printed_values(section.table, stands_for)))
     return rows
 
 
@@ -158,11 +166,11 @@ def label(row: Sequence[str], among: Sequence[Sequence[str]]) -> str:
     for override in row:
         key, _, value = override.partition("=")
         if len({next((other for other in rival if key_of(other) == key), "") for rival in among}) > 1:
-            parts.append(title(key, value) if key in ("peft", "algo") else f"{WORDS.get(key, key)} {plain(value)}")
+            parts.append(title(key, value) if key in ("peft", "algo") else f"{DIAL_LABELS.get(key, key)} {format_value(value)}")
     return " ".join(parts) or " ".join(f"{key_of(override)} {override.partition('=')[2]}" for override in row)
 
 
-def plain(value: str) -> str:
+def format_value(value: str) -> str:
     """A value as the paper writes it: a learning rate as 5e-6, whatever Hydra makes of it."""
     try:
         number = float(value)
@@ -180,7 +188,7 @@ def title(group: str, name: str) -> str:
     return str(OmegaConf.select(OmegaConf.load(conf_dir() / group / f"{name}.yaml"), "title"))
 
 
-def printed(table: str | None, row: str) -> dict[str, float]:
+def printed_values(table: str | None, row: str) -> dict[str, float]:
     """The paper's values for a row, in percent, by metric; empty where the paper, or what is known of it, has none."""
     return {line["metric"]: float(line["percent"]) for line in reference() if (line["table"], line["row"]) == (table, row)}
 

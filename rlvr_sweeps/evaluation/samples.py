@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rlvr_sweeps.config.identity import digest, evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import axes, exams, is_trained
+from rlvr_sweeps.config.settings import averaged_benchmarks, dial_values, is_trained
 from rlvr_sweeps.evaluation.scores import (
     avg_at_k,
     majority_at_k,
@@ -98,7 +98,7 @@ def summarise(run: Run, cfg: Resolved) -> Row:
     row: Row = {
         "run": run.name, "id": run.id, "model": cfg["model"]["name"], "peft": cfg["peft"]["name"],
         "method": cfg["peft"]["title"], "algo": cfg["algo"]["name"] if is_trained(cfg) else "none",
-        **axes(cfg), "trainable": parameters["trainable"], "parameters": parameters["base"],
+        **dial_values(cfg), "trainable": parameters["trainable"], "parameters": parameters["base"],
         "reward_first": mean_reward(steps[:10]), "reward_last": mean_reward(steps[-10:]),
         "steps_done": steps[-1]["step"] if steps else None,
         "stopped_early": (read_json(run.stopped_early_path) or {}).get("why"),
@@ -116,7 +116,7 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         right[name] = {"k": source["k"], "golds": golds, "right": right_by_problem(rows)}
         row |= {f"{name}/{column}": value for column, value in scored[name].items()}
     write_json(run.right_path, right)
-    parts = [scored[name] for name in exams(scored)]
+    parts = [scored[name] for name in averaged_benchmarks(scored)]
     if parts:
         avg, se = mean_of_benchmarks(
             [s["avg"] for s in parts], [math.nan if s["avg_se"] is None else s["avg_se"] for s in parts]

@@ -11,20 +11,20 @@ from rich.table import Table
 
 from rlvr_sweeps.assets.architecture import Architecture, architecture
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.settings import is_trained, rank_of
 from rlvr_sweeps.planning import measured, timing
 from rlvr_sweeps.planning.hardware import GIB, Gpu, gpu_of
 from rlvr_sweeps.planning.measured import Pace, Paces
-from rlvr_sweeps.planning.memory import Footprint, footprint, refuse_what_cannot_fit
+from rlvr_sweeps.planning.memory import Footprint, footprint, refuse_too_large
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import last_rows
 
-SHORT = {"gradients and optimizer": "grad+opt", "activations": "activ.", "vLLM's weights": "vLLM", "KV cache": "KV"}
+SHORT_NAMES = {"gradients and optimizer": "grad+opt", "activations": "activ.", "vLLM's weights": "vLLM", "KV cache": "KV"}
 
 
 @dataclass
-class Outlook:
+class ShapeEstimate:
     """Runs of one shape, which differ in their seed or learning rate, and what each of them takes."""
 
     runs: list[Planned]
@@ -39,7 +39,7 @@ class Outlook:
     @property
     def label(self) -> str:
         method = self.cfg["peft"]
-        rank = method["config"].get("r", method["config"].get("init_r"))
+        rank = rank_of(self.cfg)
         algo = f" {self.cfg['algo']['title']}" if is_trained(self.cfg) else ""
         return f"{self.cfg['model']['name']} {method['title']}{f' r={rank}' if rank else ''}{algo}"
 
@@ -84,16 +84,16 @@ class Outlook:
         return timing.gpu_hours(cfg, self.model, self.gpu, self.step(cfg)[0] if is_trained(cfg) else None)
 
 
-def outlooks(plan: Sequence[Planned], measure: bool) -> list[Outlook]:
+def estimates_by_shape(plan: Sequence[Planned], measure: bool) -> list[ShapeEstimate]:
     """One per distinct shape among the runs that are to be done; `measure`: read what finished runs recorded."""
     todo = [planned for planned in plan if planned.to_run]
-    paces = measured.read({planned.cfg["runs_dir"] for planned in todo}) if measure else Paces()
-    shapes: dict[Any, Outlook] = {}
+    paces = measured.read_paces({planned.cfg["runs_dir"] for planned in todo}) if measure else Paces()
+    shapes: dict[Any, ShapeEstimate] = {}
     for planned in todo:
         gpu = gpu_of(planned.cfg)
         key = (measured.shape(planned.cfg, gpu.name if gpu else None), planned.cfg["steps"], planned.cfg["distributed"]["name"])
         if key not in shapes:
-            shapes[key] = Outlook([], gpu, architecture(planned.cfg), paces)
+            shapes[key] = ShapeEstimate([], gpu, architecture(planned.cfg), paces)
         shapes[key].runs.append(planned)
     return list(shapes.values())
 
@@ -104,10 +104,10 @@ def longest_first(todo: Sequence[Planned]) -> list[Planned]:
     By their seconds where all are known, else by how much is computed, of the steps that are left. What is only evaluated
     comes last.
     """
-    found = [(outlook, planned) for outlook in outlooks(todo, measure=True) for planned in outlook.runs]
+    found = [(outlook, planned) for outlook in estimates_by_shape(todo, measure=True) for planned in outlook.runs]
     known = all(outlook.step(planned.cfg)[0] is not None for outlook, planned in found if is_trained(planned.cfg))
 
-    def length(outlook: Outlook, run: Run, cfg: Resolved) -> float:
+    def length(outlook: ShapeEstimate, run: Run, cfg: Resolved) -> float:
         if not is_trained(cfg) or run.is_done("train", cfg):
             return 0.0
         work = timing.update_passes(cfg) * cfg["batch_size"] * cfg["rollout"]["max_tokens"]
@@ -121,14 +121,14 @@ def longest_first(todo: Sequence[Planned]) -> list[Planned]:
 
 def refuse_unfit(plan: Sequence[Planned]) -> None:
     """Raise Refused for the first run that its GPU cannot hold."""
-    for outlook in outlooks(plan, measure=False):
+    for outlook in estimates_by_shape(plan, measure=False):
         if outlook.gpu and outlook.model and is_trained(outlook.cfg):
-            refuse_what_cannot_fit(outlook.cfg, outlook.model, outlook.gpu)
+            refuse_too_large(outlook.cfg, outlook.model, outlook.gpu)
 
 
 def show(plan: Sequence[Planned], console: Console) -> None:
     """Memory and time, one row per distinct shape; nothing where nothing is known."""
-    found = outlooks(plan, measure=True)
+    found = estimates_by_shape(plan, measure=True)
     show_memory([outlook for outlook in found if outlook.memory], console)
     show_time([outlook for outlook in found if is_trained(outlook.cfg) and outlook.step(outlook.cfg)[0]], console)
     hours = [(len(outlook.runs), outlook.hours(outlook.cfg)) for outlook in found]
@@ -137,34 +137,34 @@ def show(plan: Sequence[Planned], console: Console) -> None:
         console.print(f"  about {total:,.0f} GPU-hours in all, evaluations included (docs/planning.md)", highlight=False)
 
 
-def show_memory(found: Sequence[Outlook], console: Console) -> None:
+def show_memory(found: Sequence[ShapeEstimate], console: Console) -> None:
     if not found:
         return
     parts = list(dict.fromkeys(part for outlook in found for part in (outlook.memory.parts if outlook.memory else ())))
     kinds = dict.fromkeys(f"{outlook.gpu.product}, {outlook.gpu.memory_gib:.0f}" for outlook in found if outlook.gpu)
-    table = started(f"GiB on each GPU ({'; '.join(kinds)} GiB), every completion at its limit")
-    for column in (*(SHORT.get(part, part) for part in parts), "peak"):
+    table = new_table(f"GiB on each GPU ({'; '.join(kinds)} GiB), every completion at its limit")
+    for column in (*(SHORT_NAMES.get(part, part) for part in parts), "peak"):
         table.add_column(column, justify="right")
-    rows: dict[tuple[str, ...], list[Outlook]] = {}
+    rows: dict[tuple[str, ...], list[ShapeEstimate]] = {}
     for outlook in found:
         assert outlook.memory
         sizes = [outlook.memory.parts.get(part) for part in parts] + [outlook.memory.peak]
         rows.setdefault(tuple("-" if size is None else f"{size / GIB:.1f}" for size in sizes), []).append(outlook)
     for cells, same in rows.items():
-        table.add_row(*head(same), *cells)
+        table.add_row(*row_head(same), *cells)
     console.print(table)
 
 
-def show_time(found: Sequence[Outlook], console: Console) -> None:
+def show_time(found: Sequence[ShapeEstimate], console: Console) -> None:
     """Seconds per step and GPU-hours per run, on one GPU beside the asked number: fewer are slower, and often cheaper."""
     if not found:
         return
     counts = sorted({1} | {each.cfg["distributed"]["processes"] for each in found})
-    table = started("a run's steps")
+    table = new_table("a run's steps")
     for column in ("tokens/step", *(cell for count in counts for cell in (f"s/step on {count}", "GPU-hours"))):
         table.add_column(column, justify="right")
     table.add_column("from", overflow="fold")
-    rows: dict[tuple[str, ...], list[Outlook]] = {}
+    rows: dict[tuple[str, ...], list[ShapeEstimate]] = {}
     for outlook in found:
         cfg, shown = outlook.cfg, [f"{timing.tokens_per_step(outlook.cfg, outlook.lengths(outlook.cfg)):,.0f}"]
         for count in counts:
@@ -175,25 +175,25 @@ def show_time(found: Sequence[Outlook], console: Console) -> None:
             ]
         rows.setdefault((*shown, outlook.step(cfg)[1]), []).append(outlook)
     for cells, same in rows.items():
-        table.add_row(*head(same), *cells)
+        table.add_row(*row_head(same), *cells)
     console.print(table)
 
 
-def fits(outlook: Outlook, cfg: Resolved) -> bool:
+def fits(outlook: ShapeEstimate, cfg: Resolved) -> bool:
     if outlook.gpu is None or outlook.model is None:
         return True
     memory = footprint(cfg, outlook.model, outlook.gpu)
     return memory is None or memory.fits(outlook.gpu)
 
 
-def started(title: str) -> Table:
+def new_table(title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="dim", box=None, pad_edge=False, header_style="dim")
     table.add_column("runs", justify="right")
     table.add_column("", overflow="fold")
     return table
 
 
-def head(same: Sequence[Outlook]) -> tuple[str, str]:
+def row_head(same: Sequence[ShapeEstimate]) -> tuple[str, str]:
     """How many runs a row stands for, and of what."""
     labels = list(dict.fromkeys(outlook.label for outlook in same))
     words = labels[0] + (f" + {len(labels) - 1} like it" if len(labels) > 1 else "")

@@ -47,10 +47,10 @@ def gpu_of(cfg: Resolved) -> Gpu | None:
         )
     if asked is None or (cfg["cluster"]["name"] == "slurm" and cfg["cluster"]["train"]["gpus_per_node"] == 0):
         return None
-    return named(driver_name()) if asked == "auto" else known_gpus()[asked]
+    return gpu_by_driver_name(driver_name()) if asked == "auto" else known_gpus()[asked]
 
 
-def named(name: str | None) -> Gpu | None:
+def gpu_by_driver_name(name: str | None) -> Gpu | None:
     """The known kind that a driver's name for a GPU means; None for its slower sisters on a card, which are none of these."""
     kinds = (gpu for gpu in known_gpus().values() if name and re.search(rf"\b{re.escape(gpu.product)}\b", name))
     return None if name and re.search(r"\b(PCIe|NVL)\b", name) else next(kinds, None)

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained, training_of
+from rlvr_sweeps.config.settings import is_trained, rank_of, training_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
-from rlvr_sweeps.planning.hardware import named
+from rlvr_sweeps.planning.hardware import gpu_by_driver_name
 from rlvr_sweeps.runs.directory import Run, all_runs
-from rlvr_sweeps.runs.failures import fitted
-from rlvr_sweeps.runs.reading import last_rows
+from rlvr_sweeps.runs.failures import with_fitting_batch
+from rlvr_sweeps.runs.reading import STEP_SECONDS, last_rows
 
-ROWS = 32  # steps of a run that are read, from its end
-PHASES = ("rollout_s", "reward_s", "logprobs_s", "update_s", "rest_s")  # of a step
-RUNS = 3  # runs per shape that are read, the newest
+STEPS_READ = 32  # steps of a run that are read, from its end
+RUNS_PER_SHAPE = 3  # runs per shape that are read, the newest
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,8 @@ class Paces:
 def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
     """What seconds per step depend on: not the seed, not the learning rate."""
     method = cfg["peft"]
-    rank = method["config"].get("r", method["config"].get("init_r"))
     return (
-        *model_shape(cfg, gpu), *layout(cfg), method["name"], rank, cfg["dropout"] > 0,
+        *model_shape(cfg, gpu), *layout(cfg), method["name"], rank_of(cfg), cfg["dropout"] > 0,
         repr(method["config"].get("target_modules")), method.get("factored_norm", True), cfg["batch_size"],
         cfg["rollout"]["group_size"], cfg["rollout"]["temperature"], repr(cfg["rollout"]["trl"]),
         cfg["algo"]["sampling_rounds"], cfg["training"]["per_device_batch_size"], cfg["training"]["gradient_checkpointing"],
@@ -64,7 +62,7 @@ def layout(cfg: Resolved) -> tuple[str, int]:
     return cfg["distributed"]["name"], cfg["distributed"]["processes"]
 
 
-def read(folders: Iterable[str]) -> Paces:
+def read_paces(folders: Iterable[str]) -> Paces:
     """The finished runs under some runs folders, the newest first, at most RUNS of a shape."""
     paces = Paces()
     runs = [run for folder in folders for run in all_runs(Path(folder)) if run.stage_path("train").exists()]
@@ -73,7 +71,7 @@ def read(folders: Iterable[str]) -> Paces:
         if pace is None:
             continue
         same = paces.by_shape[shape(pace.cfg, pace.gpu)]
-        if len(same) < RUNS:
+        if len(same) < RUNS_PER_SHAPE:
             same.append(pace)
             paces.by_model[model_shape(pace.cfg, pace.gpu)].append(pace)
     return paces
@@ -82,22 +80,22 @@ def read(folders: Iterable[str]) -> Paces:
 def pace_of(run: Run) -> Pace | None:
     """One run's pace; None where its files do not say it."""
     try:
-        cfg = as_it_ran(fitted(run, run.config()))
+        cfg = with_original_defaults(with_fitting_batch(run, run.config()))
     except Refused:
         return None
     surroundings = (read_json(run.record_path) or {}).get("surroundings", {})
-    rows = last_rows(run, ROWS)
+    rows = last_rows(run, STEPS_READ)
     if "device" not in surroundings or not is_trained(cfg) or not rows:
         return None
-    gpu = named(surroundings["device"])
+    gpu = gpu_by_driver_name(surroundings["device"])
     return Pace(
-        cfg, gpu.name if gpu else None, statistics.median(sum(row.get(phase, 0.0) for phase in PHASES) for row in rows),
+        cfg, gpu.name if gpu else None, statistics.median(sum(row.get(phase, 0.0) for phase in STEP_SECONDS) for row in rows),
         statistics.median(row["completion_tokens_mean"] for row in rows),
         statistics.fmean(row["sampling_rounds"] for row in rows),
     )  # fmt: skip
 
 
-def as_it_ran(cfg: Resolved) -> Resolved:
+def with_original_defaults(cfg: Resolved) -> Resolved:
     """A configuration from before there was a choice says nothing: then steps were padded to their longest and scored twice."""
     before = {"micro_batches": "equal", "log_probabilities": "twice"}
     method = {"factored_norm": False} if "micro_batches" not in cfg["training"] else {}

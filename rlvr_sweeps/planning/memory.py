@@ -135,7 +135,7 @@ def vllm_bytes(cfg: Resolved, base: int, gpu: Gpu) -> tuple[float, float]:
     return own, float(stated) if stated else max(0.0, settings["gpu_memory_utilization"] * gpu.memory_gib * GIB - own)
 
 
-def refuse_what_cannot_fit(cfg: Resolved, model: Architecture, gpu: Gpu) -> None:
+def refuse_too_large(cfg: Resolved, model: Architecture, gpu: Gpu) -> None:
     """Raise Refused where a run does not fit its GPU: the largest part, and settings that fit."""
     found = footprint(cfg, model, gpu)
     if found is None or found.fits(gpu):
@@ -155,10 +155,10 @@ def refuse_what_cannot_fit(cfg: Resolved, model: Architecture, gpu: Gpu) -> None
             f"{found.parts[largest] / GIB:.0f} of them {largest}."
             + (f" cluster.runs_per_gpu={found.sharing} runs share it." if found.sharing > 1 else "")
         )
-    raise Refused(f"{name} does not fit: {why} {what_fits(cfg, model, gpu)}")
+    raise Refused(f"{name} does not fit: {why} {fitting_settings(cfg, model, gpu)}")
 
 
-def what_fits(cfg: Resolved, model: Architecture, gpu: Gpu) -> str:
+def fitting_settings(cfg: Resolved, model: Architecture, gpu: Gpu) -> str:
     """The nearest settings that fit, in words to type."""
     for words, smaller in smaller_settings(cfg):
         other = footprint(smaller, model, gpu)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rlvr_sweeps.config.compose import Point
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.settings import is_trained, rank_of
 from rlvr_sweeps.runs.directory import Live, Run, State
 
 STYLE = {
@@ -59,12 +59,10 @@ def action(planned: Planned) -> str:
     }[planned.state]
 
 
-def dials(cfg: Resolved) -> list[str]:
+def dial_cells(cfg: Resolved) -> list[str]:
     """The cells of a run's row that say which point it is."""
-    method = cfg["peft"]["config"]
-    rank = method.get("r", method.get("init_r"))
     trained = is_trained(cfg)
-    cells = [rank, f"{cfg['lr']:g}", cfg["batch_size"], cfg["steps"], cfg["seed"]] if trained else [None] * 5
+    cells = [rank_of(cfg), f"{cfg['lr']:g}", cfg["batch_size"], cfg["steps"], cfg["seed"]] if trained else [None] * 5
     return ["-" if cell is None else str(cell) for cell in cells]
 
 
@@ -78,7 +76,7 @@ def show(plan: list[Planned], console: Console) -> None:
     for planned in plan:
         times = f" (asked {planned.asked} times)" if planned.asked > 1 else ""
         state = Text(planned.state, STYLE[planned.state])
-        table.add_row(planned.run.name, *dials(planned.cfg), state, action(planned) + times)
+        table.add_row(planned.run.name, *dial_cells(planned.cfg), state, action(planned) + times)
     console.print(table)
     counts = {state: sum(planned.state == state for planned in plan) for state in STYLE}
     words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)

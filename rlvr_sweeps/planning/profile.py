@@ -18,13 +18,13 @@ from rlvr_sweeps.assets.architecture import Architecture, architecture, base_par
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
-from rlvr_sweeps.planning.hardware import named
+from rlvr_sweeps.planning.hardware import gpu_by_driver_name
 from rlvr_sweeps.planning.timing import forward_operations, update_passes
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import last_rows
 
 STEPS = 32  # that are looked at, from the end
-PRODUCT = """
+PEAK_PROGRAM = """
 import time, numpy
 one = numpy.ones((1024, 1024), numpy.float32)
 one @ one
@@ -64,7 +64,7 @@ def profile(run: Run) -> Profile:
         raise Refused(f"{run.name} {why}. Profile one that was trained with this version: rlvr status lists them.")
     rows = [row for row in rows if "rest_s" in row]
     device = (read_json(run.record_path) or {}).get("surroundings", {}).get("device")
-    gpu = named(device)
+    gpu = gpu_by_driver_name(device)
     peak = gpu.bf16_tflops * 1e12 if gpu else None if device else measured_peak()
     work = operations(cfg, rows, architecture(cfg))
     seconds = {
@@ -107,11 +107,11 @@ def operations(cfg: Resolved, rows: list[dict[str, Any]], model: Architecture | 
 def measured_peak() -> float:
     """float32 operations per second of one core here: the best of twenty products of 1,024 × 1,024 matrices."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    done = subprocess.run([sys.executable, "-c", PRODUCT], env=environ | one, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", PEAK_PROGRAM], env=environ | one, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def as_facts(found: Profile) -> dict[str, Any]:
+def as_dict(found: Profile) -> dict[str, Any]:
     return asdict(found)
 
 

@@ -15,7 +15,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.reading import Found, Row
+from rlvr_sweeps.runs.reading import Row, RunStatus
 
 Right = dict[str, Row]  # eval/right.json: benchmark -> k, golds (a hash), right (problem -> right samples, in order)
 SEEDS = ("seed", "random_seed")  # the run's, and a method's own that is set to it
@@ -79,7 +79,7 @@ class Cell:
         return float((spread / len(known) + max(0.0, sampling - spread)) ** 0.5)
 
 
-def cells(found: Sequence[Found]) -> list[Cell]:
+def cells(found: Sequence[RunStatus]) -> list[Cell]:
     """The evaluated runs that were evaluated alike, seeds together."""
     by_key: dict[str, Cell] = {}
     for item in found:

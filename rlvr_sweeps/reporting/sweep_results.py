@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlvr_sweeps.config.compose import Composer, offline_composer
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.sweeps import Product, RowSpec, key_of, load_product, refuse_taken
+from rlvr_sweeps.config.sweeps import Product, RowSpec, key_of, load_product, refuse_fixed_keys
 from rlvr_sweeps.config.sweeps import seeds as first_seeds
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.reporting.rows import Cell, Source, from_files
@@ -76,5 +76,5 @@ def gather(name: str, overrides: Sequence[str], source: Source = from_files) -> 
             base.append(str(override.input_line))
     model = str(composer.compose([one for one in base if not key_of(one).startswith("hydra")]).model.name)
     product = load_product(name, model, composer)
-    refuse_taken(product.sections, model, overrides)
+    refuse_fixed_keys(product.sections, model, overrides)
     return Asked(product, composer, tuple(overrides), tuple(base), fill(product, composer, base, seeds, source), model)

@@ -16,7 +16,7 @@ SUBMITTING_S = 600.0  # how long another launch may hold the folder while it sub
 
 
 @contextmanager
-def record(folder: Path, points: Sequence[Point]) -> Iterator[None]:
+def record_launch(folder: Path, points: Sequence[Point]) -> Iterator[None]:
     """Write the launch before it works and again when it ends; a launch that only prints its plan leaves nothing."""
     if any(point.cfg["plan"] for point in points):
         yield
@@ -38,7 +38,7 @@ def record(folder: Path, points: Sequence[Point]) -> Iterator[None]:
 
 
 @contextmanager
-def only_one(runs_dir: Path) -> Iterator[None]:
+def submission_lock(runs_dir: Path) -> Iterator[None]:
     """Hold a folder's submission lock: two launches at once would both find the same runs missing."""
     with (runs_dir / ".submitting").open("w") as lock:
         if not try_lock(lock.fileno(), fcntl.LOCK_EX, SUBMITTING_S):

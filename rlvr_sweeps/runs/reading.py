@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class RunStatus:
     """A run on disk, its configuration (None where that was edited) and its state."""
 
     run: Run
@@ -33,7 +33,7 @@ class Found:
         return self.cfg is not None and (self.state == "done" or self.run.is_done("evaluate", self.cfg))
 
 
-def find(runs_dir: Path, live: Live | None = None) -> list[Found]:
+def find_runs(runs_dir: Path, live: Live | None = None) -> list[RunStatus]:
     """Every run under a folder with its state; `live`: the jobs that Slurm has."""
     found = []
     for run in all_runs(runs_dir):
@@ -41,9 +41,9 @@ def find(runs_dir: Path, live: Live | None = None) -> list[Found]:
             cfg = run.config()
             state = run.state_of(cfg, live)
             failure = read_json(run.failure_path) if state == "failed" else None
-            found.append(Found(run, cfg, state, failure["error"] if failure else ""))
+            found.append(RunStatus(run, cfg, state, failure["error"] if failure else ""))
         except Refused as refusal:
-            found.append(Found(run, None, "edited", str(refusal)))
+            found.append(RunStatus(run, None, "edited", str(refusal)))
     return found
 
 
@@ -60,7 +60,7 @@ def named_run(name: str, runs_dir: Path) -> Run:
     raise Refused(f"There is no run {name} in {runs_dir}." + (f" Did you mean {near[0]}?" if near else ""))
 
 
-def logs(run: Run, stage: str | None) -> list[Path]:
+def log_files(run: Run, stage: str | None) -> list[Path]:
     """A run's log files, oldest first; of one stage where it is named. Refused where there is none."""
     found = sorted((run.path / "logs").glob(f"{stage or ''}*.txt"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -74,7 +74,9 @@ def tail(path: Path, lines: int) -> str:
     return "".join(text.splitlines(keepends=True)[-lines:])
 
 
-REWARD_WINDOW = 10  # steps that the shown reward is the mean of
+REWARD_WINDOW = 10  # steps over which the displayed reward is averaged
+PHASES = ("rollout_s", "reward_s", "logprobs_s", "update_s")  # columns of metrics.jsonl: seconds of a step's phases
+STEP_SECONDS = (*PHASES, "rest_s")  # the columns whose sum is the duration of a step
 
 
 def last_rows(run: Run, window: int = REWARD_WINDOW) -> list[dict[str, Any]]:

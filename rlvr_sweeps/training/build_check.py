@@ -12,7 +12,7 @@ from rlvr_sweeps import versions
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.training.methods.adapters import expected_scaling, is_trained
+from rlvr_sweeps.training.methods.adapters import expected_scaling, is_trained_parameter
 from rlvr_sweeps.training.methods.merging import BASE, tuner_layers
 from rlvr_sweeps.versions import commit
 
@@ -74,7 +74,7 @@ def built(trainer: Any, cfg: Resolved) -> Record:
     layers = tuner_layers(model)
     config = model.peft_config["default"]
     kinds = {part for name in trainable for part in name.split(".") if part in method["trained"]}
-    kinds |= {name for name in trainable if not is_trained(name, method)}  # what should not be there is shown by name
+    kinds |= {name for name in trainable if not is_trained_parameter(name, method)}  # what should not be there is shown by name
     scalings: set[Any] = (
         {layer.scaling["default"] for layer in layers.values()} if expected_scaling(method) is not None else {None}
     )

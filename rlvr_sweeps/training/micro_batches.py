@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import budget
+from rlvr_sweeps.config.settings import positions_per_pass
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     prompt = int(gather(batch["prompt_mask"].sum(1).max()).max())
     everyone = gather(tokens).view(-1, len(tokens))
     widths = (everyone.max(0).values + prompt).tolist()
-    count = calls if cfg["distributed"]["deepspeed"] else len(cut(widths, budget(cfg)))
+    count = calls if cfg["distributed"]["deepspeed"] else len(cut(widths, positions_per_pass(cfg)))
     assert count <= calls, f"{count} forward passes do not fit the {calls} that a step has"
     if count == 1:
         return [*[None] * (calls - 1), batch | {"share": Share(1, 1.0, 1.0)}]

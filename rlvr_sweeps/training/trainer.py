@@ -16,7 +16,7 @@ from trl.trainer.utils import shuffle_sequence_dict
 
 from rlvr_sweeps.assets.problems import token_ids
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import OVER_COMPLETIONS, by_length, training_of
+from rlvr_sweeps.config.settings import LOSSES_OVER_COMPLETIONS, cuts_by_length, training_of
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.training.dynamic_sampling import Group, PromptStream, Row, fill
 from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
@@ -42,7 +42,7 @@ class RlvrTrainer(GRPOTrainer):
         self.seconds: dict[str, float] = defaultdict(float)
         self.columns: dict[str, float] = {}  # what this step adds to its row of metrics.jsonl
         self.prompts = PromptStream(rows, cfg["seed"])
-        self.by_length = by_length(cfg)
+        self.by_length = cuts_by_length(cfg)
         self.scores = Scores()
         self.in_pass: dict[str, Any] | None = None
         self.adalora = AdaLoraSchedule(model) if cfg["peft"]["config"].get("peft_type") == "ADALORA" else None
@@ -205,7 +205,7 @@ class RlvrTrainer(GRPOTrainer):
             self.in_pass = None
         calls, share = self.current_gradient_accumulation_steps, inputs.get("share")
         part = share.completions if share else 1 / calls
-        if self.loss_type in OVER_COMPLETIONS:
+        if self.loss_type in LOSSES_OVER_COMPLETIONS:
             loss = loss * (part * calls)
         if share:
             weigh(self._metrics["train"], share, self.importance_sampling_level)

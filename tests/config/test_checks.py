@@ -39,7 +39,7 @@ from rlvr_sweeps.errors import Refused
         ("peft=adalora distributed=zero2_offload", "PEFT's AdaLoRA crashes"),
         ("peft=adalora rank=1", "rank=2 or more"),
         ("peft=adalora peft.config.tinit=60", "needs steps between"),
-        ("rollout=vllm +rollout.vllm.dtype=float16", "rollout.vllm.dtype=float16 is not yours to set"),
+        ("rollout=vllm +rollout.vllm.dtype=float16", "rollout.vllm.dtype=float16 cannot be set"),
         ("+rollout.trl.top_k=20", "rollout.trl.top_k is not read"),
         ("+training.trl.generation_kwargs={min_p:0.1}", "training.trl.generation_kwargs is not read"),
         ("rollout=vllm +rollout.trl.vllm_enable_sleep_mode=true", "vllm_enable_sleep_mode is not read"),

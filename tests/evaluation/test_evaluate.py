@@ -11,7 +11,7 @@ from rlvr_sweeps.evaluation.samples import summarise
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.reporting.rows import cells
 from rlvr_sweeps.runs.directory import all_runs
-from rlvr_sweeps.runs.reading import find
+from rlvr_sweeps.runs.reading import find_runs
 from tests.conftest import ROOT, write_right
 
 
@@ -25,7 +25,7 @@ def test_a_benchmark_without_spread_keeps_the_overall_error(evaluated):
 def test_seeds_become_one_row_with_the_error_of_their_mean(evaluated, tmp_path):
     for seed, right in ((1, 1), (2, 2), (3, 3)):
         evaluated(f"seed={seed}", right=right)
-    (cell,) = cells(find(tmp_path / "runs"))
+    (cell,) = cells(find_runs(tmp_path / "runs"))
     assert len(cell.runs) == 3 and cell.value("avg") == pytest.approx((0.625 + 0.75 + 0.875) / 3)
     assert cell.error("avg") == pytest.approx(0.125 / 3**0.5)
 
@@ -33,13 +33,13 @@ def test_seeds_become_one_row_with_the_error_of_their_mean(evaluated, tmp_path):
 def test_a_methods_own_seed_does_not_split_its_row(evaluated, tmp_path):
     for seed in (1, 2):
         evaluated("peft=shira", f"seed={seed}")
-    assert len(cells(find(tmp_path / "runs"))) == 1
+    assert len(cells(find_runs(tmp_path / "runs"))) == 1
 
 
 def test_runs_evaluated_differently_are_not_averaged(evaluated, tmp_path):
     evaluated("seed=1")
     evaluated("seed=2", "evaluation.temperature=1")
-    assert [len(cell.runs) for cell in cells(find(tmp_path / "runs"))] == [1, 1]
+    assert [len(cell.runs) for cell in cells(find_runs(tmp_path / "runs"))] == [1, 1]
 
 
 def test_too_few_or_too_many_samples_are_an_error(evaluated):

@@ -178,14 +178,11 @@ def test_a_run_of_another_gpu_does_not_count(composer, tmp_path):
 
 
 def test_drivers_names(composer):
-    assert (
-        gpu_by_driver_name("NVIDIA H100 80GB HBM3").name == "h100"
-        and gpu_by_driver_name("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
-    )
-    assert gpu_by_driver_name("Tesla T4") is None and gpu_by_driver_name(None) is None
-    assert (
-        gpu_by_driver_name("NVIDIA H100 PCIe") is None and gpu_by_driver_name("NVIDIA H100 NVL") is None
-    )  # two thirds of the peak, other memory
+    assert gpu_by_driver_name("NVIDIA H100 80GB HBM3").name == "h100"
+    assert gpu_by_driver_name("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
+    # The PCIe and NVL variants have two thirds of the SXM part's peak and other memory.
+    for unknown in ("Tesla T4", None, "NVIDIA H100 PCIe", "NVIDIA H100 NVL"):
+        assert gpu_by_driver_name(unknown) is None
     with pytest.raises(Refused, match="h100, h200"):
         gpu_of(composer.point(["cluster.gpu=h1000"]).cfg)
 

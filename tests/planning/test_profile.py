@@ -7,7 +7,7 @@ import pytest
 from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
-from rlvr_sweeps.planning.profile import as_facts, measured_peak, profile
+from rlvr_sweeps.planning.profile import as_dict, measured_peak, profile
 from rlvr_sweeps.runs.directory import Run
 
 ROW = {
@@ -74,7 +74,7 @@ def test_the_peak_of_a_core_is_measured_here():
 
 def test_an_unknown_gpu_has_no_peak(trained):
     found = profile(trained("Some New GPU"))
-    assert found.peak is None and all(phase.of_peak is None for phase in found.phases) and as_facts(found)["padding"] == 0.5
+    assert found.peak is None and all(phase.of_peak is None for phase in found.phases) and as_dict(found)["padding"] == 0.5
 
 
 def test_what_cannot_be_profiled_is_refused(trained, point):

@@ -19,7 +19,7 @@ from rlvr_sweeps.reporting.figures.tradeoffs import costs, forest, frontier, lea
 from rlvr_sweeps.reporting.figures.training_curves import WINDOW, batch_sizes, rewards, smooth
 from rlvr_sweeps.reporting.labels import Row, rows_of
 from rlvr_sweeps.reporting.rows import cells
-from rlvr_sweeps.runs.reading import find
+from rlvr_sweeps.runs.reading import find_runs
 from tests.conftest import choices, requested
 
 
@@ -51,7 +51,7 @@ def trained(evaluated):
 
 
 def rows_in(tmp_path):
-    return rows_of(cells(find(tmp_path / "runs")))
+    return rows_of(cells(find_runs(tmp_path / "runs")))
 
 
 def by_label(panel):
@@ -188,7 +188,7 @@ def test_a_reports_figures_can_stand_in_one_page(trained, tmp_path):
     for peft in ("lora", "dora"):
         for lr in ("1e-3", "1e-4"):
             trained(f"peft={peft}", f"lr={lr}")
-    found = cells(find(tmp_path / "runs"))
+    found = cells(find_runs(tmp_path / "runs"))
     drawn = figures_for_report(found, families(found)[0])
     assert len(drawn) == 7 and all(figure.svg.startswith("<svg") and figure.caption for figure in drawn)
     ids = [part.split('"')[0] for figure in drawn for part in figure.svg.split(' id="')[1:]]

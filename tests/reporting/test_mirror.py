@@ -18,7 +18,7 @@ from rlvr_sweeps.reporting.rows import cells, reward_curves
 from rlvr_sweeps.reporting.tracking.names import CURVES
 from rlvr_sweeps.reporting.tracking.stage import Task, command, mirrored
 from rlvr_sweeps.reporting.tracking.views import SHOWN
-from rlvr_sweeps.runs.reading import find
+from rlvr_sweeps.runs.reading import find_runs
 from tests.reporting.wandb_files import read
 from tests.reporting.wandb_server import Server
 
@@ -178,7 +178,7 @@ def test_what_is_pulled_from_wandb_gives_the_same_rows_as_the_directories(evalua
     rlvr("pull", "people/rlvr_sweeps", tmp_path / "deep" / "pulled")
     assert sorted(path.name for path in (tmp_path / "deep" / "pulled").iterdir()) == sorted(run.name for run in runs)
     assert not list(tmp_path.rglob("away.json"))
-    here, there = find(tmp_path / "runs"), find(tmp_path / "deep" / "pulled")
+    here, there = find_runs(tmp_path / "runs"), find_runs(tmp_path / "deep" / "pulled")
     assert [item.state for item in there] == ["done"] * 3
     assert as_csv(there) == as_csv(here)
     for mine, theirs in zip(cells(here), cells(there), strict=True):

@@ -14,11 +14,11 @@ from rlvr_sweeps.reporting.page.deviations import ABSENT, choices, deviations, s
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
 from rlvr_sweeps.reporting.page.report import write_report
 from rlvr_sweeps.reporting.rows import Cell, cells
-from rlvr_sweeps.runs.reading import find
+from rlvr_sweeps.runs.reading import find_runs
 
 
 def rows_in(tmp_path):
-    return cells(find(tmp_path / "runs"))
+    return cells(find_runs(tmp_path / "runs"))
 
 
 def labels_of(rows):

@@ -10,7 +10,7 @@ from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.launching.fork_server import fork
 from rlvr_sweeps.launching.stages import FAILED, run_stage, supervise
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.failures import fitted, shrink
+from rlvr_sweeps.runs.failures import reduce_batch_after_oom, with_fitting_batch
 from rlvr_sweeps.training import train as train_stage
 
 SAID = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB."
@@ -34,9 +34,9 @@ def test_half_as_many_down_to_one(run):
     log = found.log_path("train")
     log.write_text(SAID)
     reached = []
-    while decided := shrink(found, "train", 0):
+    while decided := reduce_batch_after_oom(found, "train", 0):
         assert "out of memory" in decided
-        reached.append(fitted(found, found.config())["training"]["per_device_batch_size"])
+        reached.append(with_fitting_batch(found, found.config())["training"]["per_device_batch_size"])
     assert reached == [6, 3, 1]
     assert not found.per_device_path.exists(), "smaller passes were no cure: the next launch begins as asked"
     assert found.config()["training"]["per_device_batch_size"] == 12, "what was asked stays what was asked"
@@ -45,28 +45,28 @@ def test_half_as_many_down_to_one(run):
 def test_only_where_the_batch_is_still_cut_evenly(run):
     found = run("batch_size=80", "training.per_device_batch_size=40", "distributed=ddp", "distributed.processes=2")
     found.log_path("train").write_text(SAID)
-    assert shrink(found, "train", 0) and read_json(found.per_device_path)["fits"] == 20
-    assert shrink(found, "train", 0) and read_json(found.per_device_path)["fits"] == 10
+    assert reduce_batch_after_oom(found, "train", 0) and read_json(found.per_device_path)["fits"] == 20
+    assert reduce_batch_after_oom(found, "train", 0) and read_json(found.per_device_path)["fits"] == 10
 
 
 def test_other_failures_and_earlier_tries_change_nothing(run):
     found = run()
     log = found.log_path("train")
     log.write_text(f"{SAID}\nValueError: no\n")
-    assert shrink(found, "train", len(SAID) + 1) is None
-    assert shrink(found, "evaluate", 0) is None and not found.per_device_path.exists()
+    assert reduce_batch_after_oom(found, "train", len(SAID) + 1) is None
+    assert reduce_batch_after_oom(found, "evaluate", 0) is None and not found.per_device_path.exists()
 
 
 def test_what_is_asked_anew_counts(run):
     found = run()
     found.log_path("train").write_text(SAID)
-    assert shrink(found, "train", 0)
+    assert reduce_batch_after_oom(found, "train", 0)
     cfg = found.config()
-    assert fitted(found, cfg)["training"]["per_device_batch_size"] == 6
+    assert with_fitting_batch(found, cfg)["training"]["per_device_batch_size"] == 6
     cfg["training"]["per_device_batch_size"] = 2
-    assert fitted(found, cfg)["training"]["per_device_batch_size"] == 2
+    assert with_fitting_batch(found, cfg)["training"]["per_device_batch_size"] == 2
     cfg["training"]["per_device_batch_size"], cfg["distributed"]["processes"] = 12, 2
-    assert fitted(found, cfg)["training"]["per_device_batch_size"] == 12
+    assert with_fitting_batch(found, cfg)["training"]["per_device_batch_size"] == 12
 
 
 BRIEF = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlvr_sweeps.runs.failures import why_it_may_pass
+from rlvr_sweeps.runs.failures import transient_reason
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from rlvr_sweeps.runs.failures import why_it_may_pass
 def test_what_may_pass(tmp_path, status, printed, why):
     log = tmp_path / "train.txt"
     log.write_text(printed)
-    assert why_it_may_pass(status, log, 0) == why
+    assert transient_reason(status, log, 0) == why
 
 
 def test_an_earlier_try_is_no_reason(tmp_path):
@@ -27,4 +27,4 @@ def test_an_earlier_try_is_no_reason(tmp_path):
     log.write_text("NCCL error\n")
     since = log.stat().st_size
     log.write_text("NCCL error\nValueError: the loss is nan\n")
-    assert why_it_may_pass(1, log, since) is None
+    assert transient_reason(1, log, since) is None

@@ -17,7 +17,7 @@ from rlvr_sweeps.assets.problems import load_problems, prompt_ids
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.runs.checkpoints import checkpoints
 from rlvr_sweeps.training import train as train_stage
-from rlvr_sweeps.training.methods.adapters import is_trained
+from rlvr_sweeps.training.methods.adapters import is_trained_parameter
 from rlvr_sweeps.training.models import load_model
 from rlvr_sweeps.training.seeded_sampling import sample
 from tests.conftest import choices
@@ -37,7 +37,7 @@ def test_after_three_steps_exactly_the_declared_parameters_moved(prepared, name)
     scalars = moved = 0
     for key, value in trainer.model.named_parameters():
         different = value.detach() != before[key]
-        if not (everything or is_trained(key, cfg["peft"])):
+        if not (everything or is_trained_parameter(key, cfg["peft"])):
             assert not different.any(), key
         elif not (everything and "embed_tokens" in key):  # rows of tokens that did not occur have no gradient
             assert different.any(), key

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from rlvr_sweeps.config.settings import by_length
+from rlvr_sweeps.config.settings import cuts_by_length
 from rlvr_sweeps.training import train as train_stage
 from rlvr_sweeps.training.micro_batches import Share, cut, cut_into, passes_of, rows_of
 from tests.training.test_objectives import OBJECTIVES, fabricated
@@ -83,10 +83,10 @@ def test_processes_make_as_many_passes_of_as_many_rows(point):
 
 
 def test_objectives_that_depend_on_the_cut_keep_trls(point):
-    assert by_length(point()) and not by_length(point("training.micro_batches=equal"))
+    assert cuts_by_length(point()) and not cuts_by_length(point("training.micro_batches=equal"))
     for other in ("algo.trl.loss_type=bnpo", "training.trl.entropy_coef=0.01", "+training.trl.use_adaptive_entropy=true",
                   "training.trl.top_entropy_quantile=0.2", "training.trl.num_iterations=2"):  # fmt: skip
-        assert not by_length(point(other)), other
+        assert not cuts_by_length(point(other)), other
 
 
 def step_of(trainer, rewards, lengths, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlvr_sweeps.config.settings import exams, is_trained
+from rlvr_sweeps.config.settings import averaged_benchmarks, is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.reporting.differences.bootstrap import Arm, Difference, difference, holm
 from rlvr_sweeps.reporting.differences.compare import Side, against, read_scores, refuse_unlike, request, request_of, scores_of
@@ -114,7 +114,7 @@ def contrasts(rows: Sequence[Filled], baseline: str) -> dict[str, Contrast]:
 
 def arm(cell: Cell) -> Arm:
     scores = scores_of(cell.right)
-    return [scores[name] for name in exams(scores)]
+    return [scores[name] for name in averaged_benchmarks(scores)]
 
 
 def smallest_difference(found: Sequence[Contrast]) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_sweeps.config.settings import exams
+from rlvr_sweeps.config.settings import averaged_benchmarks
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.reporting.differences.bootstrap import Array, Difference, difference, holm
@@ -122,7 +122,7 @@ def against(base: Side, others: Sequence[Side]) -> list[dict[str, Any]]:
 
 
 def tables(side: Side, name: str) -> list[Array]:
-    return [side.scores[one] for one in exams(side.scores)] if name == "overall" else [side.scores[name]]
+    return [side.scores[one] for one in averaged_benchmarks(side.scores)] if name == "overall" else [side.scores[name]]
 
 
 def average(side: Side, name: str) -> float:

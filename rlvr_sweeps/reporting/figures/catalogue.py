@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rlvr_sweeps.config.settings import exams
+from rlvr_sweeps.config.settings import averaged_benchmarks
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.reporting.differences.baselines import Family
@@ -87,7 +87,7 @@ def reward_figure(cells: Sequence[Cell]) -> str | None:
 
 def hardest(rows: Sequence[Row]) -> str:
     """The benchmark of Figure 5: AIME24, or else the last one of the rows' own, the embedded model's hardest tier."""
-    names = exams(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
+    names = averaged_benchmarks(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
     return "aime24" if "aime24" in names else names[-1]
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from rlvr_sweeps.config.sweeps import plain
+from rlvr_sweeps.config.sweeps import format_value
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
 
 # Okabe and Ito's palette, told apart by the colour-blind too, and a brown; then the same again, dashed.
@@ -209,7 +209,7 @@ def log_ticks(axis: Any, values: Sequence[float]) -> None:
         axis.set_major_locator(LogLocator())
         axis.axes.set_xlim(left=10 ** math.floor(math.log10(least))) if axis.axis_name == "x" else None
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(f"{value:g}")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(f"{value:g}")))
 
 
 def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:

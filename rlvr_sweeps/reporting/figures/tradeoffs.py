@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.config.sweeps import plain
+from rlvr_sweeps.config.sweeps import format_value
 from rlvr_sweeps.evaluation.samples import mean
 from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, Family, families
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
@@ -103,7 +103,7 @@ def lines(rows: Sequence[Row], measure: Measure, x_says: Callable[[float, Row], 
 
 def learning_rates(rows: Sequence[Row]) -> Plot | None:
     """Accuracy against learning rate, a line per method; None where no method has two rates."""
-    series, shown = lines(rows, lambda row: float(row.cell.cfg["lr"]), lambda x, _: f"lr {plain(str(x))}")
+    series, shown = lines(rows, lambda row: float(row.cell.cfg["lr"]), lambda x, _: f"lr {format_value(str(x))}")
     if all(len(one.x) < 2 for one in series):
         return None
     panel = Panel("learning rate", ACCURACY, series, x_log=True, levels=base_level(rows))
@@ -116,7 +116,7 @@ def learning_rates(rows: Sequence[Row]) -> Plot | None:
 
 def reaches(rows: Sequence[Row]) -> Plot | None:
     """Accuracy against how far the weights moved."""
-    series, shown = lines(rows, percent_moved, lambda x, row: f"lr {plain(str(row.cell.cfg['lr']))}, moved {short(x)} %")
+    series, shown = lines(rows, percent_moved, lambda x, row: f"lr {format_value(str(row.cell.cfg['lr']))}, moved {short(x)} %")
     if not series:
         return None
     panel = Panel("reach ‖ΔW‖/‖W0‖, %", ACCURACY, series, x_log=True, levels=base_level(rows))

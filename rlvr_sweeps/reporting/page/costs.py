@@ -8,9 +8,9 @@ from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.reporting.rows import Cell
 from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.reading import PHASES
 
 ENDS = ("stopped", "failed", "done")  # events that close an attempt
-PHASES = ("rollout_s", "reward_s", "logprobs_s", "update_s")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlvr_sweeps.config.schema import Resolved, leaves
-from rlvr_sweeps.config.settings import axes, exams, is_trained
+from rlvr_sweeps.config.settings import averaged_benchmarks, dial_values, is_trained
 from rlvr_sweeps.paths import conf_dir
 from rlvr_sweeps.reporting.rows import Cell
 
@@ -77,9 +77,9 @@ def value_of(cfg: Resolved, key: str) -> Any:
     """A run's value under a key of settings.yaml; ABSENT where its method, objective or model has no such setting."""
     if not is_trained(cfg) and not key.startswith(("model.path", "benchmark", "evaluation.", "peft.name")):
         return ABSENT
-    dials = axes(cfg)
+    dials = dial_values(cfg)
     if key == "benchmarks":
-        return exams(cfg["benchmark"])
+        return averaged_benchmarks(cfg["benchmark"])
     if key == "alpha/rank":
         return dials["alpha"] / dials["rank"] if dials["alpha"] and dials["rank"] else ABSENT
     if key in dials:

@@ -28,7 +28,7 @@ from rlvr_sweeps.reporting.page.samples import Packed, pack
 from rlvr_sweeps.reporting.rows import Cell, benchmarks, cells
 from rlvr_sweeps.reporting.tables.formats import rows_as_csv
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.reading import Found, find, latest_step, logs, tail
+from rlvr_sweeps.runs.reading import RunStatus, find_runs, latest_step, log_files, tail
 
 PAGE_BYTES = 4_900_000  # what the page may come to; mails and issue trackers take five million
 LAST_LINES = 15  # of a failed run's log
@@ -36,7 +36,7 @@ LAST_LINES = 15  # of a failed run's log
 
 def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
     """Write `out` (HTML) and a .csv beside it; returns both paths and the rows in them."""
-    found = find(runs_dir)
+    found = find_runs(runs_dir)
     rows = cells(found)
     write_text(out, page(runs_dir, found, rows))
     table = out.with_suffix(".csv")
@@ -44,7 +44,7 @@ def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
     return out, table, rows
 
 
-def page(runs_dir: Path, found: Sequence[Found], rows: Sequence[Cell]) -> str:
+def page(runs_dir: Path, found: Sequence[RunStatus], rows: Sequence[Cell]) -> str:
     """The whole page; the completions get the room that everything else leaves."""
     names, labels = benchmarks(rows), [row.label for row in rows_of(rows)]
     compared, left_out = families(rows)
@@ -125,7 +125,7 @@ def points(row: dict[str, Any]) -> tuple[str, str]:
     return value, f"{low} to {high}"
 
 
-def unfinished(item: Found) -> dict[str, str]:
+def unfinished(item: RunStatus) -> dict[str, str]:
     """A run that has no result: how far it came, or why it stopped, and the end of what it printed."""
     steps = item.cfg["steps"] if item.cfg and is_trained(item.cfg) else None
     at = f"step {latest_step(item.run)} of {steps}" if steps and item.state in ("running", "lost", "failed") else ""
@@ -133,12 +133,12 @@ def unfinished(item: Found) -> dict[str, str]:
     last = ""
     if item.state in ("failed", "lost"):
         with suppress(Refused):
-            path = logs(item.run, None)[-1]
+            path = log_files(item.run, None)[-1]
             last = f"{path.name}:\n{tail(path, LAST_LINES)}"
     error = item.error.splitlines()[0] if item.error else ""
     return {"run": item.run.name, "state": item.state, "at": at, "error": error, "last": last}
 
 
-def as_csv(found: Sequence[Found]) -> str:
+def as_csv(found: Sequence[RunStatus]) -> str:
     """One line per evaluated run, every column of its summary."""
     return rows_as_csv([item.summary for item in found if item.evaluated])

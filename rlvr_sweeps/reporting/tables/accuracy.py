@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rlvr_sweeps.config.settings import exams
+from rlvr_sweeps.config.settings import averaged_benchmarks
 from rlvr_sweeps.config.sweeps import key_of
 from rlvr_sweeps.reporting.differences.baselines import Contrast, contrasts
 from rlvr_sweeps.reporting.sweep_results import Asked, Filled
@@ -29,7 +29,7 @@ def baseline_of(asked: Asked, row: Filled) -> str:
 def accuracy(asked: Asked) -> Sheet:
     """Avg and Pass by benchmark and overall, and each row's difference to LoRA."""
     rows, product = asked.rows, asked.product
-    names = exams(rows[0].cfg["benchmark"])
+    names = averaged_benchmarks(rows[0].cfg["benchmark"])
     found: dict[str, Contrast] = {}
     baselines = set()
     for model in dict.fromkeys(row.cfg["model"]["name"] for row in rows):  # LoRA of a row's own model

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlvr_sweeps.config.settings import HELD_OUT
-from rlvr_sweeps.config.sweeps import plain, printed
+from rlvr_sweeps.config.sweeps import format_value, printed_values
 from rlvr_sweeps.reporting.differences.baselines import Contrast, contrasts
 from rlvr_sweeps.reporting.sweep_results import Asked, Filled
 from rlvr_sweeps.reporting.tables.cells import difference_entry, mean_of, row_facts, with_best
@@ -92,7 +92,7 @@ def sheet(asked: Asked) -> Sheet:
     own = [choice.rows[choice.best] for choice in choices if choice.complete]
     at_common, at_own = against_lora(shared), against_lora(own)
     lines = [line_of(choice, common, at_common, at_own) for choice in choices]
-    at, pairs = f"lr {plain(str(common))}", [("avg", "Avg"), ("difference", "Δ LoRA")]
+    at, pairs = f"lr {format_value(str(common))}", [("avg", "Avg"), ("difference", "Δ LoRA")]
     columns = [
         Column("row", "", align="left"), *(Column(f"common/{key}", title, at) for key, title in pairs),
         *(Column(f"own/{key}", title, "own lr") for key, title in [("lr", "lr"), *pairs]),
@@ -111,7 +111,7 @@ def against_lora(rows: Sequence[Filled]) -> Mapping[str, Contrast]:
 def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at_own: Mapping[str, Contrast]) -> Line:
     at = {float(row.cfg["lr"]): row for row in choice.rows}
     shared, own = at.get(common), choice.rows[choice.best] if choice.complete else None
-    entries = {"row": Entry(choice.title), "paper": Entry(printed("table3", choice.title).get("overall"))}
+    entries = {"row": Entry(choice.title), "paper": Entry(printed_values("table3", choice.title).get("overall"))}
     facts: dict[str, object] = {}
     for key, row, found in (("common", shared, at_common), ("own", own, at_own)):
         contrast = found.get(row.asked[0].name) if row else None
@@ -120,7 +120,7 @@ def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at
         entries[f"{key}/difference"], more = difference_entry(contrast, row is not None and row.cfg["peft"]["name"] == "lora")
         facts |= {f"{key}/{name}": value for name, value in ((row_facts(row) if row else {}) | more).items()}
     if own:
-        entries["own/lr"] = Entry(plain(str(own.cfg["lr"])) + (" (edge)" if choice.at_edge else ""))
+        entries["own/lr"] = Entry(format_value(str(own.cfg["lr"])) + (" (edge)" if choice.at_edge else ""))
         open_ended = choice.first == 0 or choice.last == len(choice.rows) - 1
         entries["width"] = Entry(f"{'≥ ' if open_ended else ''}{choice.width:.1f}")
         before, after = entries["common/avg"].value, entries["own/avg"].value
@@ -133,12 +133,12 @@ def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at
         }
     for row in choice.rows:
         value, _ = held_out(row)
-        facts[f"{HELD_OUT}/{plain(str(row.cfg['lr']))}"] = None if math.isnan(value) else 100 * value
+        facts[f"{HELD_OUT}/{format_value(str(row.cfg['lr']))}"] = None if math.isnan(value) else 100 * value
     return Line(entries, facts)
 
 
 def explanation(choices: Sequence[Choice]) -> list[str]:
-    lrs = ", ".join(plain(str(lr)) for lr in choices[0].lrs)
+    lrs = ", ".join(format_value(str(lr)) for lr in choices[0].lrs)
     return [
         f"Every method was trained at {lrs}, with equal steps. Its own lr is the best on held-out training prompts; the exams "
         "had no say in it. (edge): the lowest or highest tried, a better one may lie beyond. A dash: runs are missing.",

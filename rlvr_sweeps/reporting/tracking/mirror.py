@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.config.settings import axes, is_trained
+from rlvr_sweeps.config.settings import dial_values, is_trained
 from rlvr_sweeps.files import read_json, read_rows, try_lock, write_json
 from rlvr_sweeps.reporting.tracking.names import CURVES, STEP, about, benchmark_rows, point, reach_point, tags
 from rlvr_sweeps.reporting.tracking.stage import Task, command
@@ -75,7 +75,7 @@ class Mirror:
             id=self.run.id, name=self.run.name, resume="allow", mode="online" if is_online else "offline",
             entity=self.tracking["entity"], project=self.tracking["project"], dir=str(self.run.path),
             group=self.cfg["sweep"], job_type="train" if is_trained(self.cfg) else "evaluate",
-            tags=tags(self.cfg, axes(self.cfg)), config=about(self.cfg), allow_val_change=True,
+            tags=tags(self.cfg, dial_values(self.cfg)), config=about(self.cfg), allow_val_change=True,
             settings=settings,
         )  # fmt: skip
         if is_online:

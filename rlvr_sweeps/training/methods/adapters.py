@@ -49,11 +49,11 @@ def attach(
         factor_norms(adapted)
     use_faster_dropout(adapted)
     for name, parameter in adapted.named_parameters():
-        parameter.requires_grad_(is_trained(name, method))
+        parameter.requires_grad_(is_trained_parameter(name, method))
     return adapted
 
 
-def is_trained(name: str, method: Mapping[str, Any]) -> bool:
+def is_trained_parameter(name: str, method: Mapping[str, Any]) -> bool:
     """Whether the method's file declares the parameter of this name as trained."""
     return any(part in name.split(".") for part in method["trained"])
 
