@@ -1,1 +1,9 @@
-"""TODO"""
+"""Grading: decide whether a completion answers a problem correctly, with the same code for rewards and for evaluation.
+
+`grader.grade_all` gives each completion a verdict. `extraction` finds the answer in a completion; `answers` compares it with
+the gold answer, by means of `latex`, `numbers`, `structure` and `expressions`; `sandbox` runs the comparison in a process that
+cannot harm the caller. `second_reader` compares by another method, for `rlvr audit`.
+
+To change a rule, add rows to tests/grading/answers.jsonl and raise `grader.VERSION`.
+This wing imports no other module of the package.
+"""

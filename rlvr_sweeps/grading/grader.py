@@ -1,71 +1,73 @@
-"""One answer check, for rewards and for evaluation.
+"""Grade completions, for rewards and for evaluation alike.
 
-Where the answer stands is this module's policy; whether it is the gold is `answers.py`'s. An integer gold answered by an
-integer needs no parser, and any other plain number no mathematics; expressions go to a process of their own
-(`judging.py`), so that no completion can hang, kill or harm the caller. Verdicts on answers are cached.
+`extraction.py` finds the answer, `answers.py` compares it with the gold answer. A plain number is compared in the caller's
+process, without a parser. Every other comparison runs in the process of `sandbox.py`, so that no completion can hang, kill or
+harm the caller. Verdicts are cached by (answer, gold).
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlvr_sweeps.grading.answers import Reason as AnswerReason
-from rlvr_sweeps.grading.answers import judge, plain
-from rlvr_sweeps.grading.extraction import Missing, Policy, extract
-from rlvr_sweeps.grading.latex import LONGEST
-from rlvr_sweeps.grading.numbers import INTEGER, canonical
-from rlvr_sweeps.grading.sandbox import verdicts
+from rlvr_sweeps.grading.answers import AnswerReason, is_plain_number, judge
+from rlvr_sweeps.grading.extraction import MissingReason, Policy, extract
+from rlvr_sweeps.grading.latex import MAX_LENGTH
+from rlvr_sweeps.grading.numbers import INTEGER, canonical_integer
+from rlvr_sweeps.grading.sandbox import Pair, verdicts
 
-VERSION = 2  # of the verdicts: raise it with every change that can change one; summaries of two versions are not compared
-Reason = AnswerReason | Missing
-KEPT = 100_000  # verdicts in the cache
+VERSION = 2  # raise it with every change that can change a verdict; summaries of two versions are not compared
+Reason = AnswerReason | MissingReason
+CACHE_SIZE = 100_000  # verdicts
+
+_cache: OrderedDict[Pair, AnswerReason] = OrderedDict()
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """The result of grading one completion."""
+
     correct: bool
-    answer: str | None  # what was found, as it stood there
+    answer: str | None  # as it stands in the completion; None where there is none
     reason: Reason
 
 
 def grade(completion: str, gold: str, policy: Policy = "boxed_after_thinking") -> Verdict:
-    """Whether `completion` answers `gold`, a LaTeX expression without a box around it."""
+    """Grade one completion against `gold`, a LaTeX expression without a box around it."""
     return grade_all([completion], [gold], policy)[0]
 
 
 def grade_all(completions: Sequence[str], golds: Sequence[str], policy: Policy = "boxed_after_thinking") -> list[Verdict]:
-    """`grade` of each pair; expressions are compared by several workers at once, equal pairs once."""
-    found = [extract(completion, policy) for completion in completions]
-    pairs = [None if answer is None else (answer.strip(), gold.strip()) for (answer, _), gold in zip(found, golds, strict=True)]
+    """Grade each completion against its gold answer. Equal pairs are compared once; several workers compare in parallel."""
+    extracted = [extract(completion, policy) for completion in completions]
+    pairs = [
+        None if answer is None else (answer.strip(), gold.strip()) for (answer, _), gold in zip(extracted, golds, strict=True)
+    ]
     reasons = compare_all(dict.fromkeys(pair for pair in pairs if pair is not None))
     return [
         Verdict(False, answer, missing or "no answer") if pair is None
         else Verdict(reasons[pair] == "correct", answer, reasons[pair])
-        for (answer, missing), pair in zip(found, pairs, strict=True)
+        for (answer, missing), pair in zip(extracted, pairs, strict=True)
     ]  # fmt: skip
 
 
-_known: OrderedDict[tuple[str, str], AnswerReason] = OrderedDict()
-
-
-def compare_all(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], AnswerReason]:
-    """The reason of each (answer, gold), from the cache, here, or from the judge."""
-    reasons = {pair: _known[pair] if pair in _known else easy(*pair) for pair in pairs}
+def compare_all(pairs: Iterable[Pair]) -> dict[Pair, AnswerReason]:
+    """Return the reason for each (answer, gold): from the cache, from a comparison in this process, or from the sandbox."""
+    reasons = {pair: _cache[pair] if pair in _cache else compare_without_parser(*pair) for pair in pairs}
     hard = [pair for pair, reason in reasons.items() if reason is None]
     reasons.update(zip(hard, verdicts(hard), strict=True))
-    known = {pair: reason for pair, reason in reasons.items() if reason is not None}
-    _known.update({pair: reason for pair, reason in known.items() if reason != "timeout"})  # another time it may end
-    while len(_known) > KEPT:
-        _known.popitem(last=False)
-    return known
+    complete = {pair: reason for pair, reason in reasons.items() if reason is not None}
+    _cache.update({pair: reason for pair, reason in complete.items() if reason != "timeout"})  # may end next time
+    while len(_cache) > CACHE_SIZE:
+        _cache.popitem(last=False)
+    return complete
 
 
-def easy(answer: str, gold: str) -> AnswerReason | None:
-    """The verdict where no parser is needed; None where one is."""
+def compare_without_parser(answer: str, gold: str) -> AnswerReason | None:
+    """Return the reason where the comparison needs no parser, else None."""
     if INTEGER.match(gold) and INTEGER.match(answer):
-        return "correct" if canonical(answer) == canonical(gold) else "wrong"
+        return "correct" if canonical_integer(answer) == canonical_integer(gold) else "wrong"
     if answer == gold and answer:
         return "correct"
-    if len(answer) > LONGEST:
+    if len(answer) > MAX_LENGTH:
         return "unparsable"
-    return judge(answer, gold) if plain(gold) else None
+    return judge(answer, gold) if is_plain_number(gold) else None

@@ -1,4 +1,4 @@
-"""The same LaTeX in one spelling: spaces, sizes, fonts, signs of other alphabets, dollar signs, a final full stop."""
+"""Normalise the spelling of LaTeX: spaces, sizes, fonts, Unicode signs, dollar signs, a final full stop."""
 
 import re
 import unicodedata
@@ -9,10 +9,10 @@ SIGNS = str.maketrans(
      "Ω": r"\Omega ", "µ": r"\mu ", "μ": r"\mu "}
 )  # fmt: skip
 SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻]+")
-VULGAR = re.compile("[¼-¾⅐-⅞]")
-# A row break (\\, \\[2pt]) is kept; \! draws digits together; other spaces become one.
+VULGAR_FRACTIONS = re.compile("[¼-¾⅐-⅞]")
+# A row break (\\, \\[2pt]) becomes \\; \! is removed, as in 10\!000; any other space becomes one space.
 SPACES = re.compile(r"(\\\\)(?:\s*\[[^\]]*\])?|(\\!\s*)|\\[,;: ]|~|\\q?quad(?![A-Za-z])|\s+")
-SAME_AS = (
+REPLACEMENTS = (
     (re.compile(r"\\\$|\$|\\[()]"), ""),
     (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
@@ -28,18 +28,18 @@ SAME_AS = (
     (re.compile(r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)"), r"\\sqrt\1{\2}"),
     (re.compile(r"\{\s*\}"), ""),
 )
-LONGEST = 1000  # characters; what is longer is no answer that anything here reads
+MAX_LENGTH = 1000  # characters; a longer text is graded as unparsable
 
 
 def tidy(text: str) -> str:
-    """`text` in one spelling, without the braces around the whole. Longer texts than LONGEST come back as they are."""
-    if len(text) > LONGEST:
+    """Return `text` in one spelling, without braces around all of it. A text longer than MAX_LENGTH is returned unchanged."""
+    if len(text) > MAX_LENGTH:
         return text
-    text = SUPERSCRIPTS.sub(lambda found: "^{" + unicodedata.normalize("NFKC", found[0]) + "}", text)
-    text = VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]), text)
+    text = SUPERSCRIPTS.sub(lambda match: "^{" + unicodedata.normalize("NFKC", match[0]) + "}", text)
+    text = VULGAR_FRACTIONS.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
-    text = SPACES.sub(lambda found: found[1] or ("" if found[2] else " "), text)
-    for pattern, replacement in SAME_AS:
+    text = SPACES.sub(lambda match: match[1] or ("" if match[2] else " "), text)
+    for pattern, replacement in REPLACEMENTS:
         text = pattern.sub(replacement, text)
     text = text.strip().removesuffix(".").strip()
     while text.startswith("{") and closes_at(text, 0) == len(text) - 1:
@@ -48,7 +48,7 @@ def tidy(text: str) -> str:
 
 
 def closes_at(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes, whatever its kind closes with; -1 if nowhere."""
+    """Return the position at which the bracket opened at `start` closes, -1 if it does not. Any closing bracket counts."""
     depth = 0
     for position in range(start, len(text)):
         depth += (text[position] in "([{") - (text[position] in ")]}")

@@ -1,11 +1,15 @@
-"""The second reader of `rlvr audit`: sympy's lark grammar and values at random points; it knows no policy."""
+"""Compare answers for `rlvr audit` by a second method: sympy's own LaTeX grammar and values at fixed points.
+
+It shares no code with `answers.py` and `expressions.py`, so that their mistakes show as disagreements. It compares values only
+and does not apply the rules on the form of an answer.
+"""
 
 import re
 from typing import Any
 
 POINTS = ("0.7391", "-1.6183", "2.2360", "0.5772", "-0.9159", "1.2020")
 E_NOTATION = re.compile(r"(\d)[eE]([+-]?\d+)")
-CONSTANTS = {
+REPLACEMENTS = {
     r"\pi": "(3.14159265358979323846)",
     r"\dfrac": r"\frac",
     r"\tfrac": r"\frac",
@@ -17,34 +21,36 @@ CONSTANTS = {
 
 
 def opinion(answer: str, gold: str) -> str | None:
-    """`same` or `different`; None where a side cannot be read. It may hang on a hostile answer: call it in the judge."""
-    one, other = reading(answer), reading(gold)
-    if one is None or other is None:
+    """Return `same` or `different`, None where a side cannot be parsed. May hang on a hostile answer: use the sandbox."""
+    answer_expression, gold_expression = read_expression(answer), read_expression(gold)
+    if answer_expression is None or gold_expression is None:
         return None
-    return "same" if value_equal(one, other) else "different"
+    return "same" if equal_in_value(answer_expression, gold_expression) else "different"
 
 
-def reading(text: str) -> Any:
+def read_expression(text: str) -> Any:
+    """Return the text as a sympy expression; None where the grammar does not cover it."""
     from sympy import Expr
     from sympy.parsing.latex import parse_latex
 
     text = E_NOTATION.sub(r"\1 \\cdot 10^{\2}", text)
-    for command, plain in CONSTANTS.items():
+    for command, plain in REPLACEMENTS.items():
         text = text.replace(command, plain)
     try:
-        read = parse_latex(text.strip(), backend="lark")
-    except Exception:  # lark and its transformer raise whatever they like
+        expression = parse_latex(text.strip(), backend="lark")
+    except Exception:  # lark and its transformer raise many types of exceptions
         return None
-    return read if isinstance(read, Expr) else None
+    return expression if isinstance(expression, Expr) else None
 
 
-def value_equal(one: Any, other: Any) -> bool:
+def equal_in_value(first: Any, second: Any) -> bool:
+    """Return whether two expressions agree at two points to nine digits."""
     from sympy import Float
 
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
     for points in (POINTS, POINTS[1:] + POINTS[:1]):
         values = {symbol: Float(point) for symbol, point in zip(symbols, points, strict=False)}
-        difference, size = (one - other).evalf(20, subs=values), abs(other.evalf(20, subs=values))
+        difference, size = (first - second).evalf(20, subs=values), abs(second.evalf(20, subs=values))
         if not (difference.is_number and abs(difference) <= 1e-9 * max(size, 1e-9)):
             return False
     return True

@@ -1,4 +1,4 @@
-"""The answer check: its policies, its table of cases, and what must hold of every answer."""
+"""Test the answer check: its policies, its table of cases, and properties that hold for every answer."""
 
 import json
 import random
@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr_sweeps.grading.answers import Reason
+from rlvr_sweeps.grading.answers import AnswerReason
 from rlvr_sweeps.grading.extraction import POLICIES, extract, last_box
-from rlvr_sweeps.grading.grader import compare_all, easy, grade, grade_all
+from rlvr_sweeps.grading.grader import compare_all, compare_without_parser, grade, grade_all
 from rlvr_sweeps.grading.latex import tidy
-from rlvr_sweeps.grading.numbers import number
+from rlvr_sweeps.grading.numbers import read_number
 from tests.conftest import ROOT
 
 THINK = "hm</think>"
-REASONS = set(get_args(Reason))
+REASONS = set(get_args(AnswerReason))
 CASES = [json.loads(line) for line in (ROOT / "tests/grading/answers.jsonl").read_text().splitlines()]
 
 
@@ -54,7 +54,7 @@ def test_the_default_policy(completion, reason):
         ("I do not know", None, None),
     ],
 )
-def test_policies_that_demand_less(completion, boxed, anything):
+def test_policies_that_require_less(completion, boxed, anything):
     assert extract(completion, "boxed")[0] == boxed
     assert extract(completion, "any")[0] == anything
 
@@ -62,8 +62,8 @@ def test_policies_that_demand_less(completion, boxed, anything):
 @pytest.mark.parametrize("why", sorted({case["why"] for case in CASES}))
 def test_table_of_cases(why):
     cases = [case for case in CASES if case["why"] == why]
-    found = grade_all([f"{THINK}\\boxed{{{case['answer']}}}" for case in cases], [case["gold"] for case in cases])
-    wrong = [(case, verdict.reason) for case, verdict in zip(cases, found, strict=True) if verdict.reason != case["verdict"]]
+    verdicts = grade_all([f"{THINK}\\boxed{{{case['answer']}}}" for case in cases], [case["gold"] for case in cases])
+    wrong = [(case, verdict.reason) for case, verdict in zip(cases, verdicts, strict=True) if verdict.reason != case["verdict"]]
     assert not wrong
 
 
@@ -81,17 +81,17 @@ def test_an_integer_gold_needs_no_parser(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)  # importing it fails
     monkeypatch.setitem(sys.modules, "latex2sympy2_extended", None)
     for answer in ("17", "x=17", r"\frac{34}{2}", "16=17", r"9^{9^{9^9}}", r"17 \text{ cm}"):
-        assert easy(answer, "17") is not None
+        assert compare_without_parser(answer, "17") is not None
 
 
 @given(st.fractions(max_denominator=999), st.fractions(max_denominator=999))
 def test_fractions_compare_exactly(a, b):
     text = rf"\frac{{{a.numerator}}}{{{a.denominator}}}"
-    assert number(tidy(text)).value == a
-    assert (easy(text, f"{b.numerator}/{b.denominator}") == "correct") == (a == b)
+    assert read_number(tidy(text)).value == a
+    assert (compare_without_parser(text, f"{b.numerator}/{b.denominator}") == "correct") == (a == b)
 
 
-DRESSES = [
+FORMATS = [
     "{}",
     " {} ",
     "${}$",
@@ -105,10 +105,10 @@ DRESSES = [
 ]
 
 
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.sampled_from(DRESSES))
-def test_formatting_never_changes_a_verdict(value, dress):
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.sampled_from(FORMATS))
+def test_formatting_never_changes_a_verdict(value, template):
     for gold in (f"{value}", f"{value + 1}"):
-        assert easy(dress.format(f"{value}"), gold) == easy(f"{value}", gold)
+        assert compare_without_parser(template.format(f"{value}"), gold) == compare_without_parser(f"{value}", gold)
 
 
 FORMULAS = st.recursive(
@@ -126,10 +126,10 @@ EXPRESSIONS = st.one_of(FORMULAS, LISTS, LISTS.map("({})".format), LISTS.map(r"\
 
 @settings(max_examples=60, deadline=None)
 @given(EXPRESSIONS)
-def test_an_answer_is_itself_however_it_is_spelled(text):
-    """The same value in a text that differs, so that it is read and compared."""
-    spelled = text.replace("+", " + 0 + ").replace("(", r"\left(").replace(")", r"\right)").replace(r"\frac", r"1\cdot\dfrac")
-    reasons = compare_all({(text, text): None, (spelled, text): None})
+def test_an_answer_equals_itself_in_another_spelling(text):
+    """The same value in a different text, so that it is parsed and compared."""
+    respelled = text.replace("+", " + 0 + ").replace("(", r"\left(").replace(")", r"\right)").replace(r"\frac", r"1\cdot\dfrac")
+    reasons = compare_all({(text, text): None, (respelled, text): None})
     assert set(reasons.values()) <= {"correct"}
 
 
@@ -139,15 +139,15 @@ TOKENS = [*"{}()[]^_=,+.!| ", "1", "17", "x", r"\frac", r"\text", r"\sqrt", r"\p
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=60), st.sampled_from([1, 1, 40]))
 def test_nothing_raises_in_the_callers_own_process(tokens, times):
-    """A plain gold, and finding the box."""
+    """Comparison with a plain gold number, and finding the box."""
     text = "".join(tokens) * times
-    assert easy(text[:1000], "17") in REASONS
+    assert compare_without_parser(text[:1000], "17") in REASONS
     box = last_box("\\boxed{" + text)
     assert box is None or box in text
 
 
 def test_fuzzed_answers_all_get_a_verdict():
-    """Through the judge: 300 texts of LaTeX's own tokens against formulas. Each has a second of the judge's time at most."""
+    """300 texts of LaTeX tokens against formulas, through the sandbox. Each takes at most one CPU second."""
     rng = random.Random(0)
     texts = ["".join(rng.choices(TOKENS, k=rng.choice([3, 8, 20, 60]))) for _ in range(300)]
     reasons = compare_all((text, rng.choice([r"\sqrt{2}", "x+1", "(1,2)", r"\{x\}"])) for text in texts)
@@ -156,10 +156,10 @@ def test_fuzzed_answers_all_get_a_verdict():
 
 
 @given(st.text(alphabet="ab{}\\ ", max_size=30))
-def test_a_box_comes_back_with_its_braces_balanced(text):
-    found = last_box("\\boxed{" + text + "}")
+def test_last_box_balances_its_braces(text):
+    content = last_box("\\boxed{" + text + "}")
     if balanced(text) and "\\boxed{" not in text:
-        assert found == text
+        assert content == text
 
 
 def balanced(text: str) -> bool:
@@ -171,7 +171,7 @@ def balanced(text: str) -> bool:
     return depth == 0
 
 
-def test_sixty_thousand_open_boxes_are_read_in_one_pass():
+def test_sixty_thousand_open_boxes_take_linear_time():
     assert last_box("\\boxed{" * 60_000) is None
     assert last_box("\\boxed{" * 60_000 + "5" + "}" * 60_000) == "5"
 

@@ -1,4 +1,4 @@
-"""The judge cannot be hung, killed for good, or made to do anything, and works from wherever it is called."""
+"""Test that no answer hangs, ends or subverts the judge process, and that it works from threads and forked processes."""
 
 import contextlib
 import multiprocessing
@@ -19,30 +19,30 @@ from rlvr_sweeps.grading.grader import grade_all
 from tests.conftest import ROOT
 
 RIGHT, WRONG = (r"\frac{\sqrt{8}}{2}", r"\sqrt2"), (r"\sqrt{3}", r"\sqrt2")
-ENDLESS = (r"\sqrt{9999!+1}", r"\sqrt2")  # passes the check for size
+ENDLESS = (r"\sqrt{9999!+1}", r"\sqrt2")  # not rejected as too large
 
 
-def test_a_comparison_that_does_not_end_costs_one_verdict():
+def test_a_comparison_that_does_not_end_is_a_timeout():
     assert sandbox.verdicts([RIGHT, ENDLESS, WRONG]) == ["correct", "timeout", "wrong"]
 
 
-def test_sixteen_hostile_answers_in_a_batch_cost_only_themselves():
+def test_sixteen_hostile_answers_change_no_other_verdict():
     pairs = [pair for number in range(16) for pair in ((rf"\sqrt{{{9980 + number}!+1}}", r"\sqrt2"), RIGHT)]
     assert sandbox.verdicts(pairs) == ["timeout", "correct"] * 16
 
 
-def test_threads():
-    found = {}
+def test_threads_share_a_judge():
+    results = {}
 
     def work(name):
-        found[name] = sandbox.verdicts([RIGHT, WRONG])
+        results[name] = sandbox.verdicts([RIGHT, WRONG])
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert list(found.values()) == [["correct", "wrong"]] * 8
+    assert list(results.values()) == [["correct", "wrong"]] * 8
 
 
 def in_child(queue):
@@ -50,7 +50,7 @@ def in_child(queue):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_have_a_judge_of_their_own(method):
+def test_other_processes_start_their_own_judge(method):
     sandbox.verdicts([RIGHT])
     context = multiprocessing.get_context(method)
     queue = context.Queue()
@@ -61,13 +61,13 @@ def test_other_processes_have_a_judge_of_their_own(method):
     assert sandbox.verdicts([WRONG, RIGHT]) == ["wrong", "correct"]
 
 
-def test_a_judge_that_was_killed_is_replaced():
+def test_a_killed_judge_is_replaced():
     sandbox.verdicts([RIGHT])
     os.kill(sandbox._judge.pid, signal.SIGKILL)
     assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
 
 
-def test_workers_that_were_killed_are_replaced():
+def test_killed_workers_are_replaced():
     sandbox.verdicts([RIGHT])
     for _ in range(3):
         for worker in children(sandbox._judge.pid):
@@ -77,8 +77,8 @@ def test_workers_that_were_killed_are_replaced():
     assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
 
 
-def test_an_interrupted_question_shifts_no_answer():
-    """What interrupts the caller between question and answer must not give the next question this one's answer."""
+def test_after_an_interrupted_request_the_next_reply_is_its_own():
+    """The caller is interrupted between its request and the reply."""
     sandbox.verdicts([RIGHT])
 
     def ring(*_):
@@ -96,8 +96,8 @@ def test_an_interrupted_question_shifts_no_answer():
     assert sandbox.verdicts([WRONG, WRONG]) == ["wrong", "wrong"]
 
 
-def test_workers_killed_while_they_work_end_no_judge():
-    """As memory runs out on a node: verdicts may be lost, nothing else."""
+def test_the_judge_survives_workers_killed_during_a_comparison():
+    """As when a node runs out of memory: verdicts may be lost, nothing else."""
     sandbox.verdicts([RIGHT])
 
     def kill():
@@ -109,11 +109,11 @@ def test_workers_killed_while_they_work_end_no_judge():
 
     killer = threading.Thread(target=kill)
     killer.start()
-    found = []
+    results = []
     while killer.is_alive():
-        found += sandbox.verdicts([RIGHT, WRONG] * 20)
+        results += sandbox.verdicts([RIGHT, WRONG] * 20)
     killer.join()
-    assert set(found) <= {"correct", "wrong", "timeout"}
+    assert set(results) <= {"correct", "wrong", "timeout"}
     assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
 
 
@@ -123,20 +123,20 @@ def children(pid: int) -> list[int]:
 
 
 def test_the_judge_ends_with_its_caller():
-    """Killed outright, while a forked child of the caller keeps the pipe open."""
+    """The caller is killed by SIGKILL while a forked child of it keeps the pipe open."""
     code = (
         "import os, time; from rlvr_sweeps.grading import sandbox; sandbox.verdicts([('x','y')]);"
         "print(sandbox._judge.pid, flush=True); os.fork(); time.sleep(60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
     judge_pid = int(caller.stdout.readline())
-    kept = children(caller.pid)
+    children_of_caller = children(caller.pid)
     caller.kill()
     caller.wait()
     deadline = time.monotonic() + 30
     while alive(judge_pid) and time.monotonic() < deadline:
         time.sleep(0.2)
-    for child in kept:
+    for child in children_of_caller:
         if child != judge_pid and alive(child):
             os.kill(child, signal.SIGKILL)
     assert not alive(judge_pid)
@@ -164,14 +164,14 @@ ATTACKS = [
 
 @pytest.mark.parametrize("gold", ["17", r"\sqrt2", "x+1", r"\text{yes}"])
 def test_a_completion_is_never_executed(tmp_path, gold):
-    mark = tmp_path / "executed"
-    texts = [f"</think>\\boxed{{{attack.format(mark=mark)}}}" for attack in ATTACKS]
+    marker = tmp_path / "executed"
+    texts = [f"</think>\\boxed{{{attack.format(mark=marker)}}}" for attack in ATTACKS]
     assert not any(verdict.correct for verdict in grade_all(texts, [gold] * len(texts)))
-    assert not mark.exists()
+    assert not marker.exists()
 
 
 def test_no_answer_makes_the_comparison_evaluate_write_or_connect():
-    """Over the whole table of cases, in this process: no code is compiled from text, no file written, no socket opened."""
+    """For all rows of answers.jsonl, without the sandbox: no code is compiled from text, no file written, no socket opened."""
     code = """
 import json, sys
 from rlvr_sweeps.grading import sandbox
@@ -180,7 +180,7 @@ seen = []
 watched = ("socket.", "subprocess.", "os.", "shutil.", "compile")
 def hook(event, arguments):
     writes = event == "open" and arguments[1] not in (None, "r", "rb")
-    allowed = event == "compile" and sandbox.of_a_library(arguments)
+    allowed = event == "compile" and sandbox.is_library_code(arguments)
     if writes or event.startswith(watched) and not allowed:
         seen.append((event, str(arguments)[:80]))
 sys.addaudithook(hook)
@@ -208,20 +208,20 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_a_worker_is_confined(what):
-    """Were a parser to be made to run something, this is what it could not do."""
-    ours, theirs = os.pipe()
+    """Code that a parser might be made to execute raises in a worker."""
+    read_end, write_end = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             sandbox.confine()
             FORBIDDEN[what]()
-            os.write(theirs, b"done")
+            os.write(write_end, b"done")
         except (PermissionError, MemoryError) as error:
-            os.write(theirs, type(error).__name__.encode())
+            os.write(write_end, type(error).__name__.encode())
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-    assert os.read(ours, 100) in (b"PermissionError", b"MemoryError")
+    assert os.read(read_end, 100) in (b"PermissionError", b"MemoryError")
 
 
 def test_numbers_are_read_without_evaluating_them():
