@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rlvr_sweeps.assets.transfer import Source, export_sets, import_sets
 from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.config.sweeps import main_model
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.runs.directory import STAGES
 from rlvr_sweeps.runs.reading import log_files, named_run, tail
@@ -176,7 +177,7 @@ def exchange_with_wandb(asked: argparse.Namespace, console: Console) -> None:
         return
     from rlvr_sweeps.reporting.tracking import views
 
-    views.save(asked.way, asked.sweep, asked.model, where, console)
+    views.save(asked.way, asked.sweep, asked.model or main_model(), where, console)
 
 
 def existing(folder: Path, command: str) -> Path:
@@ -199,7 +200,7 @@ def sources(model: str) -> dict[str, Source]:
 
 
 def run(asked: argparse.Namespace, console: Console) -> None:
-    known = sources(asked.model)
+    known = sources(asked.model or main_model())
     if unknown := sorted(set(asked.sets) - set(known)):
         raise Refused(f"There is no set {', '.join(unknown)}. There are: {', '.join(known)}.")
     chosen = {name: source for name, source in known.items() if not asked.sets or name in asked.sets}
@@ -263,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     moved.add_argument("way", choices=["export", "import"], help="export: write them into a folder; import: check and use them")
     moved.add_argument("folder", type=Path)
     moved.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all of the model's by default")
-    moved.add_argument("--model", default="r1_qwen_1_5b", help="whose benchmarks and training data; r1_qwen_1_5b")
+    moved.add_argument("--model", help="model whose benchmarks and training data are meant; by default the paper's main model")
     doctor = commands.add_parser("doctor", help="what of this site would stop a sweep")
     doctor.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"))
     doctor.add_argument("--job", action="store_true", help="start a job of a minute, and look from its node too")
@@ -284,7 +285,7 @@ def add_wandb(parser: argparse.ArgumentParser) -> None:
     for name, what in (("workspace", "curves of a sweep's runs, by axis"), ("report", "the same as a report with its table")):
         made = ways.add_parser(name, help=what)
         made.add_argument("sweep", metavar="SWEEP", help="a file of conf/sweep, such as rank")
-        made.add_argument("--model", default="r1_qwen_1_5b", help="r1_qwen_1_5b")
+        made.add_argument("--model", help="by default the paper's main model")
     for where in ways.choices.values():
         if where is not pull:
             where.add_argument("--entity", help="instead of what the runs state")

@@ -1,7 +1,7 @@
-"""From override strings to resolved configurations: the one wrapper around Hydra's internals.
+"""Compose override strings into resolved configurations.
 
-Hydra reads and merges every YAML file again for each point of a grid. Here the files are merged once per choice of groups;
-a point's plain values are then applied by Hydra's own code to a copy.
+Hydra reads and merges every YAML file again for each point of a grid. Here the files are merged once per combination of group
+choices; Hydra's own code then applies a point's other values to a copy.
 """
 
 import copy
@@ -30,27 +30,27 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import conf_dir
 
 CONFIG_NAME = "config"
-FORK_THRESHOLD = 100  # points from which on forking pays
+FORK_THRESHOLD = 100  # grids of at least so many points are composed by several processes
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a grid: what was typed, and what it means."""
+    """One point of a grid: its overrides and the resolved configuration."""
 
     overrides: tuple[str, ...]
     cfg: Resolved
 
 
 class Composer:
-    """Composes points against one configuration directory; keeps what it merged."""
+    """Compose points against one configuration directory; the merged files of each combination of groups are cached."""
 
     def __init__(self, loader: ConfigLoaderImpl) -> None:
         self.loader = loader
         _, self.repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, [])
-        self.merged: dict[tuple[str, ...], bytes] = {}  # pickled: three times as fast to copy as a DictConfig
+        self.merged: dict[tuple[str, ...], bytes] = {}  # pickled: three times as fast to load as a DictConfig is to copy
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The composed configuration, not resolved, without Hydra's own node; the same as Hydra's own composing gives."""
+        """Return the composed configuration, unresolved and without the `hydra` node; equal to what hydra.compose returns."""
         choices: list[Any] = []
         values: list[Any] = []
         for override in map(parse_override, overrides):
@@ -70,37 +70,38 @@ class Composer:
         return cfg
 
     def point(self, overrides: Sequence[str]) -> Point:
-        """A checked point; Refused or Hydra's own error where it cannot work."""
+        """Return the resolved and checked point; raise Refused, or Hydra's own error, where the overrides cannot work."""
         return resolve(self.compose(overrides), overrides)
 
     def points(self, grid: Sequence[Sequence[str]]) -> list[Point]:
-        """Every point of a grid, in its order; a large one is composed by as many processes as there are cores."""
+        """Return every point of a grid in order; a large grid is composed by as many processes as there are cores."""
         if len(grid) < FORK_THRESHOLD:
             return [self.point(overrides) for overrides in grid]
         workers = len(os.sched_getaffinity(0))
-        share = -(-len(grid) // workers)  # neighbours share their choices of groups, which each worker merges itself
+        share = -(-len(grid) // workers)  # consecutive points mostly share their groups, which each worker merges once
         with multiprocessing.get_context("fork").Pool(workers, initializer=inherited_composer.append, initargs=(self,)) as pool:
             return pool.map(compose_in_worker, grid, chunksize=share)
 
 
-inherited_composer: list[Composer] = []  # in a forked worker: what was loaded before the fork
+inherited_composer: list[Composer] = []  # in a forked worker: the parent's composer
 
 
 def compose_in_worker(overrides: Sequence[str]) -> Point:
+    """Compose a point in a forked worker."""
     return inherited_composer[0].point(overrides)
 
 
 def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
-    """Resolve every interpolation and refuse what cannot work. `cfg` has no `hydra` node."""
+    """Resolve every interpolation and check the result; `cfg` has no `hydra` node. Raises Refused for what cannot work."""
     checks.refuse_ignored_dials(cfg, overridden_keys(overrides))
     if any(override.startswith("+") for override in overrides):
         refuse_added_keys(cfg)
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except MissingMandatoryValue as error:
-        raise Refused(f"A value is missing and has no default: {error}") from error
+        raise Refused(f"A value is missing and has no default: {error}. Set it on the command line, as KEY=VALUE.") from error
     except OmegaConfBaseException as error:
-        raise Refused(f"A value cannot be worked out: {error}") from error
+        raise Refused(f"A value cannot be resolved: {error}") from error
     assert isinstance(container, dict)
     resolved: Resolved = {str(key): value for key, value in container.items()}
     checks.refuse(resolved)
@@ -109,41 +110,42 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
 
 @cache
 def parse_override(override: str) -> Override:
-    """Hydra's reading of an override; points of a grid share most of theirs."""
-    (read,) = OverridesParser.create().parse_overrides([override])
-    return read
+    """Return Hydra's parse of an override; cached, since the points of a grid share most overrides."""
+    (result,) = OverridesParser.create().parse_overrides([override])
+    return result
 
 
 def overridden_keys(overrides: Sequence[str]) -> Collection[str]:
+    """Return the keys and groups that the overrides set."""
     return {str(parse_override(override).key_or_group) for override in overrides}
 
 
 def refuse_unknown_settings(arguments: Sequence[str]) -> None:
-    """Raise Refused, with the nearest known name, for a setting no configuration has; `arguments` as typed after launch.py.
+    """Raise Refused, with the nearest known name, for a setting that does not exist; `arguments` as typed after launch.py.
 
-    Hydra's own advice, to add the misspelt name with a +, would make it a setting that nobody reads.
+    Hydra's own message advises to add the misspelt name with a +, which would create a setting that no code reads.
     """
     known = {str(key) for key in OmegaConf.structured(schema.Config)}
     for key in overridden_keys([argument for argument in arguments if "=" in argument and not argument.startswith("-")]):
         head = key.partition("@")[0].split("/")[0].split(".")[0]
         if head not in known and head not in ("hydra", "site"):
             near = difflib.get_close_matches(head, known, n=3)
-            meant = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(known))}."
-            raise Refused(f"There is no setting {key!r}. {meant}")
+            advice = f"Did you mean {' or '.join(near)}?" if near else f"Settings: {', '.join(sorted(known))}."
+            raise Refused(f"There is no setting {key!r}. {advice}")
 
 
 def refuse_added_keys(cfg: DictConfig) -> None:
-    """Raise Refused for keys that + brought into a part of the configuration whose keys the schema fixes."""
+    """Raise Refused for keys that a + override added to a part of the configuration whose keys are fixed by the schema."""
     try:
         OmegaConf.merge(OmegaConf.structured(schema.Config), OmegaConf.to_container(cfg, resolve=False))
     except OmegaConfBaseException as error:
         raise Refused(
-            f"The schema has no such setting: {str(error).splitlines()[0]}. See rlvr_sweeps/config/schema.py."
+            f"The schema has no such setting: {str(error).splitlines()[0]}. Every setting: rlvr_sweeps/config/schema.py."
         ) from None
 
 
 def offline_composer(directory: Path | None = None) -> Composer:
-    """A composer outside of launch.py: for tables, status and tests."""
+    """Return a composer for use outside of launch.py: tables, reports, tests. `directory`: conf/ by default."""
     schema.register()
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
@@ -153,8 +155,8 @@ def offline_composer(directory: Path | None = None) -> Composer:
 
 
 def point_of(cfg: DictConfig) -> Point:
-    """The point of a configuration that Hydra composed: the same, with the same id, as `compose.Composer` makes it."""
-    task = copy.deepcopy(cfg)  # a masked copy would lose the types, and with them α = 16.0
+    """Return the point of a configuration that Hydra composed; equal to the one that Composer.point makes, id included."""
+    task = copy.deepcopy(cfg)  # OmegaConf.masked_copy would lose the fields' types, and α would be 16 instead of 16.0
     OmegaConf.set_struct(task, False)
     task.pop("hydra", None)
     OmegaConf.set_struct(task, True)
@@ -162,6 +164,7 @@ def point_of(cfg: DictConfig) -> Point:
 
 
 def overrides_of_this_job() -> list[str]:
+    """Return the overrides of the current Hydra job; empty outside of one."""
     from hydra.core.hydra_config import HydraConfig
 
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

@@ -1,8 +1,8 @@
-"""What a run is: the hash of everything in its resolved configuration that can change its science.
+"""Compute a run's id: the hash of every setting that can change what is trained.
 
-`run_id` drops what cannot (where it runs, what watches it, how it is cut into micro-batches, what is evaluated
-afterwards), what equals the schema's default (so a new setting leaves old ids alone), and the dials a method does not
-read (full fine-tuning has no rank): rank, α and dropout count only through the `peft.config` they are written into.
+Three kinds of settings are left out of the hash: those that cannot change the training (NOT_SCIENCE: machine, tracking,
+micro-batches, evaluation); those equal to the schema's default, so that a new setting leaves existing ids unchanged; and the
+dials that a method does not have (full fine-tuning has no rank): rank, α and dropout enter only through `peft.config`.
 """
 
 import fnmatch
@@ -15,32 +15,33 @@ from typing import Any
 from rlvr_sweeps.config.schema import Resolved, leaves, schema_defaults
 from rlvr_sweeps.config.settings import grading_of, is_trained
 
-NOT_SCIENCE = (
-    "rank", "alpha", "dropout",  # read through peft.config
+NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
+    "rank", "alpha", "dropout",  # they enter through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
     "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "peft.factored_norm", "*.unavailable", "model.architecture.*",
-    "model.opens_think", "data.problems",
+    "model.opens_think", "model.paper_size", "data.problems",
     "rollout.vllm.*", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing", "training.micro_batches",
     "training.worst_case_first",
 )  # fmt: skip
-SCIENCE_OF_BASE = ("model.*",)  # nothing is trained: neither objective, data nor seed has a say
-NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size", "evaluation.engine", "evaluation.vllm.*")
+SCIENCE_OF_BASE = ("model.*",)  # an untrained run's id depends on the model only
+NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size", "evaluation.engine", "evaluation.vllm.*")  # of evaluation_spec
 
 
 @cache
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a dotted key matches one of the shell-style patterns."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def digest(facts: Mapping[str, Any], length: int = 8) -> str:
-    """The first `length` hex digits of the SHA-256 of `facts` as canonical JSON."""
+    """Return the first `length` hex digits of the SHA-256 of `facts` as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def science(cfg: Resolved) -> dict[str, Any]:
-    """The leaves that make this run this run."""
+    """Return the leaves of the configuration that identify the run, by dotted key."""
     defaults = schema_defaults()
     absent = object()
     return {
@@ -53,18 +54,22 @@ def science(cfg: Resolved) -> dict[str, Any]:
 
 
 def run_id(cfg: Resolved) -> str:
+    """Return the run's id, eight hex digits."""
     return digest(science(cfg))
 
 
 def run_name(cfg: Resolved) -> str:
-    """The run's directory: `<model>-<peft>-<algo>-<id>`."""
+    """Return the name of the run's directory: `<model>-<peft>-<algo>-<id>`."""
     algo = cfg["algo"]["name"] if is_trained(cfg) else "none"
     return f"{cfg['model']['name']}-{cfg['peft']['name']}-{algo}-{run_id(cfg)}"
 
 
 def evaluation_spec(cfg: Resolved) -> str:
-    """Hash of what is evaluated and how; results are comparable exactly where it is equal."""
-    asked = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
-    stated = {} if grading_of(cfg) == schema_defaults()["grading"] else {"grading": grading_of(cfg)}
-    said = {key: value for key, value in leaves(asked | stated) if not matches(key, NOT_IN_EVALUATION)}
-    return digest({key: value for key, value in said.items() if value or not key.endswith(".held_out")})
+    """Return the hash of what is evaluated and how; results are comparable exactly where it is equal.
+
+    Settings that were added later (`grading`, `held_out`) enter only where they differ from their default.
+    """
+    settings = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
+    grading = {} if grading_of(cfg) == schema_defaults()["grading"] else {"grading": grading_of(cfg)}
+    values = {key: value for key, value in leaves(settings | grading) if not matches(key, NOT_IN_EVALUATION)}
+    return digest({key: value for key, value in values.items() if value or not key.endswith(".held_out")})

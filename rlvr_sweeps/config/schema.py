@@ -1,7 +1,8 @@
-"""The schema of a run: what may be set, its type, its default. Composed by Hydra from conf/.
+"""Define every setting of a run: its name, type, default and meaning. Hydra composes the values from conf/.
 
-What the paper varies is typed here; what an upstream library owns (`peft.config`, `*.trl`, `rollout.vllm`) is a
-passthrough dict that the library's own constructor validates. The order of the defaults list is in conf/config.yaml.
+Settings that the paper varies are typed fields. Settings of an upstream library (`peft.config`, `*.trl`, `*.vllm`) are dicts
+that the library's own constructor validates. MISSING: no default here, a file of conf/ sets the value. Which fields are part of
+a run's id: identity.py. The order in which the files of conf/ are merged: conf/config.yaml.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,126 +14,145 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-# "All linear modules" (Sec. 2.2) and every norm, as Qwen2 and Llama name them; other architectures say theirs in their file.
+# "All linear modules" (Sec. 2.2) and every norm, by their names in Qwen2 and Llama; conf/model has the names of others.
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NORM_MODULES = ("input_layernorm", "post_attention_layernorm", "norm")
 
 
 @dataclass
 class ModelConf:
+    """The base model: conf/model/*.yaml. Settings that also set data, benchmarks and batch are in the same files."""
+
     name: str = MISSING  # in directory names and tables
-    path: str = MISSING  # hub id, local directory, or embedded:NAME
-    revision: str | None = None  # hub commit, or the embedded recipe's content key
-    system_prompt: str | None = None
-    linear_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
-    norm_modules: list[str] = field(default_factory=lambda: list(NORM_MODULES))
-    architecture: dict[str, Any] = field(default_factory=dict)  # of config.json, where it must be known before the weights
-    opens_think: bool = False  # its chat template must end a prompt by opening <think>
-    autocast_bf16: bool = False  # weights and optimizer stay float32; matrix products run in bfloat16
+    path: str = MISSING  # hub id, local folder, or embedded:NAME for a model made by this package
+    revision: str | None = None  # commit on the hub; for an embedded model, the hash of its recipe. None: the newest
+    system_prompt: str | None = None  # first message of every prompt; None: no such message
+    linear_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))  # names of the layers that adapters target
+    norm_modules: list[str] = field(default_factory=lambda: list(NORM_MODULES))  # names of the layers that ln_tuning targets
+    architecture: dict[str, Any] = field(default_factory=dict)  # values of config.json, for plans before the model is there
+    opens_think: bool = False  # whether the chat template must end a prompt with an opening <think>; checked before a run
+    autocast_bf16: bool = False  # matrix products in bfloat16; weights and optimizer state stay float32
+    paper_size: str | None = None  # the size by which the paper names this model ("1.5B"); None: not a model of the paper
 
 
 @dataclass
 class PeftConf:
-    name: str = MISSING
-    title: str = MISSING  # how tables call it
-    trains: str = "adapter"  # adapter | everything | nothing
-    config: dict[str, Any] = field(default_factory=dict)  # -> peft.get_peft_config
-    initialisation: str | None = None  # principal (PiSSA) | minor (MiLoRA) | activations (EVA)
-    lr_ratio: float | None = None  # LoRA+'s λ = η_B / η_A
-    not_the_base_in_training: str | None = None  # why the train-mode policy at step 0 is not the base, where it is not
-    factored_norm: bool = True  # DoRA's, without making BA; false: as PEFT computes it
-    trained: list[str] = field(default_factory=list)  # names the adapter's trained parameters hold; any other is frozen
-    unavailable: str | None = None  # why launching this method is refused, where it is
+    """The fine-tuning method: conf/peft/*.yaml."""
+
+    name: str = MISSING  # in directory names
+    title: str = MISSING  # in tables and figures
+    trains: str = "adapter"  # adapter | everything (full fine-tuning) | nothing (the Base row: only evaluated)
+    config: dict[str, Any] = field(default_factory=dict)  # passed to peft.get_peft_config; empty without an adapter
+    initialisation: str | None = None  # of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA); None: PEFT's own
+    lr_ratio: float | None = None  # LoRA+: learning rate of B divided by that of A (λ = η_B / η_A); None: the same rate
+    not_the_base_in_training: str | None = None  # reason why the train-mode policy at step 0 differs from the base model
+    factored_norm: bool = True  # DoRA: compute the weight norm without forming B·A; false: as PEFT computes it
+    trained: list[str] = field(default_factory=list)  # name parts of the adapter's trained parameters; others are frozen
+    unavailable: str | None = None  # reason why a launch with this method is refused; None: it can be launched
 
 
 @dataclass
 class AlgoConf:
-    name: str = MISSING
-    title: str = MISSING
-    trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
-    sampling_rounds: int = 1  # rounds of rollouts a step may take to fill its batch with mixed groups; 1: what comes, comes
-    overlong_buffer: int = 0  # soft overlong punishment over the last so many tokens; 0: none
+    """The training objective: conf/algo/*.yaml."""
+
+    name: str = MISSING  # in directory names
+    title: str = MISSING  # in tables and figures
+    trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig, over training.trl
+    sampling_rounds: int = 1  # most rollout rounds per step to fill the batch with mixed-reward groups; 1: no dynamic sampling
+    overlong_buffer: int = 0  # tokens before rollout.max_tokens over which DAPO's soft length penalty grows; 0: no penalty
 
 
 @dataclass
 class SourceConf:
-    """Where problems come from: a hub data set, a local .jsonl file, or embedded:NAME/FILE."""
+    """A set of problems: a hub data set, a local .jsonl file, or embedded:NAME/FILE."""
 
-    path: str = MISSING
-    revision: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    question: str = "question"  # the field that holds the problem
-    answer: str = "answer"  # the field that holds the gold answer
-    problems: int | None = None  # how many there must be; anything else is an error
+    path: str = MISSING  # hub id, path of a .jsonl file, or embedded:NAME/FILE
+    revision: str | None = None  # commit on the hub, or the embedded recipe's hash
+    subset: str | None = None  # configuration of a hub data set that has several
+    split: str = "train"  # split of a hub data set
+    question: str = "question"  # name of the field that holds the problem
+    answer: str = "answer"  # name of the field that holds the gold answer (LaTeX without a box)
+    problems: int | None = None  # expected number of problems, any other number is an error; None: not checked
 
 
 @dataclass
 class DataConf(SourceConf):
-    name: str = MISSING
-    max_prompt_tokens: int = 512  # longer prompts are left out, and counted in train.json
-    holdout: int = 0  # problems that are not trained on, chosen by the hash of their id
+    """The training problems: conf/data/*.yaml."""
+
+    name: str = MISSING  # in reports
+    max_prompt_tokens: int = 512  # longer prompts are not trained on; train.json counts them
+    holdout: int = 0  # number of problems kept out of training, chosen by the hash of their id (see benchmark `heldout`)
 
 
 @dataclass
 class BenchmarkConf(SourceConf):
+    """One evaluation set: conf/benchmark/*.yaml. A run has a dict of them, by name."""
+
     k: int = MISSING  # samples per problem
-    held_out: int = 0  # the problems of a training set that data.holdout keeps out, and no others; 0: all
+    held_out: int = 0  # only in `heldout`: equal to data.holdout, selects those training problems; 0: the whole set
 
 
 @dataclass
 class RolloutConf:
-    engine: str = MISSING  # hf | vllm
+    """Sampling during training: conf/rollout/*.yaml."""
+
+    engine: str = MISSING  # hf (transformers, no GPU needed) | vllm. Evaluation calls the first one `transformers`
     group_size: int = 8  # completions per prompt, the paper's G
-    max_tokens: int = MISSING
+    max_tokens: int = MISSING  # limit of one completion
     temperature: float = 1.0
     top_p: float = 1.0
-    trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
-    vllm: dict[str, Any] = field(default_factory=dict)  # -> vllm.LLM; what follows from the run is refused
-    sync: str = "merged"  # vllm: what the engine is given, merged weights or the adapter alone
-    check_every: int = 0  # vllm: steps between two comparisons of its log-probabilities with the trainer's, beside the first
-    tolerance_nats: dict[str, float] = field(default_factory=dict)  # vllm: by dtype, the mean difference that stops the run
+    trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig; only its vLLM and correction settings
+    vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM; arguments that follow from the run are refused
+    sync: str = "merged"  # vllm: weights sent to the engine each step: merged | adapter (A and B alone, LoRA variants only)
+    check_every: int = 0  # vllm: steps between comparisons of its log-probabilities with the trainer's; 0: the first only
+    tolerance_nats: dict[str, float] = field(default_factory=dict)  # vllm: by dtype, the mean difference that stops a run
 
 
 @dataclass
 class EvaluationConf:
+    """Sampling in the evaluation: conf/evaluation/*.yaml. Nothing here is part of the run's id."""
+
     temperature: float = MISSING
     top_p: float = MISSING
-    max_tokens: int = MISSING
-    seed: int = MISSING
-    engine: str = "auto"  # vllm | transformers | auto: vLLM where it is installed and there is a GPU
-    batch_size: int = 256  # transformers: completions decoded together; no effect on what is sampled
-    vllm: dict[str, Any] = field(default_factory=dict)  # -> vllm.LLM
+    max_tokens: int = MISSING  # limit of one completion
+    seed: int = MISSING  # every sample's own seed is derived from it
+    engine: str = "auto"  # vllm | transformers | auto: vllm where it is installed and there is a GPU
+    batch_size: int = 256  # transformers: completions decoded together; it does not change what is sampled
+    vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM
 
 
 @dataclass
 class TrainingConf:
-    per_device_batch_size: int = MISSING  # completions per forward pass
+    """How a step is computed. Set in conf/config.yaml and conf/model/*.yaml."""
+
+    per_device_batch_size: int = MISSING  # completions of full length per forward pass and process
     save_every: int = MISSING  # steps between checkpoints
-    gradient_checkpointing: bool = False
-    micro_batches: str = "by_length"  # how a step is cut into forward passes; equal: as TRL does, padded to the step's longest
-    log_probabilities: str = "once"  # vllm: the trainer's come from the update's own pass; twice: from one before, as TRL does
-    worst_case_first: str = "gpu"  # a dry step of full-length completions before the first: where there is a GPU, always, never
-    trl: dict[str, Any] = field(default_factory=dict)  # -> trl.GRPOConfig
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+    micro_batches: str = "by_length"  # by_length: passes of similar lengths | equal: as TRL cuts, padded to the step's longest
+    log_probabilities: str = "once"  # vllm: from the update's own pass (once) | from an extra pass before it, as TRL (twice)
+    worst_case_first: str = "gpu"  # dry step at full length before step 1, to find memory errors: gpu (if any) | always | never
+    trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig
 
 
 @dataclass
 class DistributedConf:
-    name: str = MISSING
+    """Training processes: conf/distributed/*.yaml."""
+
+    name: str = MISSING  # in tables of a plan
     processes: int = 1  # one per GPU
-    deepspeed: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's own configuration; empty: none
-    unavailable: str | None = None
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's configuration; empty: DeepSpeed is not used
+    unavailable: str | None = None  # reason why a launch with this choice is refused; None: it can be launched
 
 
 @dataclass
 class ResourcesConf:
-    """What one job of Slurm asks for. None: what hydra.launcher says, or the site's default."""
+    """Resources of one Slurm job. None: the value of hydra.launcher, or the site's default."""
 
     nodes: int = 1
     gpus_per_node: int = 0
     cpus_per_task: int | None = None
-    mem_gb: int | None = None
-    timeout_min: int = 1440
+    mem_gb: int | None = None  # per node
+    timeout_min: int = 1440  # time limit; a run that needs longer is requeued and continues from its last checkpoint
     partition: str | None = None
     qos: str | None = None
     constraint: str | None = None
@@ -140,54 +160,60 @@ class ResourcesConf:
 
 @dataclass
 class ClusterConf:
-    name: str = MISSING
-    runs_per_gpu: int = 1  # on this machine: small runs at once on each GPU, their memory shared out by the plan
-    gpu: str | None = "auto"  # what memory and time are reckoned for: a kind of conf/hardware.yaml, this machine's, or null
-    train: ResourcesConf = field(default_factory=ResourcesConf)
-    evaluate: ResourcesConf = field(default_factory=ResourcesConf)
-    retries: int = 2  # of a stage that NCCL, a port or the memory of its node ended
+    """Where runs execute: conf/cluster/*.yaml."""
+
+    name: str = MISSING  # local | slurm | submitit
+    runs_per_gpu: int = 1  # cluster=local: runs at once on each GPU; the plan gives each an equal share of its memory
+    gpu: str | None = "auto"  # GPU that the plan estimates for: a name of conf/hardware.yaml | auto (this machine's) | null
+    train: ResourcesConf = field(default_factory=ResourcesConf)  # of a training job
+    evaluate: ResourcesConf = field(default_factory=ResourcesConf)  # of an evaluation job
+    retries: int = 2  # restarts of a Slurm job after a transient failure (NCCL error, port in use, process killed)
 
 
 @dataclass
 class TrackingConf:
-    name: str = MISSING
-    mode: str = "auto"  # online | offline | auto: online where there is a key
-    entity: str | None = None  # None: the key's own
+    """Mirror of the run directory on Weights & Biases: conf/tracking/*.yaml."""
+
+    name: str = MISSING  # none | wandb
+    mode: str = "auto"  # online | offline | auto: online where an API key is configured
+    entity: str | None = None  # None: the default entity of the API key
     project: str = "rlvr_sweeps"
-    init_timeout_s: float = 30.0  # for the server to answer; after that, offline
-    finish_timeout_s: float = 30.0  # for the last rows to go up; the most that a stage waits
+    init_timeout_s: float = 30.0  # wait for the server's first answer; offline after that
+    finish_timeout_s: float = 30.0  # wait at the end of a stage for the last rows to be uploaded
 
 
 @dataclass
 class EarlyStoppingConf:
-    """Off: a run takes all its steps. On, it is science: every value that is not a default is in the run's id."""
+    """Rules that end a run early: conf/early_stopping/*.yaml. By default none; rules that are set are part of the run's id."""
 
     name: str = "none"
-    window: int = 16  # steps over which reward and truncation are averaged
-    collapse: bool = False  # the rule of rlvr_sweeps/training/early_stopping.py
-    standard_errors: float = 3.0
-    truncated_share: float = 0.9
-    first_rung: int | None = None  # steps; None: no successive halving
-    reduction: int = 3  # at each rung the best 1/reduction go on
-    study: str | None = None  # runs of one study compete
+    window: int = 16  # steps over which reward and truncated share are averaged
+    collapse: bool = False  # stop collapsed runs, by the three rules of rlvr_sweeps/training/early_stopping.py
+    standard_errors: float = 3.0  # collapse: how far the reward must fall below its first window
+    truncated_share: float = 0.9  # collapse: stop above this share of completions cut off at rollout.max_tokens
+    first_rung: int | None = None  # step of ASHA's first comparison; any number switches ASHA on, None: off
+    reduction: int = 3  # ASHA: the best 1/reduction of a rung continue; the next rung is at reduction × the steps
+    study: str | None = None  # ASHA: name of the study; its runs compete with each other
 
 
 @dataclass
 class Config:
-    # Dials. alpha is derived from rank unless given; see conf/config.yaml.
-    rank: int = MISSING
-    alpha: float = MISSING
-    dropout: float = MISSING
-    lr: float = MISSING
-    batch_size: int = MISSING  # completions per optimizer step, over all processes
-    steps: int = MISSING
-    seed: int = MISSING
+    """A run. The command line sets any field: `rank=8`, `rollout.max_tokens=2048`."""
+
+    # Dials: each can be an axis of a grid. Which of rank, alpha and dropout a method has, its file in conf/peft states.
+    rank: int = MISSING  # of the adapter
+    alpha: float = MISSING  # the adapter's scale is alpha / rank; 2 × rank where it is not set
+    dropout: float = MISSING  # on the adapter's input
+    lr: float = MISSING  # constant learning rate
+    batch_size: int = MISSING  # completions (not prompts) per optimizer step, over all processes
+    steps: int = MISSING  # optimizer steps
+    seed: int = MISSING  # of initialisation, data order, sampling and dropout
 
     model: ModelConf = field(default_factory=ModelConf)
     peft: PeftConf = field(default_factory=PeftConf)
     algo: AlgoConf = field(default_factory=AlgoConf)
     data: DataConf = field(default_factory=DataConf)
-    benchmark: dict[str, BenchmarkConf] = field(default_factory=dict)
+    benchmark: dict[str, BenchmarkConf] = field(default_factory=dict)  # by name
     rollout: RolloutConf = field(default_factory=RolloutConf)
     training: TrainingConf = field(default_factory=TrainingConf)
     evaluation: EvaluationConf = field(default_factory=EvaluationConf)
@@ -196,21 +222,21 @@ class Config:
     tracking: TrackingConf = field(default_factory=TrackingConf)
     early_stopping: EarlyStoppingConf = field(default_factory=EarlyStoppingConf)
 
-    grading: str = (
-        "boxed_after_thinking"  # where an answer must stand; the others are boxed and any (rlvr_sweeps/grading/grader.py)
-    )
-    analysis: str = "none"  # spectra of the update: none | final | checkpoints (at each of them too)
-    untested_versions: bool = False  # run on versions of torch, TRL, vLLM, … that are no known set (rlvr_sweeps/versions.py)
-    sweep: str | None = None  # a label: which sweep asked; no part of a run's identity
-    runs_dir: str = "runs"
-    plan: bool = False  # print what would run, and stop
-    retry: bool = False  # run failed runs again
-    wait: bool = False  # cluster=slurm: stay until everything has ended
-    canary: bool = False  # cluster=slurm: one short run first, on which the others depend
+    grading: str = "boxed_after_thinking"  # where the answer must be: also boxed | any; see rlvr_sweeps/grading/extraction.py
+    # Spectra of the update: none | final | checkpoints (at each checkpoint too). conf/config.yaml sets `final`; `none` is the
+    # default here so that stored configurations without this key mean what they were run with.
+    analysis: str = "none"
+    untested_versions: bool = False  # run with package versions that are no tested set (rlvr_sweeps/versions.py)
+    sweep: str | None = None  # label of the sweep, a name in conf/sweep; set by sweep=NAME, not part of a run's id
+    runs_dir: str = "runs"  # folder of the run directories
+    plan: bool = False  # print what the launch would do, and do nothing
+    retry: bool = False  # also run failed runs again
+    wait: bool = False  # cluster=slurm: return only when all jobs have ended
+    canary: bool = False  # cluster=slurm: submit one short run first; the others depend on its success
 
 
 def multiply(*factors: float) -> float | int:
-    """Exact product; an int where the result is whole, so that `${mul:2,${rank}}` is the integer α PEFT expects."""
+    """Return the exact product, an int where it is integral: `${mul:2,${rank}}` is then the integer α that PEFT expects."""
     product = Fraction(1)
     for factor in factors:
         product *= Fraction(str(factor))
@@ -218,17 +244,17 @@ def multiply(*factors: float) -> float | int:
 
 
 def floor_divide(numerator: int, denominator: int) -> int:
-    """Whole quotient, rounded down."""
+    """Return the integer quotient, rounded down."""
     return numerator // denominator
 
 
 def where(value: Any, case: Any, then: Any, otherwise: Any) -> Any:
-    """`then` where the value is the case, as in `${where:${peft.trains},everything,0.15,0.3}`."""
+    """Return `then` if the value equals the case, else `otherwise`: `${where:${peft.trains},everything,0.15,0.3}`."""
     return then if value == case else otherwise
 
 
 def register() -> None:
-    """Make the schema and the resolvers known to Hydra; safe to call twice."""
+    """Register the schema and the resolvers with Hydra; a second call changes nothing."""
     ConfigStore.instance().store(name="schema", node=Config, provider="rlvr_sweeps")
     OmegaConf.register_new_resolver("mul", multiply, replace=True)
     OmegaConf.register_new_resolver("floordiv", floor_divide, replace=True)
@@ -239,7 +265,7 @@ Resolved = dict[str, Any]  # a run's configuration as plain data, every interpol
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; a list is one leaf, an empty mapping none."""
+    """Yield (dotted key, value) of every leaf; a list is one leaf, an empty mapping has none."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -249,6 +275,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 @cache
 def schema_defaults() -> dict[str, Any]:
+    """Return the schema's default of every leaf by its dotted key; leaves without one (MISSING) are left out."""
     schema = OmegaConf.to_container(OmegaConf.structured(Config))
     assert isinstance(schema, dict)
     return {key: value for key, value in leaves({str(key): value for key, value in schema.items()}) if value != MISSING}

@@ -1,9 +1,9 @@
-"""The paper's tables and figures as data: conf/sweep/*.yaml to rows, and the grid that a launch makes of them.
+"""Read conf/sweep/*.yaml: the rows of the paper's tables and figures, and the grid of runs that a launch makes of them.
 
-A product (`sweep=table5`) has sections (its panels); a section's grids, in Hydra's own grammar, are its rows. A row is a list
-of overrides, hence a run id, hence a directory: what launches a table and what renders it read the same lines. Rows that two
-products share are the same runs. A model whose own dials differ from the paper's has its own grids under `instead`, place
-by place: row i stands for the paper's row i.
+A product (`sweep=table5`) has sections (the panels of a table); the points of a section's grids, in Hydra's grammar, are its
+rows. A row is a list of overrides, which determines the run ids, so a launch and a table read the same definition. Rows that
+two products share are the same runs. A model with its own dial values has its own grids under `instead`: its row i corresponds
+to the paper's row i.
 """
 
 import csv
@@ -30,37 +30,37 @@ DIAL_LABELS = {
     "steps": "steps",
     "seed": "seed",
 }
-FIRST_SEED = 42  # the paper's; SEEDS=3 means 42, 43, 44
+FIRST_SEED = 42  # the paper's seed; three seeds are 42, 43, 44
 
 
 @dataclass(frozen=True)
 class Section:
-    """A panel of a table: which runs are its rows."""
+    """A panel of a table. The fields are the keys of a section in conf/sweep/*.yaml."""
 
     title: str
     grids: list[str]  # at the paper's scale; "peft=lora rank=1,8" is two rows
-    instead: dict[str, list[str]] = field(default_factory=dict)  # by model: other values, place by place
-    notes: dict[str, str] = field(default_factory=dict)  # by model: what a reader of its rows must know
-    table: str | None = None  # whose printed values in paper/reference.csv are its rows'
-    printed: list[str] = field(default_factory=list)  # those rows, place by place, where their names are not its own
-    seeds: int = 1  # where none are given
-    launched: bool = True  # False: shown where its runs are there, launched by other sweeps
+    instead: dict[str, list[str]] = field(default_factory=dict)  # by model: grids with its own values, same number of rows
+    notes: dict[str, str] = field(default_factory=dict)  # by model: a note below the table
+    table: str | None = None  # the table of paper/reference.csv that holds the printed values of these rows
+    printed: list[str] = field(default_factory=list)  # the names of these rows in that table, in order; empty: their labels
+    seeds: int = 1  # number of seeds where the command sets none
+    launched: bool = True  # False: rows are shown where their runs exist; other sweeps launch them
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """One row: what it is called, the overrides that make its runs, and the row of the paper that it is or stands for."""
+    """One row: its label, the overrides of its runs, and the corresponding row of the paper."""
 
     section: str
     label: str
     overrides: tuple[str, ...]
-    stands_for: str  # the label of the paper's row; the same as `label` at the paper's scale
+    stands_for: str  # label of the corresponding row of the paper; equal to `label` at the paper's scale
     printed: dict[str, float]  # metric (overall, trainable, or a benchmark) -> the paper's value, in percent
 
 
 @dataclass(frozen=True)
 class Product:
-    """A table or figure: its rows for one model, by section."""
+    """A table or figure for one model: sections, rows in order, notes below it."""
 
     name: str
     title: str
@@ -70,14 +70,14 @@ class Product:
 
 
 def products() -> list[str]:
-    """The names of all sweeps."""
+    """Return the names of all sweeps, sorted."""
     return sorted(path.stem for path in (conf_dir() / "sweep").glob("*.yaml"))
 
 
 def load_product(name: str, model: str, composer: Composer) -> Product:
-    """The product as Hydra composes it: exactly what `sweep=NAME model=MODEL` launches, and what is shown beside it."""
+    """Return a product with the rows that `sweep=NAME model=MODEL` launches, and those that are only shown."""
     if name not in products():
-        raise Refused(f"There is no product {name!r}. There are: {', '.join(products())}.")
+        raise Refused(f"There is no sweep {name!r} in conf/sweep/. Sweeps: {', '.join(products())}.")
     cfg = composer.loader.load_configuration(
         CONFIG_NAME, [f"sweep={name}"], RunMode.MULTIRUN, from_shell=False, validate_sweep_overrides=False
     )
@@ -87,81 +87,86 @@ def load_product(name: str, model: str, composer: Composer) -> Product:
     return Product(name, str(cfg.hydra.sweeper.title), sections, tuple(rows), tuple(notes))
 
 
-def read_sections(given: Any) -> dict[str, Section]:
-    """Sections as a sweep file states them; Refused where a key is none of theirs."""
+def read_sections(raw_sections: Any) -> dict[str, Section]:
+    """Return the sections of a sweep file, by name; raise Refused for a key that a section does not have."""
     try:
-        return {key: Section(**section) for key, section in given.items()}
+        return {name: Section(**section) for name, section in raw_sections.items()}
     except TypeError as error:
         keys = ", ".join(Section.__dataclass_fields__)
-        raise Refused(f"A section of conf/sweep/ is not understood ({error}). Its keys: {keys}.") from None
+        raise Refused(f"A section in conf/sweep/ has a wrong key ({error}). Allowed keys: {keys}.") from None
 
 
 def points(sections: Mapping[str, Section], model: str, arguments: Sequence[str]) -> list[list[str]]:
-    """Every launched row crossed with what else was typed: a list of overrides per point, for the launcher.
+    """Return the overrides of every point to launch: each launched row crossed with the other arguments of the command.
 
-    Refused where something is typed that the rows set themselves. `model` chooses the rows' values; a row that names its
-    own model (Table 6) keeps it, whoever asks.
+    Raises Refused for an argument that the rows set. `model` selects the rows' values; a row with its own model (Table 6)
+    keeps that model.
     """
     refuse_fixed_keys(sections, model, arguments)
     rows = launched_rows(sections, model)
     crossed = []
-    given = {key_of(argument) for argument in arguments}
+    keys = {key_of(argument) for argument in arguments}
     for section, row in rows:
         has_model = any(key_of(override) == "model" for override in row)
         rest = [argument for argument in arguments if not (has_model and key_of(argument) == "model")]
-        if section.seeds > 1 and "seed" not in given:
+        if section.seeds > 1 and "seed" not in keys:
             rest.append(f"seed={','.join(map(str, seeds(section.seeds)))}")
         crossed += [list(point) for point in expand([" ".join(row)], rest)]
     return crossed
 
 
 def launched_rows(sections: Mapping[str, Section], model: str) -> list[tuple[Section, tuple[str, ...]]]:
+    """Return (section, overrides) of every row that a launch includes."""
     launched = [section for section in sections.values() if section.launched]
     return [(section, row) for section in launched for row in expand(section.instead.get(model, section.grids))]
 
 
 def refuse_fixed_keys(sections: Mapping[str, Section], model: str, arguments: Sequence[str]) -> None:
-    """Raise Refused for an argument that a sweep's rows set themselves: in its launch and in its table alike."""
+    """Raise Refused for an argument that the rows of a sweep set; launches and tables use the same check."""
     fixed = {key_of(override) for _, row in launched_rows(sections, model) for override in row} - {"model"}
     for argument in OverridesParser.create().parse_overrides(list(arguments)):
         key = argument.get_key_element()
         if key in fixed or (key == "model" and argument.is_sweep_override()):
-            why = "takes its values from one model" if key == "model" else f"sets {key} itself"
+            reason = "takes its values from one model" if key == "model" else f"sets {key} itself"
             raise Refused(
-                f"{argument.input_line} was given, but this sweep {why} (conf/sweep/). Leave it out, or launch a grid of your "
-                "own: python launch.py -m …"
+                f"{argument.input_line} cannot be combined with this sweep, which {reason} (conf/sweep/). Leave it out, or "
+                "launch a grid of your own: python launch.py -m …"
             )
 
 
 def expand(grids: Sequence[str], rest: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """The points of grids, in order; `rest`: overrides, lists of values among them, that each grid is crossed with."""
+    """Return the points of the grids, in order; each grid is crossed with the overrides `rest`, which may hold value lists."""
     parser = OverridesParser.create()
-    found: list[tuple[str, ...]] = []
+    expanded: list[tuple[str, ...]] = []
     for grid in grids:
-        (all_points,) = BasicSweeper.split_arguments(parser.parse_overrides([*grid.split(), *rest]), None)
-        found += [tuple(point) for point in all_points]
-    return found
+        (grid_points,) = BasicSweeper.split_arguments(parser.parse_overrides([*grid.split(), *rest]), None)
+        expanded += [tuple(point) for point in grid_points]
+    return expanded
 
 
 def key_of(override: str) -> str:
+    """Return the key of an override: `rank` of `rank=8`."""
     return override.partition("=")[0]
 
 
 def rows_of(key: str, section: Section, model: str) -> list[RowSpec]:
-    """A section's rows for a model; Refused where they are not as many as the paper's, which they stand for."""
+    """Return a section's rows for a model; raise Refused where their number differs from that of the paper's rows."""
     paper = expand(section.grids)
     own = expand(section.instead.get(model, section.grids))
     names = section.printed or [label(row, paper) for row in paper]
     if len(own) != len(names):
-        raise Refused(f"Section {key} has {len(own)} rows for model={model}, but {len(names)} of the paper's to stand for.")
+        raise Refused(
+            f"Section {key} of conf/sweep/ has {len(own)} rows for model={model}, but {len(names)} for the paper's models. "
+            f"Give `instead.{model}` as many rows, or correct `printed`."
+        )
     rows = []
-    for mine, stands_for in zip(own, names, strict=True):
-        rows.append(RowSpec(key, label(mine, own), mine, stands_for, printed_values(section.table, stands_for)))
+    for overrides, stands_for in zip(own, names, strict=True):
+        rows.append(RowSpec(key, label(overrides, own), overrides, stands_for, printed_values(section.table, stands_for)))
     return rows
 
 
 def label(row: Sequence[str], among: Sequence[Sequence[str]]) -> str:
-    """What sets a row apart from the others of its section: `DoRA`, `r 8`, `LoRA r 1`."""
+    """Return the values in which a row differs from the others of its section: `DoRA`, `r 8`, `LoRA r 1`."""
     parts = []
     for override in row:
         key, _, value = override.partition("=")
@@ -171,7 +176,7 @@ def label(row: Sequence[str], among: Sequence[Sequence[str]]) -> str:
 
 
 def format_value(value: str) -> str:
-    """A value as the paper writes it: a learning rate as 5e-6, whatever Hydra makes of it."""
+    """Return a value as the paper writes it: 5e-6 for 5e-06 or 0.000005; other text unchanged."""
     try:
         number = float(value)
     except ValueError:
@@ -184,22 +189,40 @@ def format_value(value: str) -> str:
 
 @cache
 def title(group: str, name: str) -> str:
-    """How tables call a method or an objective."""
+    """Return the title of a method or an objective in tables: the `title` of conf/<group>/<name>.yaml."""
     return str(OmegaConf.select(OmegaConf.load(conf_dir() / group / f"{name}.yaml"), "title"))
 
 
 def printed_values(table: str | None, row: str) -> dict[str, float]:
-    """The paper's values for a row, in percent, by metric; empty where the paper, or what is known of it, has none."""
+    """Return the paper's values of a row, in percent, by metric; empty where paper/reference.csv has none."""
     return {line["metric"]: float(line["percent"]) for line in reference() if (line["table"], line["row"]) == (table, row)}
 
 
 @cache
 def reference() -> list[dict[str, str]]:
-    """paper/reference.csv: the paper's printed numbers."""
+    """Return the rows of paper/reference.csv, the numbers printed in the paper."""
     with (conf_dir().parent / "paper" / "reference.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 def seeds(count: int) -> list[int]:
-    """`count` training seeds, the paper's first."""
+    """Return `count` training seeds; the first is the paper's."""
     return list(range(FIRST_SEED, FIRST_SEED + count))
+
+
+@cache
+def paper_models() -> dict[str, str]:
+    """Return the models of the paper: the size that the paper names them by (`model.paper_size`) by name, smallest first.
+
+    The first is the paper's main model (Tables 3 to 5); the second is the one of Table 6.
+    """
+    sizes = {}
+    for path in (conf_dir() / "model").glob("*.yaml"):
+        if size := OmegaConf.select(OmegaConf.load(path), "model.paper_size"):  # not inherited: each file states its own
+            sizes[path.stem] = str(size)
+    return dict(sorted(sizes.items(), key=lambda item: float(item[1].removesuffix("B"))))
+
+
+def main_model() -> str:
+    """Return the name of the paper's main model."""
+    return next(iter(paper_models()))

@@ -52,7 +52,7 @@ from rlvr_sweeps.errors import Refused
         ("rollout=vllm rollout.sync=adapter peft=full", "rollout.sync=adapter with peft=full"),
         ("+model.colour=red", "colour"),
         ("+sweeps=rank", "sweeps"),
-        ("data.path=${nowhere}", "cannot be worked out"),
+        ("data.path=${nowhere}", "cannot be resolved"),
     ],
 )
 def test_refused(composer, overrides, says):

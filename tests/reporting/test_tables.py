@@ -101,7 +101,7 @@ def test_rows_that_were_graded_differently_are_refused(batches, tmp_path):
 def test_a_table_has_one_value_of_a_dial():
     with pytest.raises(Refused, match="one value of lr"):
         render.make("rank", ["lr=1e-4,1e-3"])
-    with pytest.raises(Refused, match="There is no product 'table9'"):
+    with pytest.raises(Refused, match="There is no sweep 'table9'"):
         render.make("table9", [])
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlvr_sweeps.config.settings import averaged_benchmarks
+from rlvr_sweeps.config.sweeps import paper_models
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.reporting.differences.baselines import Family
@@ -22,7 +23,6 @@ from rlvr_sweeps.reporting.labels import Row, rows_of
 from rlvr_sweeps.reporting.rows import Cell
 from rlvr_sweeps.reporting.sweep_results import gather
 
-PAPERS_MODELS = ("r1_qwen_1_5b", "r1_qwen_7b")  # at whose scale the printed values are shown
 Make = Callable[[Sequence[Row]], Plot | None]
 
 
@@ -100,7 +100,7 @@ def make_figure(name: str, overrides: Sequence[str]) -> tuple[str, Plot]:
         raise Refused(f"There is no figure {name}. There are: {', '.join(FIGURES)}.")
     asked = gather(FIGURES[name].product, overrides)
     rows = [
-        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if asked.model in PAPERS_MODELS else {})
+        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if asked.model in paper_models() else {})
         for one in asked.rows
         if one.cell
     ]

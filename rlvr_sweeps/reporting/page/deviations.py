@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 
 from rlvr_sweeps.config.schema import Resolved, leaves
 from rlvr_sweeps.config.settings import averaged_benchmarks, dial_values, is_trained
+from rlvr_sweeps.config.sweeps import main_model
 from rlvr_sweeps.paths import conf_dir
 from rlvr_sweeps.reporting.rows import Cell
 
-MAIN_MODEL = "r1_qwen_1_5b"  # whose values a model is compared with that the paper does not have
 ABSENT = object()
 
 
@@ -89,7 +89,7 @@ def value_of(cfg: Resolved, key: str) -> Any:
 
 
 def of_model(stated: Any, model: str) -> Any:
-    return stated.get(model, stated[MAIN_MODEL]) if isinstance(stated, dict) else stated
+    return stated.get(model, stated[main_model()]) if isinstance(stated, dict) else stated
 
 
 def same(value: Any, stated: Any) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.config.sweeps import Product
+from rlvr_sweeps.config.sweeps import Product, paper_models
 from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, Contrast, smallest_difference
 from rlvr_sweeps.reporting.sweep_results import Filled
 
@@ -62,6 +62,6 @@ def differences(rows: Sequence[Filled], found: Mapping[str, Contrast]) -> list[s
 
 def printed(rows: Sequence[Filled]) -> str:
     model = rows[0].cfg["model"]["name"]
-    if model.startswith("r1_qwen"):
+    if model in paper_models():
         return "paper: the value the paper prints; a dash where it is not known."
     return f"paper: the value the paper prints, for its own models. Ours are of {model}: another quantity."

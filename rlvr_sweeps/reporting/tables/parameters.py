@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlvr_sweeps.config.compose import Composer
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.sweeps import reference
+from rlvr_sweeps.config.sweeps import paper_models, reference
 from rlvr_sweeps.reporting.sweep_results import Asked
 from rlvr_sweeps.reporting.tables.cells import mean_of, row_facts, row_head
 from rlvr_sweeps.reporting.tables.footnotes import footnotes
@@ -20,10 +20,10 @@ from rlvr_sweeps.training.methods.adapters import attach
 
 def trained_parameters(asked: Asked) -> Sheet:
     """Table 4: trained parameters on the true shapes of the paper's models (this needs torch, but no weights), and accuracy."""
-    from rlvr_sweeps.reporting.tables.parameters import MODELS, count_rows
+    from rlvr_sweeps.reporting.tables.parameters import count_rows
 
-    shapes = dict(MODELS)
-    if own := asked.model not in MODELS and any(row.cell for row in asked.rows):
+    shapes = dict(paper_models())
+    if own := asked.model not in paper_models() and any(row.cell for row in asked.rows):
         shapes["own"] = asked.model
     columns = [Column("row", "", align="left")]
     for key, model in shapes.items():
@@ -34,7 +34,10 @@ def trained_parameters(asked: Asked) -> Sheet:
     blocks: dict[str, list[Line]] = {}
     explained = []
     for row, count in zip(asked.rows, counted, strict=True):
-        sizes = {key: (float(trained), share) for key, trained, share in zip(MODELS, count.trained, count.shares, strict=True)}
+        sizes = {
+            key: (float(trained), share)
+            for key, trained, share in zip(paper_models(), count.trained, count.shares, strict=True)
+        }
         if own and row.cell:
             first = row.cell.summaries[0]
             sizes["own"] = float(first["trainable"]), 100 * first["trainable"] / first["parameters"]
@@ -49,7 +52,6 @@ def trained_parameters(asked: Asked) -> Sheet:
     return Sheet(asked.product.name, asked.product.title, columns, blocks, [differs, *notes] if differs else notes)
 
 
-MODELS = {"r1_qwen_1_5b": "1.5B", "r1_qwen_7b": "7B"}
 EXPLAINED = {
     "lora": "1.55 % is six modules, without gate_proj; the text says all linear modules",
     "lora rank=1": "0.0015 % is not rank 1 of any set of modules: all seven give 0.065 %, six 0.048 %",
@@ -79,7 +81,7 @@ def count_rows(composer: Composer, rows: Sequence[str]) -> list[CountRow]:
     for row in rows:
         peft, *dials = row.split()
         sizes = []
-        for model in MODELS:
+        for model in paper_models():
             cfg = composer.point([f"model={model}", "rollout=hf", "distributed=single", f"peft={peft}", *dials]).cfg
             sizes.append(parameter_counts(skeleton(cfg)))
         shares = tuple(100 * size["trainable"] / size["base"] for size in sizes)
