@@ -65,7 +65,7 @@ def in_slurm(found: RunStatus, live: Mapping[str, Job]) -> Row:
     run = found.run
     jobs = run.jobs()
     now = [(name, live[name]) for name in jobs.values() if name in live]
-    name, job = next((pair for pair in now if not pair[1].waits), now[0] if now else ("", None))
+    name, job = next((pair for pair in now if not pair[1].is_pending), now[0] if now else ("", None))
     events = read_rows(run.attempts_path)
     starts = [event for event in events if event["event"] == "start"]
     at_work = found.state == "running" and run.heartbeat_path.exists()

@@ -1,21 +1,26 @@
-"""A run's directory: the only module that spells its file names and reads its state.
+"""Define a run's directory: the only module that spells its file names, and reads and writes its state.
 
-config.yaml          the resolved configuration; hashes to the id in the directory's name
-train.json           what was asked beside what was built
+config.yaml          the resolved configuration; its hash is the id in the directory's name (.config.json: the same, parsed)
+train.json           the configured values and the values of the trainer that was built; packages, device, parameter counts
 metrics.jsonl        one row per optimizer step
-reach.jsonl          at each checkpoint, how far each kind of layer moved; frozen tensors that changed (none)
-stopped_early.json   at which step and why, if it did
-per_device.json      completions per forward pass, where tries found no memory for those that were asked
-start.safetensors    A and B at step 0, where they are not what a seed gives (PiSSA, MiLoRA)
+reach.jsonl          at each checkpoint, the relative change of each kind of layer, and frozen tensors that changed (none)
+stopped_early.json   step and reason of an early stop
+per_device.json      completions per forward pass after out-of-memory errors, where fewer than configured
+start.safetensors    A and B at step 0, where the seed alone does not determine them (PiSSA, MiLoRA)
 checkpoints/         the latest complete training state
-merged/              the trained model as a plain transformers checkpoint (adapter/ beside it: the adapter alone)
-eval/<name>.jsonl    every sample: problem, sample index, seed, text, answer, verdict
-summary.json         one flat row;  analysis.json  spectra of ΔW against W0 (spectra.jsonl: at checkpoints), drift, sampler
-stages/<stage>.json  written last by a stage that finished: what it was asked, when, how long
-submission.json      the Slurm job of each stage;  attempt.json, heartbeat  the attempt that may write, and that it lives
-wandb/               the SDK's own files, mirror.json: what W&B has
-stop, saved.json     what a trainer is asked by, and how it answers: the attempt that saved
-attempts.jsonl       every start and stop;  failure.json  why it failed (.room: kept for it);  logs/  what it printed
+merged/              the trained model as a plain transformers checkpoint;  adapter/  the adapter alone
+eval/<name>.jsonl    every sample of a benchmark: problem, sample index, seed, text, answer, verdict (shards/: per process)
+eval/right.json      correct samples of each problem, by benchmark;  eval/questions.json  question and gold answer of each
+summary.json         one flat row of results
+analysis.json        spectra of ΔW against W0, drift, sampler agreement;  spectra.jsonl  the spectra at checkpoints
+stages/<stage>.json  written last by a stage that finished: its request, end time and duration
+submission.json      the Slurm job of each stage
+attempt.json         the attempt that may write to the directory;  heartbeat  touched while it is alive
+stop, saved.json     the request to a trainer to save and stop, and its answer: the attempt that saved
+attempts.jsonl       every start and end;  failure.json  the error of a failed attempt (.room: disk space reserved for it)
+logs/                output of the stages
+wandb/               files of the W&B SDK;  wandb/mirror.json  what W&B has received
+old/<time>/          results that were replaced;  .lock  held by the process that works on the run
 """
 
 import fcntl
@@ -36,36 +41,36 @@ from rlvr_sweeps.config.settings import analysis_of, is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import append_rows, as_yaml, read_json, text_digest, try_lock, write_json, write_text
 
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
+WAITING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, or one task of an array, that Slurm still knows as queued or at work."""
+    """A Slurm job, or one task of a job array, that is queued or running."""
 
     state: str
     reason: str
     node: str
 
     @property
-    def waits(self) -> bool:
-        return self.state in WAITING
+    def is_pending(self) -> bool:
+        return self.state in WAITING_STATES
 
 
-Live = Mapping[str, Job]  # by id: 12, or 12_3 for a task of an array
-
+Live = Mapping[str, Job]  # the jobs that Slurm lists, by id: 12, or 12_3 for a task of an array
 State = Literal["new", "queued", "running", "done", "stale", "failed", "lost"]
 STAGES = ("train", "evaluate", "analyse")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, by its directory."""
+    """A run, identified by its directory."""
 
     path: Path
 
     @classmethod
     def of(cls, cfg: Resolved) -> "Run":
+        """Return the run of a configuration, in its `runs_dir`."""
         return cls(Path(cfg["runs_dir"]).absolute() / run_name(cfg))
 
     @property
@@ -76,46 +81,128 @@ class Run:
     def id(self) -> str:
         return self.name.rpartition("-")[2]
 
-    config_path = property(lambda self: self.path / "config.yaml")
-    parsed_path = property(lambda self: self.path / ".config.json")  # config.yaml already parsed: a hundred times faster
-    record_path = property(lambda self: self.path / "train.json")
-    metrics_path = property(lambda self: self.path / "metrics.jsonl")
-    per_device_path = property(lambda self: self.path / "per_device.json")
-    reach_path = property(lambda self: self.path / "reach.jsonl")
-    stopped_early_path = property(lambda self: self.path / "stopped_early.json")
-    start_path = property(lambda self: self.path / "start.safetensors")
-    checkpoints_path = property(lambda self: self.path / "checkpoints")
-    adapter_path = property(lambda self: self.path / "adapter")
-    merged_path = property(lambda self: self.path / "merged")
-    summary_path = property(lambda self: self.path / "summary.json")
-    right_path = property(lambda self: self.path / "eval" / "right.json")  # right samples of each problem, by benchmark
-    questions_path = property(lambda self: self.path / "eval" / "questions.json")  # question and gold of each, likewise
-    analysis_path = property(lambda self: self.path / "analysis.json")
-    spectra_path = property(lambda self: self.path / "spectra.jsonl")
-    wandb_path = property(lambda self: self.path / "wandb")
-    mirror_path = property(lambda self: self.path / "wandb" / "mirror.json")
-    attempts_path = property(lambda self: self.path / "attempts.jsonl")
-    failure_path = property(lambda self: self.path / "failure.json")
-    submission_path = property(lambda self: self.path / "submission.json")
-    attempt_path = property(lambda self: self.path / "attempt.json")
-    heartbeat_path = property(lambda self: self.path / "heartbeat")
-    stop_path = property(lambda self: self.path / "stop")
-    saved_path = property(lambda self: self.path / "saved.json")
-    room_path = property(lambda self: self.path / ".room")
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def parsed_path(self) -> Path:
+        """config.yaml already parsed, as JSON: reading it is a hundred times faster."""
+        return self.path / ".config.json"
+
+    @property
+    def record_path(self) -> Path:
+        return self.path / "train.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def per_device_path(self) -> Path:
+        return self.path / "per_device.json"
+
+    @property
+    def reach_path(self) -> Path:
+        return self.path / "reach.jsonl"
+
+    @property
+    def stopped_early_path(self) -> Path:
+        return self.path / "stopped_early.json"
+
+    @property
+    def start_path(self) -> Path:
+        return self.path / "start.safetensors"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter_path(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def merged_path(self) -> Path:
+        return self.path / "merged"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def right_path(self) -> Path:
+        """The number of correct samples of each problem, by benchmark."""
+        return self.path / "eval" / "right.json"
+
+    @property
+    def questions_path(self) -> Path:
+        """The question and gold answer of each problem, by benchmark."""
+        return self.path / "eval" / "questions.json"
+
+    @property
+    def analysis_path(self) -> Path:
+        return self.path / "analysis.json"
+
+    @property
+    def spectra_path(self) -> Path:
+        return self.path / "spectra.jsonl"
+
+    @property
+    def wandb_path(self) -> Path:
+        return self.path / "wandb"
+
+    @property
+    def mirror_path(self) -> Path:
+        return self.path / "wandb" / "mirror.json"
+
+    @property
+    def attempts_path(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def failure_path(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
+    def submission_path(self) -> Path:
+        return self.path / "submission.json"
+
+    @property
+    def attempt_path(self) -> Path:
+        return self.path / "attempt.json"
+
+    @property
+    def heartbeat_path(self) -> Path:
+        return self.path / "heartbeat"
+
+    @property
+    def stop_path(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def saved_path(self) -> Path:
+        return self.path / "saved.json"
+
+    @property
+    def room_path(self) -> Path:
+        return self.path / ".room"
 
     def samples_path(self, benchmark: str) -> Path:
+        """Return the file of every sample of a benchmark."""
         return self.path / "eval" / f"{benchmark}.jsonl"
 
     def shard_path(self, benchmark: str, process: int) -> Path:
-        """What one of several processes appends to while it samples; gathered into samples_path."""
+        """Return the file to which one of several processes appends its samples; samples_path collects them at the end."""
         return self.path / "eval" / "shards" / f"{benchmark}.{process}.jsonl"
 
     def shard_paths(self, benchmark: str) -> list[Path]:
+        """Return the shard files of a benchmark that exist, sorted."""
         return sorted((self.path / "eval" / "shards").glob(f"{benchmark}.*.jsonl"))
 
     @property
     def small_files(self) -> list[Path]:
-        """What states, tables, figures and comparisons are made from, where it is there: megabytes, not gigabytes."""
+        """The existing files that states, tables, figures and comparisons are made from: megabytes, not gigabytes."""
         single = [self.config_path, self.attempts_path, self.record_path, self.metrics_path, self.reach_path,
                   self.stopped_early_path, self.merged_path / "config.json", self.right_path, self.questions_path,
                   self.summary_path, self.analysis_path, self.spectra_path]  # fmt: skip
@@ -128,7 +215,10 @@ class Run:
         return self.path / "stages" / f"{stage}.json"
 
     def prepare(self, cfg: Resolved) -> None:
-        """Make the directory and write its config.yaml; what is not science may change from launch to launch."""
+        """Create the directory and write config.yaml; settings outside the id may differ from those of an earlier launch.
+
+        Raises Refused where an existing config.yaml was edited.
+        """
         if self.config_path.exists():
             self.config()
         text = as_yaml(cfg)
@@ -136,7 +226,7 @@ class Run:
         write_text(self.config_path, text)
 
     def config(self) -> Resolved:
-        """The configuration as written; Refused where it was edited, so that a run is always what its name says."""
+        """Return the stored configuration; raise Refused where it was edited, so that it always matches the run's id."""
         text = self.config_path.read_text()
         parsed = read_json(self.parsed_path)
         if parsed and parsed["of"] == text_digest(text):
@@ -147,25 +237,26 @@ class Run:
         cfg = {str(key): value for key, value in stored.items()}
         if run_id(cfg) != self.id:
             raise Refused(
-                f"{self.config_path} hashes to {run_id(cfg)}, but the directory's name says {self.id}: it was edited, and the "
-                "results beside it belong to the old values. Put the file back, or launch the new values as overrides (they "
-                "get a directory of their own), or delete the directory."
+                f"{self.config_path} hashes to {run_id(cfg)}, but the directory is named {self.id}: it was edited, and the "
+                "results beside it belong to the old values. Restore the file, or launch the new values as overrides (they get "
+                "their own directory), or delete the directory."
             )
         return cfg
 
     def stages(self, cfg: Resolved) -> list[str]:
-        """Those this run has, in order: Base is not trained and has no update, and a run from before asks for no analysis."""
-        wanted = {"train": is_trained(cfg), "evaluate": True, "analyse": is_trained(cfg) and analysis_of(cfg) != "none"}
-        return [stage for stage in STAGES if wanted[stage]]
+        """Return the run's stages in order: an untrained run is only evaluated, and analysis=none skips the analysis."""
+        included = {"train": is_trained(cfg), "evaluate": True, "analyse": is_trained(cfg) and analysis_of(cfg) != "none"}
+        return [stage for stage in STAGES if included[stage]]
 
     def spec(self, stage: str, cfg: Resolved) -> dict[str, Any]:
-        """What a finished stage must have been asked for to count as done: its own request and its input's finish."""
+        """Return what a finished stage must have recorded to count as done: its request and the end time of the training."""
         if stage == "train":
             return {"run": self.id}
-        asked = {"run": self.id, "trained": (read_json(self.stage_path("train")) or {}).get("finished")}
-        return asked | {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else asked
+        spec = {"run": self.id, "trained": (read_json(self.stage_path("train")) or {}).get("finished")}
+        return spec | {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else spec
 
     def is_done(self, stage: str, cfg: Resolved) -> bool:
+        """Return whether the stage has finished for this configuration and its results exist."""
         marker = read_json(self.stage_path(stage))
         if marker is None or marker["spec"] != self.spec(stage, cfg):
             return False
@@ -174,16 +265,17 @@ class Run:
         return read_json(self.summary_path if stage == "evaluate" else self.analysis_path) is not None
 
     def finish(self, stage: str, cfg: Resolved, seconds: float) -> None:
-        """Mark a stage done; the last thing a stage does."""
+        """Mark a stage as done, its last action; checkpoints are deleted after training."""
         marker = {"spec": self.spec(stage, cfg), "finished": time.time(), "seconds": seconds}
         write_json(self.stage_path(stage), marker)
         if stage == "train":
             shutil.rmtree(self.checkpoints_path, ignore_errors=True)
 
     def state(self, cfg: Resolved | None = None, live: Live | None = None) -> State:
-        """Where the run stands, asked for `cfg` (by default its own); `live`: the jobs that Slurm has, where there is one.
+        """Return the run's state with respect to `cfg`, by default its stored configuration; `live`: the jobs of Slurm.
 
-        stale: trained, but evaluated for another request, or not yet analysed. lost: it started, and whoever ran it is gone.
+        stale: trained, but evaluated for other settings, or not analysed. lost: started, but no process or job works on it.
+        Raises Refused where the stored configuration was edited.
         """
         if not self.config_path.exists():
             return "new"
@@ -191,14 +283,14 @@ class Run:
         return self.state_of(cfg or own, live)
 
     def state_of(self, cfg: Resolved, live: Live | None) -> State:
-        """`state` of a directory whose configuration has been read."""
+        """Return the state of an existing directory, without a check of its stored configuration."""
         if self.is_claimed():
             return "running"
         done = [self.is_done(stage, cfg) for stage in self.stages(cfg)]
         if all(done):
             return "done"
         if live and (jobs := [live[job] for job in self.jobs().values() if job in live]):
-            return "queued" if all(job.waits for job in jobs) else "running"
+            return "queued" if all(job.is_pending for job in jobs) else "running"
         if self.failure_path.exists():
             return "failed"
         if done[0] and self.summary_path.exists():
@@ -206,25 +298,27 @@ class Run:
         return "lost" if self.attempts_path.exists() or self.jobs() else "new"
 
     def jobs(self) -> dict[str, str]:
-        """The last Slurm job of each stage, by stage; empty for a run that was never submitted."""
+        """Return the latest Slurm job of each stage, by stage; empty for a run that was never submitted."""
         submitted = read_json(self.submission_path) or {}
         return {stage: entry["job"] for stage, entry in submitted.get("stages", {}).items()}
 
     def log_event(self, event: str, **facts: Any) -> None:
+        """Append an event to attempts.jsonl, with time and process id."""
         append_rows(self.attempts_path, [{"time": time.time(), "event": event, "pid": os.getpid(), **facts}])
 
     @contextmanager
     def claim(self, patience_s: float = 0.5) -> Iterator[bool]:
-        """Hold the run's lock while inside; yields False where another process holds it for longer than `patience_s`.
+        """Hold the run's lock inside the context; yield False where another process keeps it for longer than `patience_s`.
 
-        The kernel frees the lock when the last process that holds it ends, however it ends: a stage counts.
+        The kernel frees the lock when the last process that holds it ends, for whatever reason; stages inherit it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
-            os.set_inheritable(lock.fileno(), True)  # a stage that becomes torchrun holds it too
+            os.set_inheritable(lock.fileno(), True)  # a stage that replaces itself by torchrun keeps the lock
             yield try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s)
 
     def is_claimed(self) -> bool:
+        """Return whether a process holds the run's lock."""
         try:
             with (self.path / ".lock").open() as lock:
                 return not try_lock(lock.fileno(), fcntl.LOCK_SH)
@@ -232,24 +326,24 @@ class Run:
             return False
 
     def set_aside(self, paths: list[Path], why: str) -> None:
-        """Move results that are about to be made again into old/<time>/, so that nothing computed is lost."""
-        self._keep(paths, why, shutil.move)
+        """Move results that will be computed again into old/<time>/, so that nothing is lost."""
+        self._preserve(paths, why, shutil.move)
 
     def keep_copies(self, paths: list[Path], why: str) -> None:
-        """Keep files that are about to be replaced in old/<time>/; they stay where they are until they are."""
-        self._keep(paths, why, os.link)
+        """Hard-link files that will be replaced into old/<time>/; the originals stay in place."""
+        self._preserve(paths, why, os.link)
 
-    def _keep(self, paths: list[Path], why: str, how: Callable[[Path, Path], object]) -> None:
+    def _preserve(self, paths: list[Path], why: str, transfer: Callable[[Path, Path], object]) -> None:
         present = [path for path in paths if path.exists()]
         if not present:
             return
-        attic = self.path / "old" / f"{time.time():.3f}"
-        attic.mkdir(parents=True)
+        archive = self.path / "old" / f"{time.time():.3f}"
+        archive.mkdir(parents=True)
         for path in present:
-            how(path, attic / path.name)
-        self.log_event("set_aside", why=why, files=[path.name for path in present], to=str(attic.relative_to(self.path)))
+            transfer(path, archive / path.name)
+        self.log_event("set_aside", why=why, files=[path.name for path in present], to=str(archive.relative_to(self.path)))
 
 
 def all_runs(runs_dir: Path) -> list[Run]:
-    """Every run under a runs folder, by name."""
+    """Return every run in a runs folder, sorted by name."""
     return [Run(path.parent) for path in sorted(runs_dir.glob("*/config.yaml"))]

@@ -1,4 +1,4 @@
-"""A launch is an event: launches/<time>/launch.json says what was typed, which runs it meant, and how it ended."""
+"""Record each launch in launches/<time>/launch.json: its command, its runs and its outcome; lock a folder for submission."""
 
 import fcntl
 import sys
@@ -12,12 +12,12 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import try_lock, write_json
 from rlvr_sweeps.runs.directory import Run
 
-SUBMITTING_S = 600.0  # how long another launch may hold the folder while it submits
+SUBMITTING_S = 600.0  # wait for another launch that is submitting into the same folder
 
 
 @contextmanager
 def record_launch(folder: Path, points: Sequence[Point]) -> Iterator[None]:
-    """Write the launch before it works and again when it ends; a launch that only prints its plan leaves nothing."""
+    """Write launch.json when the launch starts and again when it ends; with plan=true write nothing."""
     if any(point.cfg["plan"] for point in points):
         yield
         return
@@ -39,7 +39,10 @@ def record_launch(folder: Path, points: Sequence[Point]) -> Iterator[None]:
 
 @contextmanager
 def submission_lock(runs_dir: Path) -> Iterator[None]:
-    """Hold a folder's submission lock: two launches at once would both find the same runs missing."""
+    """Hold the submission lock of a runs folder, since two launches at once would both submit the same missing runs.
+
+    Raises Refused where another launch holds it for more than SUBMITTING_S.
+    """
     with (runs_dir / ".submitting").open("w") as lock:
         if not try_lock(lock.fileno(), fcntl.LOCK_EX, SUBMITTING_S):
             raise Refused(f"Another launch has been submitting into {runs_dir} for {SUBMITTING_S:.0f} s. Try again later.")

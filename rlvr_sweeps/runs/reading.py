@@ -1,4 +1,4 @@
-"""TODO: rlvr_sweeps.runs.reading."""
+"""Read runs from a runs folder: their states, logs and latest metrics; find a run by its name or id."""
 
 import difflib
 import json
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run on disk, its configuration (None where that was edited) and its state."""
+    """A run on disk: its configuration (None where it was edited), its state, and the error of a failed or edited run."""
 
     run: Run
     cfg: Resolved | None
@@ -25,30 +25,31 @@ class RunStatus:
 
     @property
     def summary(self) -> Row:
+        """The run's summary.json; empty where there is none."""
         return read_json(self.run.summary_path) or {}
 
     @property
     def evaluated(self) -> bool:
-        """Whether its scores are what its configuration asks for; its analysis may still be under way, or have failed."""
+        """Whether the evaluation that the configuration describes has finished, with or without the analysis after it."""
         return self.cfg is not None and (self.state == "done" or self.run.is_done("evaluate", self.cfg))
 
 
 def find_runs(runs_dir: Path, live: Live | None = None) -> list[RunStatus]:
-    """Every run under a folder with its state; `live`: the jobs that Slurm has."""
-    found = []
+    """Return every run in a folder with its state; `live`: the jobs that Slurm lists."""
+    statuses = []
     for run in all_runs(runs_dir):
         try:
             cfg = run.config()
             state = run.state_of(cfg, live)
             failure = read_json(run.failure_path) if state == "failed" else None
-            found.append(RunStatus(run, cfg, state, failure["error"] if failure else ""))
+            statuses.append(RunStatus(run, cfg, state, failure["error"] if failure else ""))
         except Refused as refusal:
-            found.append(RunStatus(run, None, "edited", str(refusal)))
-    return found
+            statuses.append(RunStatus(run, None, "edited", str(refusal)))
+    return statuses
 
 
 def named_run(name: str, runs_dir: Path) -> Run:
-    """A run by its directory, its name or its id; Refused, with the nearest name, where there is no such run."""
+    """Return a run by its directory, its name or its id; raise Refused, with the nearest name, where there is no such run."""
     for path in (Path(name), runs_dir / name):
         if (path / "config.yaml").exists():
             return Run(path.absolute())
@@ -57,19 +58,20 @@ def named_run(name: str, runs_dir: Path) -> Run:
     if len(by_id) == 1:
         return by_id[0]
     near = difflib.get_close_matches(name, [run.name for run in runs], 1, 0.3)
-    raise Refused(f"There is no run {name} in {runs_dir}." + (f" Did you mean {near[0]}?" if near else ""))
+    advice = f"Did you mean {near[0]}?" if near else f"List the runs: rlvr status {runs_dir}."
+    raise Refused(f"There is no run {name} in {runs_dir}. {advice}")
 
 
 def log_files(run: Run, stage: str | None) -> list[Path]:
-    """A run's log files, oldest first; of one stage where it is named. Refused where there is none."""
-    found = sorted((run.path / "logs").glob(f"{stage or ''}*.txt"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """Return a run's log files, oldest first, of one stage or (None) of all; raise Refused where there is none."""
+    paths = sorted((run.path / "logs").glob(f"{stage or ''}*.txt"), key=lambda path: path.stat().st_mtime)
+    if not paths:
         raise Refused(f"{run.name} has no log{f' of {stage}' if stage else ''} yet.")
-    return found
+    return paths
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last `lines` lines; all of them for 0."""
+    """Return the last `lines` lines of a file; all lines for 0."""
     text = path.read_text(errors="replace")
     return "".join(text.splitlines(keepends=True)[-lines:])
 
@@ -80,7 +82,7 @@ STEP_SECONDS = (*PHASES, "rest_s")  # the columns whose sum is the duration of a
 
 
 def last_rows(run: Run, window: int = REWARD_WINDOW) -> list[dict[str, Any]]:
-    """The last complete rows of metrics.jsonl, read from the file's end."""
+    """Return the last `window` complete rows of metrics.jsonl, or fewer; only the end of the file is read."""
     try:
         with run.metrics_path.open("rb") as file:
             file.seek(0, 2)
@@ -92,11 +94,12 @@ def last_rows(run: Run, window: int = REWARD_WINDOW) -> list[dict[str, Any]]:
     for line in lines[-window:]:
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the first line may begin in its middle
+        except json.JSONDecodeError:  # the part that was read may begin within a row
             continue
     return rows
 
 
 def latest_step(run: Run) -> int:
+    """Return the last optimizer step in metrics.jsonl; 0 before the first."""
     rows = last_rows(run, 1)
     return int(rows[-1]["step"]) if rows else 0
