@@ -1,4 +1,4 @@
-"""What a plan's runs will take: memory by part, seconds per step, GPU-hours; those that cannot fit are refused."""
+"""Estimate what the runs of a plan will take (memory by part, seconds per step, GPU-hours) and refuse those that do not fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ SHORT_NAMES = {"gradients and optimizer": "grad+opt", "activations": "activ.", "
 
 @dataclass
 class ShapeEstimate:
-    """Runs of one shape, which differ in their seed or learning rate, and what each of them takes."""
+    """Runs that take the same memory and time, such as those of several seeds or learning rates, with their estimates."""
 
     runs: list[Planned]
-    gpu: Gpu | None
-    model: Architecture | None
-    paces: Paces
+    gpu: Gpu | None  # None: no GPU, or one of unknown kind
+    model: Architecture | None  # None: not known before the model is there
+    paces: Paces  # of the finished runs in the same folder
 
     @property
     def cfg(self) -> Resolved:
@@ -38,6 +38,7 @@ class ShapeEstimate:
 
     @property
     def label(self) -> str:
+        """Model, method, rank and objective, for the first column of the tables."""
         method = self.cfg["peft"]
         rank = rank_of(self.cfg)
         algo = f" {self.cfg['algo']['title']}" if is_trained(self.cfg) else ""
@@ -45,47 +46,55 @@ class ShapeEstimate:
 
     @cached_property
     def memory(self) -> Footprint | None:
+        """Memory of one training run; None for an untrained run, and where the GPU or the architecture is not known."""
         return footprint(self.cfg, self.model, self.gpu) if self.gpu and self.model and is_trained(self.cfg) else None
 
     def lengths(self, cfg: Resolved) -> timing.Lengths:
-        """As runs of the model recorded them, else as assumed."""
-        known = [each for each in self.kin(cfg) if each.rounds > 1 or cfg["algo"]["sampling_rounds"] == 1]
-        assumed = timing.assumed_lengths(cfg)
-        completion = fmean(each.completion for each in self.kin(cfg)) if self.kin(cfg) else assumed.completion
-        return timing.Lengths(completion, fmean(each.rounds for each in known) if known else assumed.rounds)
+        """Return completion length and sampling rounds: means over comparable finished runs, else the assumed values."""
+        paces, assumed = self.comparable_paces(cfg), timing.assumed_lengths(cfg)
+        rounds = [pace.rounds for pace in paces if pace.rounds > 1 or cfg["algo"]["sampling_rounds"] == 1]
+        completion = fmean(pace.completion for pace in paces) if paces else assumed.completion
+        return timing.Lengths(completion, fmean(rounds) if rounds else assumed.rounds)
 
-    def kin(self, cfg: Resolved) -> Sequence[Pace]:
-        """Finished runs of the model in this layout, else in any: lengths are the same, and the model's error nearly."""
-        every = self.paces.by_model.get(measured.model_shape(cfg, self.gpu.name if self.gpu else None), ())
-        return [each for each in every if measured.layout(each.cfg) == measured.layout(cfg)] or every
+    def comparable_paces(self, cfg: Resolved) -> Sequence[Pace]:
+        """Return the finished runs of the same model in the same process layout; without any, those in other layouts.
 
-    def step(self, cfg: Resolved) -> tuple[float | None, str]:
-        """Seconds per step, and where they come from: measured on such runs, scaled by others of the model, or reckoned."""
+        Between layouts the lengths are equal and the relative error of the time model is similar.
+        """
+        paces = self.paces.by_model.get(measured.model_shape(cfg, self.gpu.name if self.gpu else None), ())
+        return [pace for pace in paces if measured.layout(pace.cfg) == measured.layout(cfg)] or paces
+
+    def step_time(self, cfg: Resolved) -> tuple[float | None, str]:
+        """Return seconds per step and their source: measured on runs of this shape, or estimated by the time model.
+
+        Where other runs of the same model were measured, the estimate is scaled by the median of measured to modelled time.
+        """
         same = self.paces.by_shape.get(measured.shape(cfg, self.gpu.name if self.gpu else None), ())
         if same:
-            return median(each.step_s for each in same), f"measured ({len(same)} run{'s' * (len(same) > 1)})"
+            return median(pace.step_s for pace in same), f"measured ({len(same)} run{'s' * (len(same) > 1)})"
         if self.gpu is None or self.model is None:
             return None, "-"
         seconds = timing.step_s(cfg, self.model, self.gpu, self.lengths(cfg))
-        ratios = [each.step_s / own for each in self.kin(cfg) if (own := self.reckoned(each))]
+        ratios = [pace.step_s / modelled for pace in self.comparable_paces(cfg) if (modelled := self.modelled_step_s(pace))]
         if seconds is None or not ratios:
-            return seconds, "reckoned" if seconds else "-"
-        return seconds * median(ratios), f"reckoned × {median(ratios):.2g}, as {len(ratios)} of this model were measured"
+            return seconds, "estimated" if seconds else "-"
+        runs = f"{len(ratios)} measured run{'s' * (len(ratios) > 1)} of this model"
+        return seconds * median(ratios), f"estimated × {median(ratios):.2g}, from {runs}"
 
-    def reckoned(self, measured: Pace) -> float | None:
-        """What the model says of a run that was measured, with the lengths that it had."""
+    def modelled_step_s(self, pace: Pace) -> float | None:
+        """Return the time model's seconds per step for a measured run, with the lengths that the run recorded."""
         assert self.gpu and self.model
-        return timing.step_s(measured.cfg, self.model, self.gpu, timing.Lengths(measured.completion, measured.rounds))
+        return timing.step_s(pace.cfg, self.model, self.gpu, timing.Lengths(pace.completion, pace.rounds))
 
     def hours(self, cfg: Resolved) -> float | None:
-        """GPU-hours of one run, its evaluation included; None where there is no GPU or something is not known."""
+        """Return the GPU-hours of one run with its evaluation; None without a GPU, or where a part cannot be estimated."""
         if self.gpu is None or self.model is None:
             return None
-        return timing.gpu_hours(cfg, self.model, self.gpu, self.step(cfg)[0] if is_trained(cfg) else None)
+        return timing.gpu_hours(cfg, self.model, self.gpu, self.step_time(cfg)[0] if is_trained(cfg) else None)
 
 
 def estimates_by_shape(plan: Sequence[Planned], measure: bool) -> list[ShapeEstimate]:
-    """One per distinct shape among the runs that are to be done; `measure`: read what finished runs recorded."""
+    """Return one estimate per distinct shape among the runs to do; `measure`: read the times that finished runs recorded."""
     todo = [planned for planned in plan if planned.to_run]
     paces = measured.read_paces({planned.cfg["runs_dir"] for planned in todo}) if measure else Paces()
     shapes: dict[Any, ShapeEstimate] = {}
@@ -99,94 +108,97 @@ def estimates_by_shape(plan: Sequence[Planned], measure: bool) -> list[ShapeEsti
 
 
 def longest_first(todo: Sequence[Planned]) -> list[Planned]:
-    """The runs in the order in which to start them: the longest first, so that none is left over for the end.
+    """Return the runs in the order in which to start them, the longest first, so that no long run is left for the end.
 
-    By their seconds where all are known, else by how much is computed, of the steps that are left. What is only evaluated
-    comes last.
+    Lengths are the seconds of the remaining steps where all are known, else the token positions to compute. Runs that are only
+    evaluated come last.
     """
-    found = [(outlook, planned) for outlook in estimates_by_shape(todo, measure=True) for planned in outlook.runs]
-    known = all(outlook.step(planned.cfg)[0] is not None for outlook, planned in found if is_trained(planned.cfg))
+    pairs = [(estimate, planned) for estimate in estimates_by_shape(todo, measure=True) for planned in estimate.runs]
+    known = all(estimate.step_time(planned.cfg)[0] is not None for estimate, planned in pairs if is_trained(planned.cfg))
 
-    def length(outlook: ShapeEstimate, run: Run, cfg: Resolved) -> float:
+    def length(estimate: ShapeEstimate, run: Run, cfg: Resolved) -> float:
         if not is_trained(cfg) or run.is_done("train", cfg):
             return 0.0
         work = timing.update_passes(cfg) * cfg["batch_size"] * cfg["rollout"]["max_tokens"]
-        each = outlook.step(cfg)[0] if known else work
+        per_step = estimate.step_time(cfg)[0] if known else work
         done = max((row["step"] for row in last_rows(run, 1)), default=0)
-        return float(max(0, cfg["steps"] - done) * (each or 0.0))
+        return float(max(0, cfg["steps"] - done) * (per_step or 0.0))
 
-    lengths = {planned.run.name: length(outlook, planned.run, planned.cfg) for outlook, planned in found}
+    lengths = {planned.run.name: length(estimate, planned.run, planned.cfg) for estimate, planned in pairs}
     return sorted(todo, key=lambda planned: -lengths[planned.run.name])
 
 
 def refuse_unfit(plan: Sequence[Planned]) -> None:
-    """Raise Refused for the first run that its GPU cannot hold."""
-    for outlook in estimates_by_shape(plan, measure=False):
-        if outlook.gpu and outlook.model and is_trained(outlook.cfg):
-            refuse_too_large(outlook.cfg, outlook.model, outlook.gpu)
+    """Raise Refused for the first run that does not fit its GPU."""
+    for estimate in estimates_by_shape(plan, measure=False):
+        if estimate.gpu and estimate.model and is_trained(estimate.cfg):
+            refuse_too_large(estimate.cfg, estimate.model, estimate.gpu)
 
 
 def show(plan: Sequence[Planned], console: Console) -> None:
-    """Memory and time, one row per distinct shape; nothing where nothing is known."""
-    found = estimates_by_shape(plan, measure=True)
-    show_memory([outlook for outlook in found if outlook.memory], console)
-    show_time([outlook for outlook in found if is_trained(outlook.cfg) and outlook.step(outlook.cfg)[0]], console)
-    hours = [(len(outlook.runs), outlook.hours(outlook.cfg)) for outlook in found]
-    if found and all(each is not None for _, each in hours):
-        total = sum(count * (each or 0.0) for count, each in hours)
+    """Print memory and time, one row per distinct shape; nothing where neither can be estimated."""
+    estimates = estimates_by_shape(plan, measure=True)
+    show_memory([estimate for estimate in estimates if estimate.memory], console)
+    show_time([estimate for estimate in estimates if is_trained(estimate.cfg) and estimate.step_time(estimate.cfg)[0]], console)
+    hours = [(len(estimate.runs), estimate.hours(estimate.cfg)) for estimate in estimates]
+    if estimates and all(per_run is not None for _, per_run in hours):
+        total = sum(count * (per_run or 0.0) for count, per_run in hours)
         console.print(f"  about {total:,.0f} GPU-hours in all, evaluations included (docs/planning.md)", highlight=False)
 
 
-def show_memory(found: Sequence[ShapeEstimate], console: Console) -> None:
-    if not found:
+def show_memory(estimates: Sequence[ShapeEstimate], console: Console) -> None:
+    """Print the memory of one GPU by part; runs with equal numbers share a row."""
+    if not estimates:
         return
-    parts = list(dict.fromkeys(part for outlook in found for part in (outlook.memory.parts if outlook.memory else ())))
-    kinds = dict.fromkeys(f"{outlook.gpu.product}, {outlook.gpu.memory_gib:.0f}" for outlook in found if outlook.gpu)
-    table = new_table(f"GiB on each GPU ({'; '.join(kinds)} GiB), every completion at its limit")
+    parts = list(dict.fromkeys(part for estimate in estimates for part in (estimate.memory.parts if estimate.memory else ())))
+    kinds = dict.fromkeys(f"{estimate.gpu.product}, {estimate.gpu.memory_gib:.0f}" for estimate in estimates if estimate.gpu)
+    table = new_table(f"GiB on each GPU ({'; '.join(kinds)} GiB) with every completion at its limit")
     for column in (*(SHORT_NAMES.get(part, part) for part in parts), "peak"):
         table.add_column(column, justify="right")
     rows: dict[tuple[str, ...], list[ShapeEstimate]] = {}
-    for outlook in found:
-        assert outlook.memory
-        sizes = [outlook.memory.parts.get(part) for part in parts] + [outlook.memory.peak]
-        rows.setdefault(tuple("-" if size is None else f"{size / GIB:.1f}" for size in sizes), []).append(outlook)
+    for estimate in estimates:
+        assert estimate.memory
+        sizes = [estimate.memory.parts.get(part) for part in parts] + [estimate.memory.peak]
+        rows.setdefault(tuple("-" if size is None else f"{size / GIB:.1f}" for size in sizes), []).append(estimate)
     for cells, same in rows.items():
         table.add_row(*row_head(same), *cells)
     console.print(table)
 
 
-def show_time(found: Sequence[ShapeEstimate], console: Console) -> None:
-    """Seconds per step and GPU-hours per run, on one GPU beside the asked number: fewer are slower, and often cheaper."""
-    if not found:
+def show_time(estimates: Sequence[ShapeEstimate], console: Console) -> None:
+    """Print seconds per step and GPU-hours per run, on the configured number of GPUs and on one (slower, often cheaper)."""
+    if not estimates:
         return
-    counts = sorted({1} | {each.cfg["distributed"]["processes"] for each in found})
-    table = new_table("a run's steps")
+    counts = sorted({1} | {estimate.cfg["distributed"]["processes"] for estimate in estimates})
+    table = new_table("time of one run")
     for column in ("tokens/step", *(cell for count in counts for cell in (f"s/step on {count}", "GPU-hours"))):
         table.add_column(column, justify="right")
-    table.add_column("from", overflow="fold")
+    table.add_column("source", overflow="fold")
     rows: dict[tuple[str, ...], list[ShapeEstimate]] = {}
-    for outlook in found:
-        cfg, shown = outlook.cfg, [f"{timing.tokens_per_step(outlook.cfg, outlook.lengths(outlook.cfg)):,.0f}"]
+    for estimate in estimates:
+        cfg, shown = estimate.cfg, [f"{timing.tokens_per_step(estimate.cfg, estimate.lengths(estimate.cfg)):,.0f}"]
         for count in counts:
             other = timing.on_gpus(cfg, count)
-            seconds, hours = (outlook.step(other)[0], outlook.hours(other)) if fits(outlook, other) else (None, None)
+            seconds, hours = (estimate.step_time(other)[0], estimate.hours(other)) if fits(estimate, other) else (None, None)
             shown += [
                 "-" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in (seconds, hours)
             ]
-        rows.setdefault((*shown, outlook.step(cfg)[1]), []).append(outlook)
+        rows.setdefault((*shown, estimate.step_time(cfg)[1]), []).append(estimate)
     for cells, same in rows.items():
         table.add_row(*row_head(same), *cells)
     console.print(table)
 
 
-def fits(outlook: ShapeEstimate, cfg: Resolved) -> bool:
-    if outlook.gpu is None or outlook.model is None:
+def fits(estimate: ShapeEstimate, cfg: Resolved) -> bool:
+    """Return whether a variant of the runs fits the GPU; True where this is not known."""
+    if estimate.gpu is None or estimate.model is None:
         return True
-    memory = footprint(cfg, outlook.model, outlook.gpu)
-    return memory is None or memory.fits(outlook.gpu)
+    memory = footprint(cfg, estimate.model, estimate.gpu)
+    return memory is None or memory.fits(estimate.gpu)
 
 
 def new_table(title: str) -> Table:
+    """Return a table with the columns of row_head."""
     table = Table(title=title, title_justify="left", title_style="dim", box=None, pad_edge=False, header_style="dim")
     table.add_column("runs", justify="right")
     table.add_column("", overflow="fold")
@@ -194,7 +206,7 @@ def new_table(title: str) -> Table:
 
 
 def row_head(same: Sequence[ShapeEstimate]) -> tuple[str, str]:
-    """How many runs a row stands for, and of what."""
-    labels = list(dict.fromkeys(outlook.label for outlook in same))
-    words = labels[0] + (f" + {len(labels) - 1} like it" if len(labels) > 1 else "")
-    return str(sum(len(outlook.runs) for outlook in same)), words
+    """Return the number of runs of a row and their label."""
+    labels = list(dict.fromkeys(estimate.label for estimate in same))
+    label = labels[0] + (f" + {len(labels) - 1} like it" if len(labels) > 1 else "")
+    return str(sum(len(estimate.runs) for estimate in same)), label

@@ -1,4 +1,4 @@
-"""The constants of the plan's model (conf/hardware.yaml), and which GPU a run will have."""
+"""Read conf/hardware.yaml, the constants of the estimates, and determine the GPU that a run will have."""
 
 import re
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU, as its data sheet has it."""
+    """One kind of GPU, with the values of its data sheet."""
 
-    name: str  # of cluster.gpu
-    product: str  # part of the name that its driver gives it
+    name: str  # value of cluster.gpu
+    product: str  # part of the name that the driver reports
     memory_gib: float
     bf16_tflops: float
     bandwidth_tb_s: float
@@ -28,29 +28,31 @@ class Gpu:
 
 @cache
 def constants() -> dict[str, Any]:
-    read = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware.yaml"))
-    assert isinstance(read, dict)
-    return {str(key): value for key, value in read.items()}
+    """Return the content of conf/hardware.yaml."""
+    content = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware.yaml"))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def known_gpus() -> dict[str, Gpu]:
+    """Return the kinds of GPU of conf/hardware.yaml, by name."""
     return {name: Gpu(name, **facts) for name, facts in constants()["gpus"].items()}
 
 
 def gpu_of(cfg: Resolved) -> Gpu | None:
-    """The GPU to reckon with; None where the run has none, or one of unknown kind. Refused for a cluster.gpu not known here."""
-    asked = cfg["cluster"]["gpu"]
-    if asked not in (None, "auto", *known_gpus()):
+    """Return the GPU to estimate for; None without one, or for an unknown kind. Raises Refused for an unknown cluster.gpu."""
+    name = cfg["cluster"]["gpu"]
+    if name not in (None, "auto", *known_gpus()):
         raise Refused(
-            f"cluster.gpu={asked} is not known. Allowed: {', '.join(known_gpus())}, auto (this machine's), null (nothing is "
-            "reckoned). A further kind is a line in conf/hardware.yaml."
+            f"cluster.gpu={name} is not known. Allowed: {', '.join(known_gpus())}, auto (this machine's), null (no estimates). "
+            "To add a kind, add a line to conf/hardware.yaml."
         )
-    if asked is None or (cfg["cluster"]["name"] == "slurm" and cfg["cluster"]["train"]["gpus_per_node"] == 0):
+    if name is None or (cfg["cluster"]["name"] == "slurm" and cfg["cluster"]["train"]["gpus_per_node"] == 0):
         return None
-    return gpu_by_driver_name(driver_name()) if asked == "auto" else known_gpus()[asked]
+    return gpu_by_driver_name(driver_name()) if name == "auto" else known_gpus()[name]
 
 
 def gpu_by_driver_name(name: str | None) -> Gpu | None:
-    """The known kind that a driver's name for a GPU means; None for its slower sisters on a card, which are none of these."""
+    """Return the kind of GPU with this driver name; None for other kinds, and for PCIe and NVL variants of the SXM parts."""
     kinds = (gpu for gpu in known_gpus().values() if name and re.search(rf"\b{re.escape(gpu.product)}\b", name))
     return None if name and re.search(r"\b(PCIe|NVL)\b", name) else next(kinds, None)

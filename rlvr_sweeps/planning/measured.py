@@ -1,4 +1,4 @@
-"""How fast runs on disk were: seconds per step and lengths of completions, by what they depend on."""
+"""Read the pace of finished runs (seconds per step, completion lengths), grouped by the settings that determine it."""
 
 import statistics
 from collections import defaultdict
@@ -15,31 +15,31 @@ from rlvr_sweeps.runs.directory import Run, all_runs
 from rlvr_sweeps.runs.failures import with_fitting_batch
 from rlvr_sweeps.runs.reading import STEP_SECONDS, last_rows
 
-STEPS_READ = 32  # steps of a run that are read, from its end
-RUNS_PER_SHAPE = 3  # runs per shape that are read, the newest
+STEPS_READ = 32  # last steps of a run that are read
+RUNS_PER_SHAPE = 3  # newest runs of a shape that are read
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Medians over the last steps of one finished run, the device it ran on, and what it was."""
+    """Pace of one finished run over its last steps, its GPU and its configuration."""
 
     cfg: Resolved
-    gpu: str | None  # of conf/hardware.yaml; None: no GPU, or one not known there
-    step_s: float
-    completion: float
-    rounds: float
+    gpu: str | None  # a name of conf/hardware.yaml; None: no GPU, or one of unknown kind
+    step_s: float  # median seconds per step
+    completion: float  # median of the mean completion length of a step, in tokens
+    rounds: float  # mean number of sampling rounds per step
 
 
 @dataclass
 class Paces:
-    """What the finished runs of a folder say about runs to come."""
+    """The paces of finished runs, by shape and by model."""
 
     by_shape: dict[Hashable, list[Pace]] = field(default_factory=lambda: defaultdict(list))
     by_model: dict[Hashable, list[Pace]] = field(default_factory=lambda: defaultdict(list))
 
 
 def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
-    """What seconds per step depend on: not the seed, not the learning rate."""
+    """Return the settings on which the seconds per step depend; seed and learning rate are not among them."""
     method = cfg["peft"]
     return (
         *model_shape(cfg, gpu), *layout(cfg), method["name"], rank_of(cfg), cfg["dropout"] > 0,
@@ -51,7 +51,7 @@ def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
 
 
 def model_shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
-    """What the lengths of completions, and the model's error on a machine, depend on."""
+    """Return the settings on which completion lengths, and the time model's error on a machine, depend."""
     return (
         gpu, cfg["model"]["name"], cfg["model"]["path"], cfg["model"]["autocast_bf16"], cfg["data"]["path"],
         cfg["rollout"]["engine"], cfg["rollout"]["max_tokens"],
@@ -59,11 +59,12 @@ def model_shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
 
 
 def layout(cfg: Resolved) -> tuple[str, int]:
+    """Return the name and the number of processes of the distributed setup."""
     return cfg["distributed"]["name"], cfg["distributed"]["processes"]
 
 
 def read_paces(folders: Iterable[str]) -> Paces:
-    """The finished runs under some runs folders, the newest first, at most RUNS of a shape."""
+    """Return the paces of the finished runs in some runs folders: of each shape the newest RUNS_PER_SHAPE."""
     paces = Paces()
     runs = [run for folder in folders for run in all_runs(Path(folder)) if run.stage_path("train").exists()]
     for run in sorted(runs, key=lambda run: run.stage_path("train").stat().st_mtime, reverse=True):
@@ -78,7 +79,7 @@ def read_paces(folders: Iterable[str]) -> Paces:
 
 
 def pace_of(run: Run) -> Pace | None:
-    """One run's pace; None where its files do not say it."""
+    """Return one run's pace; None where it is untrained or edited, or where its files lack a value."""
     try:
         cfg = with_original_defaults(with_fitting_batch(run, run.config()))
     except Refused:
@@ -96,7 +97,7 @@ def pace_of(run: Run) -> Pace | None:
 
 
 def with_original_defaults(cfg: Resolved) -> Resolved:
-    """A configuration from before there was a choice says nothing: then steps were padded to their longest and scored twice."""
-    before = {"micro_batches": "equal", "log_probabilities": "twice"}
+    """Fill in how a run was computed if its stored configuration lacks these settings: padded, scored twice, PEFT's norm."""
+    training = {"micro_batches": "equal", "log_probabilities": "twice"}
     method = {"factored_norm": False} if "micro_batches" not in cfg["training"] else {}
-    return cfg | {"training": before | cfg["training"], "peft": method | cfg["peft"]}
+    return cfg | {"training": training | cfg["training"], "peft": method | cfg["peft"]}

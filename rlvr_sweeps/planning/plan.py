@@ -1,4 +1,4 @@
-"""What a launch will do, decided before anything runs: one line per distinct run."""
+"""Plan a launch: the distinct runs of a grid, their states, and what the launch does with each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ TO_RUN: tuple[State, ...] = ("new", "lost", "stale")
 
 @dataclass(frozen=True)
 class Planned:
-    """A run, where it stands, and whether this launch will work on it."""
+    """A run of the grid, its state, and whether this launch will work on it."""
 
     run: Run
     cfg: Resolved
     state: State
     to_run: bool
-    asked: int  # how many points of the grid mean this run
+    point_count: int  # number of points of the grid that are this run
 
 
 def make_plan(points: Iterable[Point], retry: bool, live: Live | None = None) -> list[Planned]:
-    """One entry per distinct run, in the grid's order; failed runs only where `retry` asks for them."""
-    asked: dict[str, list[Point]] = {}
+    """Return one entry per distinct run, in the order of the grid; failed runs are run again only with `retry`."""
+    by_name: dict[str, list[Point]] = {}
     for point in points:
-        asked.setdefault(Run.of(point.cfg).name, []).append(point)
+        by_name.setdefault(Run.of(point.cfg).name, []).append(point)
     plan = []
-    for same in asked.values():
+    for same in by_name.values():
         cfg = same[0].cfg
         run = Run.of(cfg)
         state = run.state(cfg, live)
@@ -45,28 +45,29 @@ def make_plan(points: Iterable[Point], retry: bool, live: Live | None = None) ->
 
 
 def action(planned: Planned) -> str:
-    """What this launch does with a run, in words."""
+    """Return what this launch does with a run, as text."""
     if planned.state == "failed":
         return "run again" if planned.to_run else "left alone (retry=true runs it again)"
-    analysed_alone = planned.state == "stale" and planned.run.is_done("evaluate", planned.cfg)
+    only_analyse = planned.state == "stale" and planned.run.is_done("evaluate", planned.cfg)
     return {
         "new": "train and evaluate" if is_trained(planned.cfg) else "evaluate",
-        "lost": "go on from its checkpoint",
-        "stale": "analyse" if analysed_alone else "evaluate as now asked",
-        "running": "left alone, it is at work",
-        "queued": "left alone, it waits in the queue",
+        "lost": "continue from its checkpoint",
+        "stale": "analyse" if only_analyse else "evaluate with the new settings",
+        "running": "left alone (it is running)",
+        "queued": "left alone (it is queued)",
         "done": "left alone",
     }[planned.state]
 
 
 def dial_cells(cfg: Resolved) -> list[str]:
-    """The cells of a run's row that say which point it is."""
+    """Return rank, lr, batch size, steps and seed as cells of the plan; "-" for a dial that the run does not have."""
     trained = is_trained(cfg)
     cells = [rank_of(cfg), f"{cfg['lr']:g}", cfg["batch_size"], cfg["steps"], cfg["seed"]] if trained else [None] * 5
     return ["-" if cell is None else str(cell) for cell in cells]
 
 
 def show(plan: list[Planned], console: Console) -> None:
+    """Print one row per run and the number of runs in each state."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("run", overflow="fold")
     for column in ("rank", "lr", "batch", "steps", "seed"):
@@ -74,11 +75,11 @@ def show(plan: list[Planned], console: Console) -> None:
     table.add_column("state")
     table.add_column("this launch", overflow="fold")
     for planned in plan:
-        times = f" (asked {planned.asked} times)" if planned.asked > 1 else ""
+        times = f" (in the grid {planned.point_count} times)" if planned.point_count > 1 else ""
         state = Text(planned.state, STYLE[planned.state])
         table.add_row(planned.run.name, *dial_cells(planned.cfg), state, action(planned) + times)
     console.print(table)
     counts = {state: sum(planned.state == state for planned in plan) for state in STYLE}
-    words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    totals = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     todo = sum(planned.to_run for planned in plan)
-    console.print(f"{len(plan)} run{'s' * (len(plan) != 1)}: {words}; {todo or 'nothing'} to do.")
+    console.print(f"{len(plan)} run{'s' * (len(plan) != 1)}: {totals}; {todo or 'nothing'} to do.")

@@ -1,7 +1,8 @@
-"""Where a training step's time goes: seconds by phase, and the operations in them against the machine's peak.
+"""Profile a training step: seconds by phase, and the operations of each phase relative to the machine's peak.
 
-Operations are counted from the model's shapes: products and causal attention, of the tokens that a phase computes. Padding
-counts as time, not as work. A CPU's peak is measured here, where the command runs; a GPU's is its data sheet's, in bfloat16.
+Operations are counted from the model's shapes: products and causal attention of the tokens that a phase computes; padding takes
+time but does not count as operations. A GPU's peak is that of its data sheet in bfloat16; a CPU's is measured on the machine
+that runs the command.
 """
 
 import subprocess
@@ -23,12 +24,12 @@ from rlvr_sweeps.planning.timing import forward_operations, update_passes
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import last_rows
 
-STEPS = 32  # that are looked at, from the end
+STEPS = 32  # last steps of a run that are read
 PEAK_PROGRAM = """
 import time, numpy
-one = numpy.ones((1024, 1024), numpy.float32)
-one @ one
-best = min((lambda start: (one @ one, time.perf_counter() - start)[1])(time.perf_counter()) for _ in range(20))
+matrix = numpy.ones((1024, 1024), numpy.float32)
+matrix @ matrix
+best = min((lambda start: (matrix @ matrix, time.perf_counter() - start)[1])(time.perf_counter()) for _ in range(20))
 print(2 * 1024**3 / best)
 """
 
@@ -39,29 +40,31 @@ class Phase:
 
     name: str
     seconds: float  # median over the steps
-    share: float  # of the step
-    operations: float | None  # per step; None where none are counted, or the architecture is not known
-    of_peak: float | None  # operations per second, over the peak's
+    share: float  # of the step's seconds
+    operations: float | None  # per step; None for phases without counted operations, and for unknown architectures
+    of_peak: float | None  # operations per second, divided by the peak
 
 
 @dataclass(frozen=True)
 class Profile:
-    run: str
+    """Phases of a training step: medians over the last steps of a run."""
+
+    run: str  # name of the run
     device: str
     peak: float | None  # operations per second
-    steps: int
-    step_s: float
-    padding: float | None  # share of the update's positions
+    steps: int  # number of steps that were read
+    step_s: float  # sum of the phases' medians
+    padding: float | None  # share of padding in the positions of the updates
     phases: list[Phase]
 
 
 def profile(run: Run) -> Profile:
-    """Medians over a run's last steps. Refused for a run without steps, or from before phases were written."""
+    """Return the profile of a run's last steps; raise Refused for a run without steps or without recorded phases."""
     cfg, rows = run.config(), last_rows(run, STEPS)
-    rows = rows[1:] or rows  # the first step of an attempt waits for what is made once
+    rows = rows[1:] or rows  # the first step of an attempt includes one-time work
     if not rows or "rest_s" not in rows[-1]:
         why = "was trained by a version that did not note its phases" if rows else "has no step yet"
-        raise Refused(f"{run.name} {why}. Profile one that was trained with this version: rlvr status lists them.")
+        raise Refused(f"{run.name} {why}. Profile another run; rlvr status {run.path.parent} lists them.")
     rows = [row for row in rows if "rest_s" in row]
     device = (read_json(run.record_path) or {}).get("surroundings", {}).get("device")
     gpu = gpu_by_driver_name(device)
@@ -75,20 +78,20 @@ def profile(run: Run) -> Profile:
         "update": [row["update_s"] for row in rows],
         "rest": [row["rest_s"] for row in rows],
     }
-    middle = {name: median(values) for name, values in seconds.items()}
-    whole = sum(middle.values())
+    medians = {name: median(values) for name, values in seconds.items()}
+    step_s = sum(medians.values())
     phases = []
-    for name, value in middle.items():
-        done = work.get(name)
-        known = done is not None and peak is not None and value > 0
-        phases.append(Phase(name, value, value / whole, done, (done or 0.0) / value / (peak or 1.0) if known else None))
+    for name, value in medians.items():
+        count = work.get(name)
+        known = count is not None and peak is not None and value > 0
+        phases.append(Phase(name, value, value / step_s, count, (count or 0.0) / value / (peak or 1.0) if known else None))
     computed, useful = (sum(row.get(key, 0) for row in rows) for key in ("update_positions", "update_tokens"))
     padding = 1 - useful / computed if computed else None
-    return Profile(run.name, device or "CPU, one core", peak, len(rows), whole, padding, phases)
+    return Profile(run.name, device or "CPU, one core", peak, len(rows), step_s, padding, phases)
 
 
 def operations(cfg: Resolved, rows: list[dict[str, Any]], model: Architecture | None) -> dict[str, float]:
-    """Per step and process, by phase; empty where the architecture is not known here."""
+    """Return the operations per step and process, by phase; empty where the architecture is not known."""
     if model is None or base_parameters(model) is None:
         return {}
     processes, size = cfg["distributed"]["processes"], cfg["rollout"]["group_size"]
@@ -100,31 +103,35 @@ def operations(cfg: Resolved, rows: list[dict[str, Any]], model: Architecture | 
     prompt = max(0.0, tokens - answer)
     read = prompt / size if cfg["rollout"]["engine"] == "vllm" else prompt  # vLLM reads a group's prompt once
     rollout = forward_operations(model, sampled, read + answer, (prompt + answer) ** 2 - (1 - read / (prompt or 1)) * prompt**2)
-    found = {"rollout": rollout, "update": forward * update_passes(cfg)}
-    return found | ({"log-probabilities": forward} if any(row["logprobs_s"] for row in rows) else {})
+    by_phase = {"rollout": rollout, "update": forward * update_passes(cfg)}
+    return by_phase | ({"log-probabilities": forward} if any(row["logprobs_s"] for row in rows) else {})
 
 
 def measured_peak() -> float:
-    """float32 operations per second of one core here: the best of twenty products of 1,024 × 1,024 matrices."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    done = subprocess.run([sys.executable, "-c", PEAK_PROGRAM], env=environ | one, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    """Return one core's float32 operations per second: the best of twenty products of 1,024 × 1,024 matrices."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    process = subprocess.run(
+        [sys.executable, "-c", PEAK_PROGRAM], env=environ | one_thread, capture_output=True, text=True, check=True
+    )
+    return float(process.stdout)
 
 
-def as_dict(found: Profile) -> dict[str, Any]:
-    return asdict(found)
+def as_dict(result: Profile) -> dict[str, Any]:
+    """Return the profile as plain data, for JSON."""
+    return asdict(result)
 
 
-def show(found: Profile, console: Console) -> None:
-    device = f"{found.device}, peak {found.peak / 1e12:.3g} TFLOP/s" if found.peak else found.device
-    console.print(f"{found.run}: {found.step_s:.3g} s per step on {device}; medians of {found.steps} steps", highlight=False)
+def show(result: Profile, console: Console) -> None:
+    """Print the profile as a table."""
+    device = f"{result.device}, peak {result.peak / 1e12:.3g} TFLOP/s" if result.peak else result.device
+    console.print(f"{result.run}: {result.step_s:.3g} s per step on {device}; medians of {result.steps} steps", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "seconds", "of the step", "GFLOP", "of the peak"):
         table.add_column(name, justify="right" if name else "left")
-    for phase in found.phases:
+    for phase in result.phases:
         counted = "-" if phase.operations is None else f"{phase.operations / 1e9:,.4g}"
         reached = "-" if phase.of_peak is None else f"{100 * phase.of_peak:.1f} %"
         table.add_row(phase.name, f"{phase.seconds:,.3f}", f"{100 * phase.share:.0f} %", counted, reached)
     console.print(table)
-    if found.padding is not None:
-        console.print(f"{100 * found.padding:.0f} % of the update's positions are padding", highlight=False)
+    if result.padding is not None:
+        console.print(f"{100 * result.padding:.0f} % of the update's positions are padding", highlight=False)

@@ -1,7 +1,7 @@
-"""How long a run takes: seconds per step and per evaluation, from shapes and a GPU's data sheet.
+"""Model the duration of a run: seconds per step and per evaluation, from shapes and a GPU's data sheet.
 
-Decoding is bound by reading the weights once per token whatever the number of sequences, and by a fixed time per token:
-a few sequences on each of four GPUs take nearly as long as all of them on one. docs/planning.md has the equations.
+Decoding is bound by reading the weights once per token, whatever the number of sequences, and by a fixed time per token.
+A few sequences on each of four GPUs therefore take nearly as long as all of them on one. Equations: docs/planning.md.
 """
 
 import copy
@@ -17,25 +17,26 @@ from rlvr_sweeps.planning.memory import compute_bytes, footprint, key_value_byte
 
 @dataclass(frozen=True)
 class Lengths:
-    """What only runs can tell: the mean completion in tokens, and how often a step samples."""
+    """Lengths that only finished runs can tell."""
 
-    completion: float
-    rounds: float
+    completion: float  # mean tokens per completion
+    rounds: float  # sampling rounds per step
 
 
 def assumed_lengths(cfg: Resolved) -> Lengths:
+    """Return the lengths that conf/hardware.yaml assumes where no run of the model has finished."""
     known = constants()["assumed"]
     rounds = min(known["sampling_rounds"], cfg["algo"]["sampling_rounds"])
     return Lengths(known["completion_share"] * cfg["rollout"]["max_tokens"], rounds)
 
 
 def tokens_per_step(cfg: Resolved, lengths: Lengths) -> float:
-    """Tokens decoded in a step, over all processes."""
+    """Return the tokens decoded in a step, over all processes."""
     return float(cfg["batch_size"] * lengths.rounds * lengths.completion)
 
 
 def step_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float | None:
-    """Seconds of one optimizer step; None where the architecture is not known."""
+    """Return the seconds of one optimizer step; None where the architecture is not known."""
     base = base_parameters(model)
     if base is None:
         return None
@@ -43,17 +44,17 @@ def step_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> fl
 
 
 def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float:
-    """One round of rollouts: each process decodes its share, until its longest completion ends at the limit."""
+    """Return the seconds of one sampling round: each process decodes its share up to the longest completion, at the limit."""
     rows, longest = cfg["batch_size"] / cfg["distributed"]["processes"], cfg["rollout"]["max_tokens"]
     prompt = cfg["data"]["max_prompt_tokens"]
     if cfg["rollout"]["engine"] != "vllm":
         overhead = constants()["generate_overhead_s"] * model["num_hidden_layers"]
-        # Weights are float32; under autocast each pass reads them, writes them in bfloat16 and reads that.
+        # Under autocast each pass reads the float32 weights, writes them in bfloat16 and reads the copy.
         weight = 2 * constants()["bytes"]["half"] + constants()["bytes"]["master"]
         return decode_s(model, gpu, rows, longest, longest, prompt, rows, overhead, weight)
-    held = footprint(cfg, model, gpu)
-    whole = held.parts["KV cache"] / key_value_bytes(model, compute_bytes(cfg)) if held else math.inf
-    slots = max(1.0, whole / (prompt + lengths.completion))
+    memory = footprint(cfg, model, gpu)
+    cached = memory.parts["KV cache"] / key_value_bytes(model, compute_bytes(cfg)) if memory else math.inf  # tokens
+    slots = max(1.0, cached / (prompt + lengths.completion))
     return decode_s(
         model, gpu, rows, lengths.completion, longest, prompt, slots, constants()["decode_overhead_s"],
         compute_bytes(cfg),
@@ -64,35 +65,35 @@ def decode_s(
     model: Architecture, gpu: Gpu, rows: float, mean: float, longest: float, prompt: float, slots: float, overhead_s: float,
     weight_bytes: float,
 ) -> float:  # fmt: skip
-    """`rows` sequences of `mean` tokens, the longest `longest`, at most `slots` at once; `weight_bytes` read per parameter.
+    """Return the seconds to decode `rows` sequences of `mean` tokens, the longest of `longest`, at most `slots` at once.
 
-    Passes are what the longest sequence needs, and what those need that wait for a slot. A pass takes the longer of reading the
-    weights and of its products; keys and values are read once per token for all that stands before it, on average two thirds of
-    the mean (lengths spread evenly up to twice the mean).
+    The number of passes is that of the longest sequence, plus those of sequences that wait for a slot. A pass takes the longer
+    of reading the weights (`weight_bytes` per parameter) and computing its products, plus `overhead_s`. For each token the keys
+    and values of its context are read: the prompt and on average two thirds of `mean` (lengths spread evenly up to 2 × mean).
     """
     known = constants()["achieved"]
     bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * gpu.bf16_tflops * 1e12
-    read = matrix_parameters(model)
+    parameters = matrix_parameters(model)
     passes = longest + max(0.0, rows / slots - 1) * mean
     at_once = rows * mean / passes
-    each = overhead_s + max(read * weight_bytes / bandwidth, 2 * read * at_once / peak)
+    pass_s = overhead_s + max(parameters * weight_bytes / bandwidth, 2 * parameters * at_once / peak)
     context = prompt + mean * 2 / 3
-    return passes * each + rows * mean * context * key_value_bytes(model, constants()["bytes"]["half"]) / bandwidth
+    return passes * pass_s + rows * mean * context * key_value_bytes(model, constants()["bytes"]["half"]) / bandwidth
 
 
 def matrix_parameters(model: Architecture) -> int:
-    """Parameters that every token is multiplied by: all but an embedding that is only looked up."""
+    """Return the number of parameters that every token is multiplied by: all but an untied embedding, which is a lookup."""
     looked_up = 0 if model.get("tie_word_embeddings") else model["vocab_size"] * model["hidden_size"]
     return (base_parameters(model) or 0) - looked_up
 
 
 def update_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float:
-    """Forward and backward over a process's share.
+    """Return the seconds of forward and backward passes over one process's share of the batch.
 
-    Products cost 2 operations per parameter forward, 2 backward through the layer and 2 for the gradient of what is trained;
-    checkpointing repeats the forward pass, and scoring samples in a pass of their own adds one. Attention is causal: half the
-    square. Cut by length, passes hold little padding, and lengths spread evenly up to twice the mean have 4/3 of its square;
-    otherwise every completion counts as the longest, to which TRL pads it.
+    Products cost 2 operations per parameter and token forward, 2 backward through the layer and 2 for the gradient of a trained
+    weight. Checkpointing repeats the forward pass; scoring the samples in an extra pass adds one. Causal attention costs half
+    the square of the length. In passes cut by length, padding is negligible, and for lengths spread evenly up to twice the mean
+    the mean square is 4/3 of the squared mean; otherwise TRL pads every completion to the longest.
     """
     rows = cfg["batch_size"] / cfg["distributed"]["processes"]
     corrected = cfg["rollout"]["trl"].get("vllm_importance_sampling_correction", False)
@@ -108,18 +109,18 @@ def update_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> 
 
 
 def forward_operations(model: Architecture, rows: float, mean: float, square: float) -> float:
-    """Floating-point operations of `rows` sequences going forward once; mean length in tokens, and mean of its square."""
+    """Return the operations of one forward pass of `rows` sequences: `mean` length in tokens, `square` mean squared length."""
     heads = model["num_hidden_layers"] * model["num_attention_heads"]
     return float(rows * (2 * matrix_parameters(model) * mean + 2 * square * heads * head_size(model)))
 
 
 def update_passes(cfg: Resolved) -> int:
-    """What an update costs, in forward passes: itself, backward through the layers, recomputing, and what is trained."""
+    """Return the cost of an update in forward passes: forward, backward, recomputation, gradients of trained base weights."""
     return 2 + bool(cfg["training"]["gradient_checkpointing"]) + (cfg["peft"]["trains"] == "everything")
 
 
 def evaluation_s(cfg: Resolved, model: Architecture, gpu: Gpu, gpus: int) -> float | None:
-    """Seconds of the evaluation through vLLM, all samples at once on each of `gpus`; None where problems are not counted."""
+    """Return the seconds of the evaluation by vLLM, its samples split over `gpus`; None where `problems` is not stated."""
     counts = [source["problems"] for source in cfg["benchmark"].values()]
     if base_parameters(model) is None or any(count is None for count in counts):
         return None
@@ -132,14 +133,14 @@ def evaluation_s(cfg: Resolved, model: Architecture, gpu: Gpu, gpus: int) -> flo
 
 
 def on_gpus(cfg: Resolved, count: int) -> Resolved:
-    """The same run on another number of GPUs: same batch, same per-device batch, more or less accumulation."""
+    """Return the configuration on another number of GPUs: the same batch and per-device batch, another accumulation."""
     other = copy.deepcopy(cfg)
     other["distributed"]["processes"] = count
     return other
 
 
 def gpu_hours(cfg: Resolved, model: Architecture, gpu: Gpu, seconds_per_step: float | None) -> float | None:
-    """Training and evaluation, each on as many GPUs as the run has processes; None where one of them is not known."""
+    """Return the GPU-hours of training and evaluation, each on one GPU per process; None where one of them is not known."""
     processes = cfg["distributed"]["processes"]
     evaluation = evaluation_s(cfg, model, gpu, processes)
     if evaluation is None or (is_trained(cfg) and seconds_per_step is None):

@@ -169,7 +169,7 @@ def test_another_evaluation_trains_nothing_and_keeps_the_old_samples(launch):
     trained = (run.merged_path / "model.safetensors").stat().st_mtime_ns
     first = json.loads(run.summary_path.read_text())
     old = (run.path / SAMPLES).read_bytes()
-    assert "evaluate as now asked" in launch("peft=lora", *SHORT, "evaluation.temperature=1.3").stdout
+    assert "evaluate with the new settings" in launch("peft=lora", *SHORT, "evaluation.temperature=1.3").stdout
     assert (run.merged_path / "model.safetensors").stat().st_mtime_ns == trained
     assert json.loads(run.summary_path.read_text())["avg"] != first["avg"]
     assert [path.read_bytes() for path in (run.path / "old").rglob("tier1.jsonl")] == [old]

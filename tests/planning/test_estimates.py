@@ -149,13 +149,13 @@ def test_measured_runs_take_the_models_place(composer, tmp_path):
     assert "measured (1 run)" in shown([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
     other = composer.point([*LARGE, "peft=dora", f"runs_dir={tmp_path}"])
     (found,) = estimates.estimates_by_shape(make_plan([other], retry=False), measure=True)
-    seconds, words = found.step(other.cfg)
+    seconds, words = found.step_time(other.cfg)
     lengths = timing.Lengths(8000.0, 2)
     lora, dora = (
         timing.step_s(composer.point([*LARGE, f"peft={peft}"]).cfg, found.model, found.gpu, lengths)
         for peft in ("lora", "dora")
     )
-    assert seconds == pytest.approx(500.0 * dora / lora) and words.startswith("reckoned ×")
+    assert seconds == pytest.approx(500.0 * dora / lora) and words.startswith("estimated ×")
 
 
 def test_one_gpu_beside_four_is_reckoned_with_what_four_measured(composer, tmp_path):
@@ -167,8 +167,8 @@ def test_one_gpu_beside_four_is_reckoned_with_what_four_measured(composer, tmp_p
     one, lengths = timing.on_gpus(cfg, 1), timing.Lengths(4000.0, 2)
     assert found.lengths(one) == found.lengths(cfg) == lengths
     on_one, on_four = (timing.step_s(each, found.model, found.gpu, lengths) for each in (one, cfg))
-    assert found.step(one)[0] == pytest.approx(368.0 * on_one / on_four)
-    assert found.step(cfg)[0] == 368.0
+    assert found.step_time(one)[0] == pytest.approx(368.0 * on_one / on_four)
+    assert found.step_time(cfg)[0] == 368.0
 
 
 def test_a_run_of_another_gpu_does_not_count(composer, tmp_path):
@@ -230,7 +230,7 @@ def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):
     with pytest.raises(Refused, match="16 runs share it"):
         estimates.refuse_unfit(make_plan([composer.point([*shared, "cluster.runs_per_gpu=16"])], retry=False))
     refused = {
-        "cluster=slurm": "sharing is the site's there",
+        "cluster=slurm": "where the site shares GPUs",
         "rollout=vllm": "with vLLM",
         "evaluation.engine=auto": "with vLLM",
     }

@@ -16,7 +16,7 @@ def test_plan(composer, tmp_path):
         for algo in ("dapo", "grpo")
     ]
     plan = make_plan(points, retry=False)
-    assert [(item.state, item.asked) for item in plan] == [("new", 2), *[("new", 1)] * 4]
+    assert [(item.state, item.point_count) for item in plan] == [("new", 2), *[("new", 1)] * 4]
     base, lora, failed, lost, _ = plan
     for item in (base, lora, failed, lost):
         item.run.prepare(item.cfg)
@@ -36,7 +36,7 @@ def test_plan(composer, tmp_path):
     text = io.StringIO()
     show(again, Console(file=text, width=120))
     assert "5 runs: 1 new, 2 done, 1 failed, 1 lost; 2 to do." in text.getvalue()
-    assert "asked 2 times" in text.getvalue() and "retry=true" in text.getvalue()
+    assert "in the grid 2 times" in text.getvalue() and "retry=true" in text.getvalue()
 
 
 def test_the_same_point_spelt_twice_is_one_run(composer):
