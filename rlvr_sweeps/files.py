@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
-from omegaconf._utils import OmegaConfDumper
+
+from rlvr_sweeps import patches
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,7 +33,7 @@ class Yaml(yaml.CSafeDumper):
     """OmegaConf's own writer, by libyaml: ten times as fast, which a launch of a thousand runs notices."""
 
 
-Yaml.add_representer(str, OmegaConfDumper.str_representer)  # quotes what OmegaConf would read as a number or a truth
+Yaml.add_representer(str, patches.omegaconf_string_representer())  # quotes what OmegaConf would read as a number or a truth
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:

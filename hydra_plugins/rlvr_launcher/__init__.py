@@ -115,7 +115,7 @@ class GridSweeper(BasicSweeper):
             batches = list(self.split_overrides_to_chunks(rows, self.max_batch_size))
         else:
             parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-            overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+            overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
             batches = self.split_arguments(overrides, self.max_batch_size)
         returns = []
         for index, batch in enumerate(batches):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.config import checks, schema
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
@@ -44,9 +45,9 @@ class Point:
 class Composer:
     """Compose points against one configuration directory; the merged files of each combination of groups are cached."""
 
-    def __init__(self, loader: ConfigLoaderImpl) -> None:
+    def __init__(self, loader: ConfigLoader) -> None:
         self.loader = loader
-        _, self.repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, [])
+        self.repository = patches.hydra_repository(loader, CONFIG_NAME)
         self.merged: dict[tuple[str, ...], bytes] = {}  # pickled: three times as fast to load as a DictConfig is to copy
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
@@ -66,7 +67,7 @@ class Composer:
             OmegaConf.set_struct(merged, True)
             self.merged[key] = pickle.dumps(merged)
         cfg: DictConfig = pickle.loads(self.merged[key])
-        self.loader._apply_overrides_to_config(values, cfg)
+        patches.apply_overrides(self.loader, values, cfg)
         return cfg
 
     def point(self, overrides: Sequence[str]) -> Point:
@@ -150,8 +151,7 @@ def offline_composer(directory: Path | None = None) -> Composer:
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     initialize_config_dir(version_base="1.3", config_dir=str(directory or conf_dir()))
-    loader: Any = GlobalHydra.instance().config_loader()
-    return Composer(loader)
+    return Composer(GlobalHydra.instance().config_loader())
 
 
 def point_of(cfg: DictConfig) -> Point:

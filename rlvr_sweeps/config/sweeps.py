@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.config.compose import CONFIG_NAME, Composer
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import conf_dir
@@ -139,7 +139,7 @@ def expand(grids: Sequence[str], rest: Sequence[str] = ()) -> list[tuple[str, ..
     parser = OverridesParser.create()
     expanded: list[tuple[str, ...]] = []
     for grid in grids:
-        (grid_points,) = BasicSweeper.split_arguments(parser.parse_overrides([*grid.split(), *rest]), None)
+        grid_points = patches.expand_grid(parser.parse_overrides([*grid.split(), *rest]))
         expanded += [tuple(point) for point in grid_points]
     return expanded
 

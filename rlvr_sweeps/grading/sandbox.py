@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.grading.answers import AnswerReason, judge
 from rlvr_sweeps.grading.second_reader import opinion
 
@@ -109,10 +110,10 @@ def serve(caller: int) -> None:
     """Compare the pairs of each request line until the caller closes its end or has exited."""
     import logging
 
-    from pebble import CONSTS, ProcessPool
+    from pebble import ProcessPool
 
     logging.disable(logging.CRITICAL)
-    CONSTS.sleep_unit = 0.005  # how often pebble checks for dead workers
+    patches.set_pool_interval(0.005)
     warm_up()
 
     def new_pool() -> ProcessPool:
@@ -194,9 +195,7 @@ def read_latex_number(_converter: object, text: str) -> object:
 
 def warm_up() -> None:
     """Import what comparisons import late, so that workers are forked with it, and replace the parser's call that evaluates."""
-    from latex2sympy2_extended import latex2sympy2
-
-    latex2sympy2._Latex2Sympy.parse_number = read_latex_number
+    patches.replace_latex_number_parser(read_latex_number)
     pairs = [
         (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}"), ("(x+1)^2", "x^2+2x+1"), (r"\{x\}\cup[1,2)", r"[1,2)\cup\{x\}"),
         (r"\begin{pmatrix}1&x\\3&4\end{pmatrix}", r"\begin{bmatrix}1&x\\3&5\end{bmatrix}"), (r"2\sin x\cos x", r"\sin 2x"),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import analysis_of, training_of
 from rlvr_sweeps.errors import Superseded
@@ -24,7 +25,6 @@ from rlvr_sweeps.training.methods.svd import cached_smaller_side
 from rlvr_sweeps.training.trainer import RlvrTrainer
 
 ROW_OF_LOG = {
-    "truncated_share": "completions/clipped_ratio",
     "entropy": "entropy",
     "clip_share": "clip_ratio/region_mean",
     "grad_norm": "grad_norm",
@@ -51,6 +51,7 @@ class MetricsWriter(TrainerCallback):
         self.step_start = time.perf_counter()
         self.trainer.seconds.clear()
         self.trainer.columns = {}
+        self.trainer.truncated_shares.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_s = time.perf_counter() - self.step_start
@@ -62,6 +63,7 @@ class MetricsWriter(TrainerCallback):
         row = {
             "step": state.global_step,
             **self.trainer.columns,
+            "truncated_share": self.trainer.truncated_share,
             **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
         }
         row |= {f"{phase}_s": seconds[phase] for phase in ("rollout", "sync", "reward", "logprobs")}  # sync is in the rollout
@@ -149,7 +151,7 @@ class CheckpointKeeper(TrainerCallback):
         if analysis_of(self.trainer.cfg) == "checkpoints":
             self.take_spectra(state.global_step)
         here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.trainer.save_state_beside(here)
+        self.trainer.save_own_state(here)
         mark_complete(here)
         for other in checkpoints(Path(args.output_dir)):
             if other != here:
@@ -197,6 +199,6 @@ def dry_step(trainer: Any, cfg: Resolved, has_state: bool) -> None:
     sharded = bool(cfg["distributed"]["deepspeed"])
     state = 0 if sharded or has_state else 2 * sum(parameter.numel() for parameter in trained)
     room = torch.empty(state, device=ids.device)  # of AdamW, which has none before its first step
-    logps, *_ = trainer._get_per_token_logps_and_entropies(policy, ids, torch.ones_like(ids), answer, compute_entropy=True)
+    logps = patches.log_probabilities(trainer, policy, ids, torch.ones_like(ids), answer)
     torch.autograd.grad(logps.sum(), trained[:1] if sharded else trained, allow_unused=True)
     del room

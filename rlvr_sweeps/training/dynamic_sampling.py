@@ -53,6 +53,10 @@ class Group:
         accuracy = self.rewards[:, 0]
         return bool(accuracy.max() > accuracy.min())
 
+    def tokens(self) -> int:
+        """Return the number of tokens of all prompts and completions."""
+        return sum(map(len, self.prompt_ids)) + sum(map(len, self.completion_ids))
+
 
 @dataclass
 class Pool:
@@ -61,6 +65,14 @@ class Pool:
     sampled: list[Group]
     rounds: int
     trained: list[Group]
+
+    def tokens_sampled(self) -> int:
+        """Return the number of prompt and completion tokens of everything that was sampled."""
+        return sum(group.tokens() for group in self.sampled)
+
+    def tokens_trained(self) -> int:
+        """Return the number of prompt and completion tokens of the groups that are trained on."""
+        return sum(group.tokens() for group in self.trained)
 
     def metrics(self) -> dict[str, float]:
         """metrics.jsonl's columns about sampling. Rewards are over everything sampled, so that objectives compare."""

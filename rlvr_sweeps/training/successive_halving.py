@@ -9,8 +9,9 @@ from pathlib import Path
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.runs.directory import Run
 
@@ -31,7 +32,7 @@ class Competitor:
         )  # fmt: skip
         mine = [trial for trial in self.study.get_trials(deepcopy=False) if trial.user_attrs.get("run") == run.name]
         if mine:
-            self.trial = Trial(self.study, mine[0]._trial_id)
+            self.trial = patches.stored_trial(self.study, mine[0])
         else:
             self.trial = self.study.ask()
             self.trial.set_user_attr("run", run.name)

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import model_key, weights_folder
-from rlvr_sweeps.assets.problems import all_prompt_ids, by_benchmark, load_problems, messages, split
+from rlvr_sweeps.assets.problems import all_prompt_ids, load_problems, messages, overlap_by_benchmark, split
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
 from rlvr_sweeps.errors import Refused, Stopped
@@ -47,9 +48,9 @@ def train(run: Run, cfg: Resolved) -> None:
     build_check.compare(facts["asked"], facts["built"])
     build_check.same_everywhere(trainer.accelerator, cfg)
     if resume:
-        trainer.load_state_beside(resume)
-    if step_of(resume) >= last_step(run, cfg):  # killed after the last step: only the export is missing
-        trainer._load_from_checkpoint(str(resume))
+        trainer.load_own_state(resume)
+    if resume and step_of(resume) >= last_step(run, cfg):  # killed after the last step: only the export is missing
+        patches.load_checkpoint_weights(trainer, resume)
     else:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     stopper = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopWhenAsked))
@@ -69,7 +70,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     key = model_key(cfg)
     wanted = build_check.asked(cfg, model)
     rows, prompts, left_out = training_rows(cfg, tokenizer)
-    overlap = by_benchmark(cfg["benchmark"], [row["prompt"][-1]["content"] for row in rows])
+    overlap = overlap_by_benchmark(cfg["benchmark"], [row["prompt"][-1]["content"] for row in rows])
     trainer = RlvrTrainer(
         cfg=cfg,
         model=attach(model, cfg["peft"], cfg["seed"], key, prompts[:256]),

@@ -1,10 +1,12 @@
-"""TRL's GRPOTrainer with this project's rollouts, optimizer and bookkeeping; the loss is TRL's."""
+"""The trainer: TRL's GRPOTrainer with rollouts, optimizer and metrics of this package; the loss is TRL's."""
 
 import json
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from datasets import Dataset
 from trl import GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.assets.problems import token_ids
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import LOSSES_OVER_COMPLETIONS, cuts_by_length, training_of
@@ -23,125 +26,167 @@ from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
-from rlvr_sweeps.training.patches import engine_of_ours
 from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of
 
 
 class RlvrTrainer(GRPOTrainer):
-    """Its own prompt stream, dynamic sampling, rollouts from merged weights with a seed per completion, LoRA+, AdaLoRA."""
+    """TRL's GRPO with dynamic sampling, rollouts from merged weights with one seed per completion, LoRA+ and AdaLoRA.
+
+    A step samples before TRL's scoring begins, since dynamic sampling must know the rewards of a round to decide on the next.
+    TRL then receives the chosen rollouts through its documented hooks: the completions by `rollout_func`, the rewards as a
+    dataset column that its reward functions read. The loss is TRL's.
+    """
 
     optimizer: Any
-    _last_loaded_step: int  # TRL's: the step whose weights vLLM holds, -1 before the first
-    _step: int  # TRL's: how often the loss was called
     vllm_importance_sampling_correction: bool
-    STREAM = "prompts.json"
+    PROMPTS_FILE = "prompts.json"
 
-    def __init__(self, cfg: Resolved, model: Any, rows: Sequence[Row], **kwargs: Any) -> None:
+    def __init__(self, cfg: Resolved, model: Any, rows: Sequence[Row], reward_funcs: Sequence[Any], **kwargs: Any) -> None:
         self.cfg = cfg
         self.seconds: dict[str, float] = defaultdict(float)
-        self.columns: dict[str, float] = {}  # what this step adds to its row of metrics.jsonl
+        self.columns: dict[str, float] = {}  # this step's additions to its row of metrics.jsonl
         self.prompts = PromptStream(rows, cfg["seed"])
+        self.score_functions = reward_funcs
+        self.rollouts: list[Group] = []  # this process's groups of the step, for TRL
+        self.truncated_shares: list[float] = []  # by round of the step
         self.by_length = cuts_by_length(cfg)
+        self.passes: list[dict[str, Any] | None] = []  # with by_length: the step's forward passes
+        self.calls = 0  # of training_step
         self.scores = Scores()
-        self.in_pass: dict[str, Any] | None = None
+        self.batch_in_loss: dict[str, Any] | None = None
         self.adalora = AdaLoraSchedule(model) if cfg["peft"]["config"].get("peft_type") == "ADALORA" else None
-        with engine_of_ours(cfg):
-            # TRL's loader hands out blanks, as many as there are rows: their number is all that counts
-            super().__init__(model=model, train_dataset=Dataset.from_dict({"prompt": [""] * len(rows)}), **kwargs)
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # experimental; the version is pinned
+            if cfg["rollout"]["engine"] == "vllm":
+                from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
+
+                stack.enter_context(patches.trl_vllm_engine(partial(VllmRollouts, cfg)))
+            super().__init__(
+                model=model,
+                # Only the number of rows is used: prompts come from `self.prompts`.
+                train_dataset=Dataset.from_dict({"prompt": [""] * len(rows)}),
+                reward_funcs=[stored_reward(index, function.__name__) for index, function in enumerate(reward_funcs)],
+                rollout_func=stored_rollouts,
+                **kwargs,
+            )
         if self.adalora:
             self.add_callback(self.adalora)
 
     # Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's, fed from the prompt stream instead of `inputs`, whose number alone counts."""
+        """Return TRL's scored batch of the step's rollouts. Only `len(inputs)` is used; prompts come from `self.prompts`."""
         with self.timed("sampling"):
-            return self.sampled_and_scored(inputs)
+            return self.sample_and_score(len(inputs))
 
-    def sampled_and_scored(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def sample_and_score(self, completions: int) -> dict[str, Any]:
+        """Sample until the step is filled and let TRL score this process's `completions`."""
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
-        pool = fill(self.roll, len(inputs) // size * world, self.cfg["algo"]["sampling_rounds"])
+        pool = fill(self.roll, completions // size * world, self.cfg["algo"]["sampling_rounds"])
         self.columns |= pool.metrics()
-        each = len(pool.trained) // world
-        mine = pool.trained[rank * each : (rank + 1) * each]
-        logprobs = [row for group in mine for row in group.logprobs or []] or None
-        generated: Any = (
-            [ids for group in mine for ids in group.prompt_ids], [ids for group in mine for ids in group.completion_ids],
-            None, [completion for group in mine for completion in group.completions], logprobs, {}, None, [],
-        )  # fmt: skip
-        rewards = torch.cat([group.rewards for group in pool.trained]).to(self.accelerator.device)
-        # TRL generates and scores inside; here both are done, and it is given the results.
-        self._generate: Any = lambda _: generated
-        self._calculate_rewards: Any = lambda *_: rewards
-        corrected = self.vllm_importance_sampling_correction
-        self.vllm_importance_sampling_correction = corrected and not self.scores_once  # if on, TRL scores everything here
+        self.state.num_input_tokens_seen += pool.tokens_sampled() - pool.tokens_trained()  # TRL adds those that are trained on
+        per_process = len(pool.trained) // world
+        self.rollouts = pool.trained[rank * per_process : (rank + 1) * per_process]
+        rows = [
+            row | {"rewards": rewards}
+            for group in self.rollouts
+            for row, rewards in zip(group.rows, group.rewards.tolist(), strict=True)
+        ]
+        is_corrected = self.vllm_importance_sampling_correction
+        # With the correction on, TRL scores all completions in a forward pass of its own.
+        self.vllm_importance_sampling_correction = is_corrected and not self.scores_once
         try:
-            scored = super()._generate_and_score_completions([row for group in mine for row in group.rows])
+            scored = super()._generate_and_score_completions(rows)
         finally:
-            self.vllm_importance_sampling_correction = corrected
-            del self._generate, self._calculate_rewards
-        if self.use_vllm and corrected and not self.scores_once:
+            self.vllm_importance_sampling_correction = is_corrected
+        if self.use_vllm and is_corrected and not self.scores_once:
             self.scores.note(scored["old_per_token_logps"], scored)
         return scored
 
     @property
+    def truncated_share(self) -> float | None:
+        """The share of the step's completions that reached the token limit; None in a step that did not sample."""
+        return sum(self.truncated_shares) / len(self.truncated_shares) if self.truncated_shares else None
+
+    @property
     def scores_once(self) -> bool:
         """Whether the update's own forward pass gives what the importance correction needs: one update per rollout."""
-        asked = self.use_vllm and training_of(self.cfg, "log_probabilities") == "once" and self.num_iterations == 1
-        return bool(asked and self.vllm_importance_sampling_mode == "token_truncate" and self.loss_type != "vespo")
+        is_set = self.use_vllm and training_of(self.cfg, "log_probabilities") == "once" and self.num_iterations == 1
+        return bool(is_set and self.vllm_importance_sampling_mode == "token_truncate" and self.loss_type != "vespo")
 
     def roll(self, groups: int) -> list[Group]:
-        """One round: `groups` prompts, the same on all processes, G completions each, shared out and gathered again."""
+        """Sample and score one round: `groups` prompts, G completions each, shared out to the processes.
+
+        Returns the groups of all processes, in the same order on each.
+        """
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
         draws = self.prompts.take(groups)[rank * groups // world : (rank + 1) * groups // world]
         rows = [row for _, row in draws for _ in range(size)]
-        self.seeds = [seed_of(self.cfg["seed"], "rollout", place, index) for place, _ in draws for index in range(size)]
-        prompts = [row["prompt"] for row in rows]
+        seeds = [seed_of(self.cfg["seed"], "rollout", position, index) for position, _ in draws for index in range(size)]
         with self.timed("rollout"):
-            prompt_ids, completion_ids, _, completions, logprobs, *_ = self._generate(prompts)
+            prompt_ids = [ids for _, row in draws for ids in [token_ids(self.processing_class, row["prompt"])] * size]
+            completion_ids, logprobs = self.sample(prompt_ids, seeds)
+            texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+            completions = [[{"role": "assistant", "content": text}] for text in texts]
         with self.timed("reward"):
-            rewards = self._calculate_rewards(rows, prompts, completions, completion_ids).cpu()
-        everyone = gather_object(list(zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, strict=True)))
-        found = []
+            rewards = self.score(rows, completions, completion_ids)
+        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, strict=True)
+        all_samples = gather_object(list(samples))
+        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        is_truncated = [sample[2][-1] not in ends for sample in all_samples]
+        self.truncated_shares.append(float(torch.tensor(is_truncated).float().mean()))
+        rolled = []
         for start in range(0, groups * size, size):
-            rows, prompt_ids, completion_ids, completions, scores = map(list, zip(*everyone[start : start + size], strict=True))
-            reward = rewards[start : start + size]
-            found.append(Group(rows, prompt_ids, completion_ids, completions, scores if logprobs else None, reward))
-        return found
+            columns: list[list[Any]] = [list(column) for column in zip(*all_samples[start : start + size], strict=True)]
+            rows, prompt_ids, completion_ids, completions, scores, rewards = columns
+            rolled.append(
+                Group(rows, prompt_ids, completion_ids, completions, scores if logprobs else None, torch.tensor(rewards))
+            )
+        return rolled
 
-    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+    def score(self, rows: list[Row], completions: list[Any], completion_ids: list[list[int]]) -> list[list[float]]:
+        """Return the rewards of every completion, one of each reward function."""
+        names = rows[0].keys() - {"prompt"}
+        columns = {name: [row[name] for row in rows] for name in names}
+        scores = [
+            function(completions=completions, completion_ids=completion_ids, **columns) for function in self.score_functions
+        ]
+        return [list(row) for row in zip(*scores, strict=True)]
+
+    def sample(self, prompt_ids: list[list[int]], seeds: list[int]) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Return one completion of the policy per prompt, as token ids, and vLLM's log-probabilities of them or None."""
         rollout, policy = self.cfg["rollout"], self.accelerator.unwrap_model(self.model_wrapped)
         if self.use_vllm:
             self.sync(policy)
-            return self.vllm_generation.sample(prompt_ids, self.seeds, self.eos_token_ids)
+            return self.vllm_generation.sample(prompt_ids, seeds, self.eos_token_ids)
         with ExitStack() as weights:
             with self.timed("sync"):
                 weights.enter_context(merged(policy))
             weights.enter_context(self.autocast())
             completions = sample(
-                policy, prompt_ids, self.seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
+                policy, prompt_ids, seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
                 top_p=rollout["top_p"], pad_id=self.processing_class.pad_token_id, end_ids=self.eos_token_ids,
             )  # fmt: skip
         return completions, None
 
     def sync(self, policy: Any) -> None:
-        """Bring vLLM to the policy of this step, and ask now and then whether it is there."""
+        """Load this step's policy into vLLM; raise Refused where they disagree, every `rollout.check_every` steps."""
         step, rollout = self.state.global_step, self.cfg["rollout"]
-        if step == self._last_loaded_step:
+        synced_step = patches.synced_step(self)
+        if step == synced_step:
             return
-        first = self._last_loaded_step < 0
         with self.timed("sync"):
             self.vllm_generation.sync_weights()
-        self._last_loaded_step = step
-        if first or (rollout["check_every"] and step % rollout["check_every"] == 0):
+        patches.set_synced_step(self, step)
+        if synced_step < 0 or (rollout["check_every"] and step % rollout["check_every"] == 0):
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
             with self.autocast():
                 tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
                 self.columns["sync_gap_nats"] = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
 
     def autocast(self) -> Any:
-        """bfloat16 matrix products where the model asks for them; accelerate has none of its own under DeepSpeed."""
+        """Return bfloat16 autocast as the model's configuration sets it; accelerate's own is off under DeepSpeed."""
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -149,16 +194,18 @@ class RlvrTrainer(GRPOTrainer):
             with self.autocast(), self.timed("logprobs"):
                 return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         with self.autocast():
-            found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            scored = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         count_positions(self.columns, args[2])
-        if self.in_pass:
+        if self.batch_in_loss:
+            logps, batch = scored[0].detach(), self.batch_in_loss
             limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
-            self.in_pass["importance_sampling_ratio"] = importance(found[0].detach(), self.in_pass, *limits)
-            self.scores.note(found[0].detach(), self.in_pass)
-        return found
+            batch["importance_sampling_ratio"] = importance(logps, batch, *limits)
+            self.scores.note(logps, batch)
+        return scored
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
+        """Add the time inside to `self.seconds[phase]`."""
         start = time.perf_counter()
         try:
             yield
@@ -168,27 +215,30 @@ class RlvrTrainer(GRPOTrainer):
     # Update
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One of a step's calls; the first samples. With passes cut by length there may be fewer passes than calls."""
+        """Run one of a step's calls; the first one samples. With passes cut by length some calls have no pass and return 0."""
         calls = self.args.steps_per_generation
-        place = self._step % calls
-        if self.by_length and place == 0:
-            model.train()
-            batch = shuffle_sequence_dict(self._generate_and_score_completions(inputs))
-            self._buffered_inputs: Any = passes_of(batch, self.cfg, calls, self.accelerator.gather)
-        if self.by_length and self._buffered_inputs[place] is None:
-            self._step += 1
-            return torch.zeros((), device=self.accelerator.device)
+        index, self.calls = self.calls % calls, self.calls + 1
+        if self.by_length:
+            if index == 0:
+                model.train()
+                batch = shuffle_sequence_dict(self._generate_and_score_completions(inputs))
+                self.passes = passes_of(batch, self.cfg, calls, self.accelerator.gather)
+            inputs = self.passes[index]
+            if inputs is None:
+                return torch.zeros((), device=self.accelerator.device)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.scores.noted and place == calls - 1:
+        if self.scores.noted and index == calls - 1:
             self.columns |= self.scores.mismatch(self.accelerator)
         return loss
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Return the pass that `training_step` was called with, where passes are cut by length; else TRL's."""
         if self.by_length and self.model.training:
-            return self._buffered_inputs[self._step % self.args.steps_per_generation]
+            return generation_batch
         return super()._prepare_inputs(generation_batch)
 
     def create_optimizer(self, model: Any = None) -> Any:
+        """Make LoRA+'s optimizer where the method has a learning-rate ratio; else TRL's."""
         ratio = self.cfg["peft"]["lr_ratio"]
         if ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
@@ -198,17 +248,18 @@ class RlvrTrainer(GRPOTrainer):
         return self.optimizer
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        self.in_pass = inputs if self.scores_once and self.vllm_importance_sampling_correction else None
+        """Return TRL's loss of one pass, weighted by the pass's share of the step, and AdaLoRA's penalty."""
+        self.batch_in_loss = inputs if self.scores_once and self.vllm_importance_sampling_correction else None
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
-            self.in_pass = None
+            self.batch_in_loss = None
         calls, share = self.current_gradient_accumulation_steps, inputs.get("share")
         part = share.completions if share else 1 / calls
         if self.loss_type in LOSSES_OVER_COMPLETIONS:
             loss = loss * (part * calls)
         if share:
-            weigh(self._metrics["train"], share, self.importance_sampling_level)
+            weigh(patches.step_metrics(self), share, self.importance_sampling_level)
         if self.adalora:
             penalty = self.adalora.orthogonality()
             self.columns |= {"rank_mean": self.adalora.mean_rank(), "orthogonality_loss": float(penalty.detach())}
@@ -216,18 +267,39 @@ class RlvrTrainer(GRPOTrainer):
         return loss
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        if self.args.device.type == "cpu":  # of several processes: "cpu:0", a place that torch.load does not know
-            self.args.__dict__["_setup_devices"] = torch.device("cpu")
+        patches.use_loadable_cpu_device(self.args)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     # State beyond TRL's
 
-    def save_state_beside(self, checkpoint: Path) -> None:
-        write_json(checkpoint / self.STREAM, {"position": self.prompts.position})
+    def save_own_state(self, checkpoint: Path) -> None:
+        """Write the position in the prompt stream, and AdaLoRA's state, into TRL's checkpoint folder."""
+        write_json(checkpoint / self.PROMPTS_FILE, {"position": self.prompts.position})
         if self.adalora:
             self.adalora.save(checkpoint)
 
-    def load_state_beside(self, checkpoint: Path) -> None:
-        self.prompts.position = json.loads((checkpoint / self.STREAM).read_text())["position"]
+    def load_own_state(self, checkpoint: Path) -> None:
+        """Restore what `save_own_state` wrote."""
+        self.prompts.position = json.loads((checkpoint / self.PROMPTS_FILE).read_text())["position"]
         if self.adalora:
             self.adalora.load(checkpoint)
+
+
+def stored_rollouts(_: list[Any], trainer: RlvrTrainer) -> dict[str, Any]:
+    """Return the rollouts of the step to TRL: its `rollout_func`."""
+    groups = trainer.rollouts
+    return {
+        "prompt_ids": [ids for group in groups for ids in group.prompt_ids],
+        "completion_ids": [ids for group in groups for ids in group.completion_ids],
+        "logprobs": [row for group in groups for row in group.logprobs or []] or None,
+    }
+
+
+def stored_reward(index: int, name: str) -> Any:
+    """Return a reward function for TRL, called `name`, that returns the rewards computed during sampling."""
+
+    def reward(rewards: list[list[float]], **_: Any) -> list[float]:
+        return [row[index] for row in rewards]
+
+    reward.__name__ = name
+    return reward

@@ -14,11 +14,11 @@ from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from rlvr_sweeps.assets.locations import place_of
+from rlvr_sweeps import patches
+from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
-from rlvr_sweeps.training.patches import keep_weights_as_they_are
 
 
 class VllmRollouts(VLLMGeneration):
@@ -41,7 +41,7 @@ class VllmRollouts(VLLMGeneration):
         os.environ["WORLD_SIZE"] = str(accelerator.num_processes)
         ensure_master_addr_port()
         if current_platform.is_cpu():
-            keep_weights_as_they_are()
+            patches.keep_cpu_weights_unpacked()
         elif not torch.cuda.is_available():
             raise Refused("rollout=vllm needs a GPU, and this process sees none. Use rollout=hf, or a node with GPUs.")
         try:
@@ -54,7 +54,7 @@ class VllmRollouts(VLLMGeneration):
     @property
     def engine_model(self) -> torch.nn.Module:
         """vLLM's own module, with its fused layers."""
-        return self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+        return patches.vllm_module(self.llm)
 
     def given(self) -> Iterator[tuple[str, Tensor]]:
         """What the engine's own weights should be: the policy's, or the base's where the adapter stands beside them."""
@@ -117,7 +117,7 @@ class VllmRollouts(VLLMGeneration):
 
 def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
     """vllm.LLM's arguments: what the YAML states (`rollout.vllm`) and what follows from the run. Nothing is said twice."""
-    place, revision = place_of(cfg)
+    place, revision = model_location(cfg)
     derived: dict[str, Any] = {
         "model": place,
         "tokenizer_revision": revision.get("revision"),

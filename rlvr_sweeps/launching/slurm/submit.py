@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.assets.locations import WORLDS
+from rlvr_sweeps import patches
+from rlvr_sweeps.assets.locations import WORLDS_FOLDER
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
@@ -186,7 +187,7 @@ def submit_array(
     try:
         with queue.without_job_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
             jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
-    except submitit.core.utils.FailedJobError as error:
+    except patches.failed_submission() as error:
         words = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
         raise Refused(f"sbatch: {'; '.join(words)}") from None
     except FileNotFoundError as error:
@@ -201,7 +202,7 @@ SNAPSHOT_SUFFIXES = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
 def snapshot_code(folder: Path) -> Path:
     """`folder`/<hash>, holding this package and its plugin; made if it is not there. Safe for several at once."""
     found = (path for part in SNAPSHOT_FOLDERS for path in (ROOT / part).rglob("*") if path.is_file())
-    files = sorted(path for path in found if path.suffix in SNAPSHOT_SUFFIXES or WORLDS in path.parents)
+    files = sorted(path for path in found if path.suffix in SNAPSHOT_SUFFIXES or WORLDS_FOLDER in path.parents)
     total = hashlib.sha256()
     for path in files:
         total.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())

@@ -12,6 +12,7 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from transformers import set_seed
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.training.methods.dora import factor_norms
 from rlvr_sweeps.training.methods.merging import tuner_layers
@@ -128,4 +129,4 @@ def use_faster_dropout(model: Any) -> None:
     """Give every nn.Dropout of `model` the faster way."""
     for module in model.modules():
         if type(module) is nn.Dropout:
-            module.__class__ = Dropout
+            patches.change_class(module, Dropout)

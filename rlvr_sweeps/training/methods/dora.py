@@ -10,6 +10,8 @@ import torch
 from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 
+from rlvr_sweeps import patches
+
 
 class FactoredDora(DoraLinearLayer):
     """PEFT's DoRA of a linear layer, Eq. (5) of Liu et al. 2024, with the norm in float32 whatever autocast is on."""
@@ -54,4 +56,4 @@ def factor_norms(model: Any) -> None:
         base = getattr(layer, "base_layer", None)
         for vector in vectors.values():
             if type(vector) is DoraLinearLayer and type(base) is nn.Linear and not vector.fan_in_fan_out:
-                vector.__class__ = FactoredDora
+                patches.change_class(vector, FactoredDora)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+
+from rlvr_sweeps import patches
 
 BASE = "base_model.model."  # where PEFT puts the model it adapts; beside it stand parameters that layers share
 
@@ -43,13 +44,7 @@ def merged_tensors(layer: Any) -> dict[str, Tensor]:
     finally:
         for key, parameter in parameters.items():
             parameter.data = originals[key]
-        forget_merge(layer)
-
-
-def forget_merge(layer: Any) -> None:
-    layer.merged_adapters.clear()
-    if isinstance(layer, LoraLayer):
-        layer._caches.clear()  # DoRA keeps the norm for an unmerge that never comes
+        patches.forget_merge(layer)
 
 
 @contextmanager
@@ -72,7 +67,7 @@ def merged(model: torch.nn.Module) -> Iterator[None]:
         for layer, tensors in originals:
             for key, parameter in own_tensors(layer).items():
                 parameter.data = tensors[key]
-            forget_merge(layer)
+            patches.forget_merge(layer)
 
 
 def plain_name(name: str) -> str:

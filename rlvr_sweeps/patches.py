@@ -1,0 +1,322 @@
+"""Every use of a private part of an upstream library, one function each.
+
+Each docstring states the upstream version (the pin in constraints.txt), the reason, a link, and when the function may go. A
+method that a subclass overrides cannot stand behind a function: OVERRIDDEN lists those that upstream does not document, and
+IMPORTED the private names that a class statement needs. tests/test_patches.py compares all of them with the installed
+versions. Upstream libraries are imported inside the functions only, so that every wing may import this module.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Override(NamedTuple):
+    """A method of an upstream class, not documented there for subclasses, that a class of this package overrides."""
+
+    upstream: str  # module:Class.method
+    by: str  # module:Class
+    why: str
+
+
+GRPO, TRAINER = "trl.trainer.grpo_trainer:GRPOTrainer", "rlvr_sweeps.training.trainer:RlvrTrainer"
+VLLM, ROLLOUTS = "trl.generation.vllm_generation:VLLMGeneration", "rlvr_sweeps.training.vllm_rollouts:VllmRollouts"
+
+# TRL 1.16.0 (trl/trainer/grpo_trainer.py, trl/generation/vllm_generation.py) and PEFT 0.21.2 (peft/tuners/lora/dora.py).
+OVERRIDDEN = (
+    Override(
+        f"{GRPO}._generate_and_score_completions", TRAINER,
+        "Dynamic sampling scores whole rounds of rollouts before it chooses those to train on; TRL's rollout_func is called "
+        "once per step and returns unscored completions.",
+    ),
+    Override(
+        f"{GRPO}._get_per_token_logps_and_entropies", TRAINER,
+        "bfloat16 autocast under DeepSpeed too, the time spent, and the importance weights from the update's own forward pass.",
+    ),
+    Override(f"{GRPO}._prepare_inputs", TRAINER, "Forward passes cut by length; TRL cuts equal numbers of completions."),
+    Override(
+        f"{GRPO}._compute_loss", TRAINER,
+        "AdaLoRA's orthogonality loss, and the weight of a pass that holds more or fewer completions than the others.",
+    ),
+    Override(
+        f"{GRPO}._load_optimizer_and_scheduler", TRAINER, "Optimizer states of several CPU processes: use_loadable_cpu_device."
+    ),
+    Override(
+        f"{VLLM}._init_vllm", ROLLOUTS,
+        "TRL passes a fixed selection of vLLM's arguments. An override must set `llm` and `_llm_weights_sleeping`.",
+    ),
+    Override(
+        f"{VLLM}._iter_named_params", ROLLOUTS,
+        "TRL merges an adapter into its base and subtracts it again, which rounds a bfloat16 base at every step.",
+    ),
+    Override(f"{VLLM}.sync_weights", ROLLOUTS, "`rollout.sync=adapter` loads the adapter beside the base's weights."),
+    Override(
+        "peft.tuners.lora.dora:DoraLinearLayer.forward", "rlvr_sweeps.training.methods.dora:FactoredDora",
+        "The norm of W + s·BA from its factors; PEFT computes the product BA in every forward pass.",
+    ),
+)  # fmt: skip
+
+# Hydra 1.3.8 and hydra-submitit-launcher 1.2.0: (module:name, the module here that imports it, why).
+IMPORTED = (
+    (
+        "hydra._internal.core_plugins.basic_sweeper:BasicSweeper", "hydra_plugins.rlvr_launcher",
+        "GridSweeper extends Hydra's default sweeper; https://github.com/facebookresearch/hydra/blob/v1.3.8/hydra/_internal/core_plugins/basic_sweeper.py",
+    ),
+    (
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher:SlurmLauncher", "hydra_plugins.rlvr_launcher",
+        "RlvrSlurmLauncher takes its options; https://github.com/facebookresearch/hydra/tree/v1.3.8/plugins/hydra_submitit_launcher",
+    ),
+)  # fmt: skip
+
+
+# TRL
+
+
+@contextmanager
+def trl_vllm_engine(engine: Callable[..., Any]) -> Iterator[None]:
+    """Make GRPOTrainer's constructor call `engine` instead of its own VLLMGeneration.
+
+    TRL 1.16.0 takes no engine as an argument, and without one `use_vllm` and its importance correction are off.
+    https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
+    Remove when the constructor accepts an engine.
+    """
+    from trl.trainer import grpo_trainer
+
+    original = grpo_trainer.VLLMGeneration
+    grpo_trainer.VLLMGeneration = engine
+    try:
+        yield
+    finally:
+        grpo_trainer.VLLMGeneration = original
+
+
+def synced_step(trainer: Any) -> int:
+    """Return the step whose weights vLLM holds; -1 before the first sync.
+
+    TRL 1.16.0 keeps it as `_last_loaded_step` and syncs before `rollout_func` where it is not the current step.
+    https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
+    Remove together with `set_synced_step` when TRL leaves the sync to `rollout_func`.
+    """
+    return int(trainer._last_loaded_step)
+
+
+def set_synced_step(trainer: Any, step: int) -> None:
+    """Record that vLLM holds the weights of `step`, so that TRL 1.16.0 does not sync them a second time.
+
+    https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
+    Remove together with `synced_step`.
+    """
+    trainer._last_loaded_step = step
+
+
+def step_metrics(trainer: Any) -> dict[str, list[float]]:
+    """Return the values that TRL will average into the log of this step, by name; entries may be changed in place.
+
+    TRL 1.16.0 averages over forward passes with equal weights; passes cut by length need unequal ones, and the documented
+    `log` receives the averages only. https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
+    Remove when TRL weighs passes by their tokens.
+    """
+    metrics: dict[str, list[float]] = trainer._metrics["train"]
+    return metrics
+
+
+def log_probabilities(trainer: Any, model: Any, ids: Any, mask: Any, completion_length: int) -> Any:
+    """Return the log-probabilities of the last `completion_length` tokens, with gradient: (rows, completion_length).
+
+    TRL 1.16.0 has no public name for the forward pass of its loss, which the worst-case check must run.
+    https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
+    Remove when TRL publishes `_get_per_token_logps_and_entropies`.
+    """
+    logps, *_ = trainer._get_per_token_logps_and_entropies(model, ids, mask, completion_length, compute_entropy=True)
+    return logps
+
+
+# transformers
+
+
+def load_checkpoint_weights(trainer: Any, checkpoint: Path) -> None:
+    """Load a checkpoint's weights into the trainer's model without training.
+
+    transformers 5.17.0 loads a checkpoint inside `Trainer.train` only, which would call the callbacks of a finished run again.
+    https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
+    Remove when Trainer has a public method for it.
+    """
+    trainer._load_from_checkpoint(str(checkpoint))
+
+
+def use_loadable_cpu_device(args: Any) -> None:
+    """Replace the device `cpu:0` of several CPU processes by `cpu`; do nothing on a GPU.
+
+    transformers 5.17.0 passes TrainingArguments.device to torch.load, which rejects `cpu:0`; the device is a cached property
+    without a setter. https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/training_args.py
+    Remove when resuming with two CPU processes works without it (tests/training/test_distributed.py).
+    """
+    import torch
+
+    if args.device.type == "cpu":
+        args.__dict__["_setup_devices"] = torch.device("cpu")
+
+
+# PEFT
+
+
+def forget_merge(layer: Any) -> None:
+    """Mark a tuner layer as not merged, after its base weights were put back without PEFT's `unmerge`.
+
+    PEFT 0.21.2 caches DoRA's norm at a merge, for the unmerge; it would be kept for ever.
+    https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py
+    Remove when PEFT can return merged weights without changing the layer.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layer.merged_adapters.clear()
+    if isinstance(layer, LoraLayer):
+        layer._caches.clear()
+
+
+def change_class(module: Any, new_class: type) -> None:
+    """Make a module an instance of `new_class`, a subclass of its class with the same state.
+
+    PEFT 0.21.2 creates its DoRA and dropout modules itself; `LoraConfig._register_custom_module` replaces whole layers only,
+    and is private as well. https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/dora.py
+    Remove when PEFT computes DoRA's norm from the factors.
+    """
+    assert issubclass(new_class, type(module)), f"{new_class.__name__} is not a subclass of {type(module).__name__}"
+    module.__class__ = new_class
+
+
+# vLLM
+
+
+def keep_cpu_weights_unpacked() -> None:
+    """Make vLLM for CPUs compute linear layers with torch's kernel; call it before the engine is made.
+
+    vLLM 0.31.0 packs a layer's weights for its own kernels when it loads them, and a later `load_weights` does not reach the
+    packed copy. https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/model_executor/layers/utils.py
+    Remove when a CPU engine accepts new weights (https://github.com/vllm-project/vllm/issues/54477).
+    """
+    import torch
+    import vllm.model_executor.layers.utils as layers
+
+    def use_torch_linear(layer: Any, remove_weight: bool) -> None:  # noqa: ARG001 - the caller passes it by this name
+        layer.cpu_linear = torch.nn.functional.linear
+
+    layers.dispatch_cpu_unquantized_gemm = use_torch_linear
+
+
+def vllm_module(llm: Any) -> Any:
+    """Return the torch module of an engine in this process, with its fused layers.
+
+    vLLM 0.31.0 has no public way to read an engine's weights. TRL takes the same path to write them.
+    https://github.com/vllm-project/vllm/issues/5723
+    Remove when vLLM publishes the weights of an engine.
+    """
+    return llm.llm_engine.model_executor.driver_worker.model_runner.model
+
+
+# Hydra and OmegaConf
+
+
+def hydra_repository(loader: Any, config_name: str) -> Any:
+    """Return the configuration repository of a Hydra loader, which tells group names from other keys and caches files.
+
+    Hydra 1.3.8 builds it anew inside every `load_configuration`, which reads the files of the whole grid again.
+    https://github.com/facebookresearch/hydra/blob/v1.3.8/hydra/_internal/config_loader_impl.py
+    Remove when Hydra composes a grid without reading each file once per point.
+    """
+    _, repository = loader._parse_overrides_and_create_caching_repo(config_name, [])
+    return repository
+
+
+def apply_overrides(loader: Any, overrides: Sequence[Any], cfg: Any) -> None:
+    """Apply parsed value overrides to a composed configuration, in place, with Hydra's own rules.
+
+    Hydra 1.3.8 does this inside `load_configuration` only.
+    https://github.com/facebookresearch/hydra/blob/v1.3.8/hydra/_internal/config_loader_impl.py
+    Remove together with `hydra_repository`.
+    """
+    loader._apply_overrides_to_config(overrides, cfg)
+
+
+def expand_grid(overrides: Sequence[Any]) -> list[list[str]]:
+    """Return the points of a grid of parsed overrides, as Hydra's default sweeper orders them.
+
+    Hydra 1.3.8 has this only in a private module.
+    https://github.com/facebookresearch/hydra/blob/v1.3.8/hydra/_internal/core_plugins/basic_sweeper.py
+    Remove when the sweeper's module is public.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    (points,) = BasicSweeper.split_arguments(list(overrides), None)
+    return points
+
+
+def omegaconf_string_representer() -> Callable[..., Any]:
+    """Return OmegaConf's YAML representer of strings, which quotes those that it would read as a number or a truth value.
+
+    OmegaConf 2.3.1 applies it to its own slow dumper only.
+    https://github.com/omry/omegaconf/blob/v2.3.1/omegaconf/_utils.py
+    Remove when OmegaConf.to_yaml uses libyaml.
+    """
+    from omegaconf._utils import OmegaConfDumper
+
+    representer: Callable[..., Any] = OmegaConfDumper.str_representer
+    return representer
+
+
+# submitit
+
+
+def failed_submission() -> type[Exception]:
+    """Return the exception that submitit raises where sbatch fails.
+
+    submitit 1.5.4 exports it from `submitit.core.utils` only.
+    https://github.com/facebookincubator/submitit/blob/1.5.4/submitit/core/utils.py
+    Remove when submitit exports it.
+    """
+    from submitit.core.utils import FailedJobError
+
+    return FailedJobError
+
+
+# Optuna
+
+
+def stored_trial(study: Any, trial: Any) -> Any:
+    """Return a trial that can report values, from one that a study has stored.
+
+    Optuna 5.0.0's stored trials hold their storage id as `_trial_id` only, and its `Trial` is made from that id.
+    https://github.com/optuna/optuna/blob/v5.0.0/optuna/trial/_frozen.py
+    Remove when Optuna resumes a trial by its number.
+    """
+    from optuna.trial import Trial
+
+    return Trial(study, trial._trial_id)
+
+
+# The grader's parser and process pool
+
+
+def replace_latex_number_parser(parse_number: Callable[[Any, str], object]) -> None:
+    """Make latex2sympy2_extended convert numbers with `parse_number(converter, text)`.
+
+    latex2sympy2_extended 1.11.0 calls sympy.Number on the text, which evaluates it as Python.
+    https://github.com/huggingface/latex2sympy2_extended/blob/main/src/latex2sympy2_extended/latex2sympy2.py
+    Remove when the parser converts digits without evaluation.
+    """
+    from latex2sympy2_extended import latex2sympy2
+
+    latex2sympy2._Latex2Sympy.parse_number = parse_number
+
+
+def set_pool_interval(seconds: float) -> None:
+    """Set how often pebble's process pools check for dead workers.
+
+    Pebble 5.2.3 has no argument for it, and its default of 0.1 s delays every short task.
+    https://github.com/noxdafox/pebble/blob/5.2.3/pebble/common/types.py
+    Remove when ProcessPool accepts it.
+    """
+    from pebble import CONSTS
+
+    CONSTS.sleep_unit = seconds
