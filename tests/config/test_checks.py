@@ -1,4 +1,4 @@
-"""Bad input: refused before anything runs, by a message that names the value and what is allowed."""
+"""Invalid settings are refused before anything runs, by a message with the value and what is allowed."""
 
 import re
 
@@ -9,7 +9,7 @@ from rlvr_sweeps.errors import Refused
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         ("rank=0", "a whole number from 1"),
         ("lr=0", "above 0"),
@@ -55,26 +55,26 @@ from rlvr_sweeps.errors import Refused
         ("data.path=${nowhere}", "cannot be resolved"),
     ],
 )
-def test_refused(composer, overrides, says):
-    with pytest.raises(Exception, match=re.escape(says)):
+def test_refused(composer, overrides, message):
+    with pytest.raises(Exception, match=re.escape(message)):
         composer.point(overrides.split())
 
 
 @pytest.mark.parametrize(
-    ("argument", "meant"), [("rnak=8", "rank"), ("learning_rate=1", "lr"), ("peff=lora", "peft"), ("+lrr=3", "lr")]
+    ("argument", "suggestion"), [("rnak=8", "rank"), ("learning_rate=1", "lr"), ("peff=lora", "peft"), ("+lrr=3", "lr")]
 )
-def test_a_misspelt_setting_gets_the_nearest_name(argument, meant):
-    with pytest.raises(Refused, match=meant):
+def test_a_misspelt_setting_is_refused_with_the_nearest_name(argument, suggestion):
+    with pytest.raises(Refused, match=suggestion):
         refuse_unknown_settings([argument, "-m"])
 
 
-def test_known_settings_pass():
+def test_known_settings_are_accepted():
     refuse_unknown_settings(
         ["-m", "peft=dora,lora", "training.trl.optim=sgd", "hydra.launcher.workers=1", "+algo.trl.delta=2", "--multirun"]
     )
 
 
-def test_a_local_path_that_is_not_there(composer):
+def test_a_missing_local_path_is_refused(composer):
     from rlvr_sweeps.assets.locations import refuse_missing
 
     with pytest.raises(Refused, match="does not exist"):
@@ -83,19 +83,19 @@ def test_a_local_path_that_is_not_there(composer):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["distributed=ddp", "distributed.processes=4", "cluster.train.nodes=3"], "4 do not fit cluster.train.nodes=3"),
         (["cluster.train.gpus_per_node=2"], "with 2 GPUs each"),
         (["cluster.evaluate.nodes=2"], "share one node"),
     ],
 )
-def test_resources_that_are_not_the_processes(composer, overrides, said):
-    with pytest.raises(Refused, match=said):
+def test_resources_that_do_not_match_the_processes_are_refused(composer, overrides, message):
+    with pytest.raises(Refused, match=message):
         composer.point(["cluster=slurm", "training.per_device_batch_size=8", *overrides])
 
 
-def test_two_nodes_of_two_gpus(composer):
-    four = ["distributed=ddp", "distributed.processes=4", "training.per_device_batch_size=8"]
-    cluster = composer.point(["cluster=slurm", "cluster.train.nodes=2", *four]).cfg["cluster"]
+def test_gpus_per_node_follow_from_processes_and_nodes(composer):
+    four_processes = ["distributed=ddp", "distributed.processes=4", "training.per_device_batch_size=8"]
+    cluster = composer.point(["cluster=slurm", "cluster.train.nodes=2", *four_processes]).cfg["cluster"]
     assert (cluster["train"]["gpus_per_node"], cluster["evaluate"]["gpus_per_node"]) == (2, 4)

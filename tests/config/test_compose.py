@@ -1,4 +1,4 @@
-"""The fast composer gives what Hydra's own composing gives."""
+"""Composer returns the same configurations as hydra.compose."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -15,15 +15,15 @@ POINTS = [
 
 
 @pytest.mark.parametrize("overrides", POINTS)
-def test_same_as_hydra(composer, overrides):
+def test_composer_equals_hydra(composer, overrides):
     from hydra import compose
 
-    wanted = compose("config", overrides)
-    for _ in range(2):  # the second time from what it kept
-        found = composer.compose(overrides)
-        assert OmegaConf.to_container(found, resolve=False) == OmegaConf.to_container(wanted, resolve=False)
+    expected = compose("config", overrides)
+    for _ in range(2):  # the second time from the cache
+        cfg = composer.compose(overrides)
+        assert OmegaConf.to_container(cfg, resolve=False) == OmegaConf.to_container(expected, resolve=False)
 
 
-def test_points_do_not_leak_into_each_other(composer):
+def test_a_point_does_not_change_the_cached_configuration(composer):
     assert composer.compose(["rank=3"]).rank == 3
     assert composer.compose([]).rank == 8

@@ -1,4 +1,4 @@
-"""conf/: every file composes, and upstream's own constructors take what it passes through."""
+"""Every file of conf/ composes, and the upstream constructors accept the values passed to them."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -8,9 +8,9 @@ from tests.conftest import choices
 
 
 def raw(composer, *overrides):
-    """Resolved without the checks, so that files that are refused for now, or want a path of yours, are read too."""
-    own = ("rollout.max_tokens=8",) if any("=local" in override for override in overrides) else ()
-    return OmegaConf.to_container(composer.compose([*overrides, *own]), resolve=True, throw_on_missing=not own)
+    """Return the resolved configuration without checks, so that files that need a user's path compose as well."""
+    limit = ("rollout.max_tokens=8",) if any("=local" in override for override in overrides) else ()
+    return OmegaConf.to_container(composer.compose([*overrides, *limit]), resolve=True, throw_on_missing=not limit)
 
 
 GROUPS = ("model", "peft", "algo", "data", "benchmark", "rollout", "distributed", "tracking", "cluster", "sweep")
@@ -22,7 +22,7 @@ def test_every_file_composes(composer, choice):
 
 
 @pytest.mark.parametrize("name", choices("peft"))
-def test_peft_takes_every_methods_config(composer, name):
+def test_peft_accepts_the_config_of_every_method(composer, name):
     import peft
 
     cfg = raw(composer, f"peft={name}", "rank=6", "alpha=5", "dropout=0.125")
@@ -31,12 +31,12 @@ def test_peft_takes_every_methods_config(composer, name):
         return
     built = peft.get_peft_config(cfg["peft"]["config"])
     for key, value in cfg["peft"]["config"].items():
-        found = getattr(built, key)
-        assert (set(found) if isinstance(value, list) else found) == (set(value) if isinstance(value, list) else value)
+        result = getattr(built, key)
+        assert (set(result) if isinstance(value, list) else result) == (set(value) if isinstance(value, list) else value)
 
 
 @pytest.mark.parametrize("name", [name for name in choices("algo") if name != "none"])
-def test_trl_takes_every_objective(composer, name, tmp_path):
+def test_trl_accepts_every_objective(composer, name, tmp_path):
     from trl import GRPOConfig
 
     from rlvr_sweeps.runs.directory import Run
@@ -50,15 +50,15 @@ def test_trl_takes_every_objective(composer, name, tmp_path):
 
 @pytest.mark.parametrize("name", choices("peft"))
 def test_a_dial_is_read_exactly_where_changing_it_changes_the_method(composer, name):
-    """`dials_read` looks at the file's text; this looks at what the values do."""
+    """`dials_read` reads the text of the method's file; this test changes each dial and compares the configurations."""
     before = raw(composer, f"peft={name}")["peft"]
     changes = {"rank": "rank=6", "alpha": "alpha=5", "dropout": "dropout=0.125"}
-    moved = {dial for dial, override in changes.items() if raw(composer, f"peft={name}", override)["peft"] != before}
-    assert dials_read(composer.compose([f"peft={name}"])) == moved
+    changed = {dial for dial, override in changes.items() if raw(composer, f"peft={name}", override)["peft"] != before}
+    assert dials_read(composer.compose([f"peft={name}"])) == changed
 
 
 def test_the_papers_recipe(composer):
-    """Sec. 2.2-2.4 of the paper, for the 1.5B and the 7B model."""
+    """The values of Sec. 2.2-2.4 of the paper, for the 1.5B and the 7B model."""
     for model, batch, per_device, steps in (("r1_qwen_1_5b", 128, 4, 1024), ("r1_qwen_7b", 32, 1, 8192)):
         cfg = raw(composer, f"model={model}")
         assert (cfg["rank"], cfg["alpha"], cfg["dropout"], cfg["lr"]) == (32, 64, 0.05, 1e-5)

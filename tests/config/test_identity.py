@@ -1,4 +1,4 @@
-"""Identity: what changes a run's id, what does not, and that ids given out once stay."""
+"""Run ids: which settings change them, which do not, and that existing ids stay the same."""
 
 import json
 
@@ -12,8 +12,8 @@ GOLDEN = json.loads((ROOT / "tests/config/golden_ids.json").read_text())
 
 
 @pytest.mark.parametrize("overrides", GOLDEN)
-def test_ids_given_out_stay(composer, overrides):
-    """A changed id orphans every run computed under it: change this file only with a line in CHANGELOG."""
+def test_existing_ids_stay_the_same(composer, overrides):
+    """A changed id separates finished runs from their configuration: change golden_ids.json only with a line in CHANGELOG."""
     assert run_name(composer.point(overrides.split()).cfg) == GOLDEN[overrides]
 
 
@@ -23,7 +23,7 @@ def test_ids_given_out_stay(composer, overrides):
      "training.save_every=5", "training.gradient_checkpointing=true", "runs_dir=elsewhere", "retry=true", "sweep=rank",
      "cluster=submitit", "alpha=16", "data.problems=null", "dropout=0.05"],
 )  # fmt: skip
-def test_what_is_not_science_leaves_the_id_alone(composer, override):
+def test_settings_outside_the_id_do_not_change_it(composer, override):
     assert run_id(composer.point([override]).cfg) == run_id(composer.point([]).cfg)
 
 
@@ -33,17 +33,17 @@ def test_what_is_not_science_leaves_the_id_alone(composer, override):
      "rollout.temperature=0.9", "rollout.group_size=4", "model.system_prompt=hi", "data.max_prompt_tokens=60",
      "training.trl.weight_decay=0.1", "+algo.trl.delta=2"],
 )  # fmt: skip
-def test_science_changes_the_id(composer, override):
+def test_settings_of_the_training_change_the_id(composer, override):
     assert run_id(composer.point([override]).cfg) != run_id(composer.point([]).cfg)
 
 
-def test_a_dial_the_method_ignores_does_not_split_it(composer):
-    """A sweep may set rank for all its methods in a file; full fine-tuning stays one run."""
+def test_a_dial_that_the_method_ignores_does_not_change_the_id(composer):
+    """A sweep file may set rank for all its methods; full fine-tuning has the same id at every rank."""
     cfg = composer.point(["peft=full"]).cfg
     assert run_id(cfg | {"rank": 99, "alpha": 3.0, "dropout": 0.5}) == run_id(cfg)
 
 
-def test_base_is_one_run_whatever_trains_beside_it(composer):
+def test_base_has_one_id_for_every_training_setting(composer):
     names = {run_name(composer.point(["peft=none", *more]).cfg) for more in ([], ["algo=grpo"], ["steps=3", "seed=5", "lr=1"])}
     assert len(names) == 1
 
@@ -62,7 +62,7 @@ def test_a_configuration_read_back_from_its_file_has_the_same_id(point):
         assert run.config() == cfg
 
 
-def test_an_evaluation_is_the_same_exactly_where_its_samples_are(composer):
+def test_the_evaluation_spec_is_equal_exactly_where_the_samples_are_equal(composer):
     def spec(*overrides):
         return evaluation_spec(composer.point(overrides).cfg)
 

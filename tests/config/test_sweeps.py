@@ -1,8 +1,18 @@
-"""The paper's tables as data: their rows, what launches them, and that both are the same runs."""
+"""The rows of conf/sweep/: launches and tables use the same runs, and the printed values belong to the right rows."""
 
 import pytest
 
-from rlvr_sweeps.config.sweeps import Section, expand, load_product, points, reference, rows_of, seeds
+from rlvr_sweeps.config.sweeps import (
+    Section,
+    expand,
+    load_product,
+    main_model,
+    paper_models,
+    points,
+    reference,
+    rows_of,
+    seeds,
+)
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.estimates import refuse_unfit
 from rlvr_sweeps.planning.plan import make_plan
@@ -15,12 +25,12 @@ def sections_of(name, model, composer):
 
 
 def names(composer, product, model, *arguments):
-    """The distinct runs that a launch of a product makes."""
+    """Return the names of the distinct runs that a launch of a product makes."""
     rest = [f"sweep={product}", f"model={model}", "rollout=hf", *arguments]
     return {Run.of(composer.point(point).cfg).name for point in points(sections_of(product, model, composer), model, rest)}
 
 
-@pytest.mark.parametrize("name", ["table5", "released", "seeds"])  # several panels; own objective and decoding; own seeds
+@pytest.mark.parametrize("name", ["table5", "released", "seeds"])  # several panels; other objective and decoding; seeds
 def test_a_table_shows_the_runs_that_its_sweep_launches(composer, name):
     product = load_product(name, "tiny", composer)
     shown = {run.name for row in fill(product, composer, ["model=tiny"]) if product.sections[row.row.section].launched
@@ -29,20 +39,20 @@ def test_a_table_shows_the_runs_that_its_sweep_launches(composer, name):
 
 
 def test_the_papers_tables_are_26_distinct_runs(composer):
-    """14 of Table 3, 8 more around the LoRA baseline, 4 of the 7B; what tables share is computed once, Base has no seed."""
-    whole = names(composer, "paper", "r1_qwen_1_5b", "seed=42,43")
-    assert len(whole) == 1 + 2 * 25 and sum("_7b-" in name for name in whole) == 2 * 4
+    """14 of Table 3, 8 more around the LoRA baseline, 4 of the 7B; tables share runs, and Base has one id for all seeds."""
+    runs = names(composer, "paper", "r1_qwen_1_5b", "seed=42,43")
+    assert len(runs) == 1 + 2 * 25 and sum("_7b-" in name for name in runs) == 2 * 4
 
 
 def test_the_papers_runs_fit_the_gpus_that_they_are_planned_for(composer, tmp_path):
     rest = ["sweep=paper", "model=r1_qwen_1_5b", "cluster=slurm", "cluster.gpu=h100", f"runs_dir={tmp_path}"]
-    asked = points(sections_of("paper", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", rest)
-    plan = make_plan([composer.point(point) for point in asked], retry=False)
+    grid = points(sections_of("paper", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", rest)
+    plan = make_plan([composer.point(point) for point in grid], retry=False)
     assert "full" in {planned.cfg["peft"]["name"] for planned in plan} and len({planned.run.name for planned in plan}) == 26
     refuse_unfit(plan)
 
 
-def test_every_known_value_of_the_paper_is_in_a_row(composer):
+def test_every_value_of_the_paper_is_in_a_row(composer):
     shown = {
         (section.table, row.stands_for, metric): value
         for name in ("table3", "table4", "table5", "table6")
@@ -53,7 +63,7 @@ def test_every_known_value_of_the_paper_is_in_a_row(composer):
     assert shown == {(line["table"], line["row"], line["metric"]): float(line["percent"]) for line in reference()}
 
 
-def test_another_models_rows_stand_for_the_papers_place_by_place(composer):
+def test_rows_of_another_model_correspond_to_the_papers_rows_in_order(composer):
     rows = {row.label: row for row in load_product("table5", "tiny", composer).rows}
     assert rows["r 2"].stands_for == "r 8" and rows["r 2"].printed == {"overall": 42.3}
     assert rows["lr 5e-4"].stands_for == "lr 5e-6"
@@ -63,21 +73,25 @@ def test_another_models_rows_stand_for_the_papers_place_by_place(composer):
         rows_of("x", one_short, "tiny")
 
 
-def test_what_a_sweep_sets_cannot_be_given_and_its_model_is_one(composer):
+def test_an_override_of_a_setting_of_the_sweep_or_of_several_models_is_refused(composer):
     rank = sections_of("rank", "tiny", composer)
-    for typed, why in (("rank=3", "sets rank itself"), ("model=tiny,r1_qwen_7b", "from one model")):
-        with pytest.raises(Refused, match=why):
-            points(rank, "tiny", [typed])
+    for argument, message in (("rank=3", "sets rank itself"), ("model=tiny,r1_qwen_7b", "from one model")):
+        with pytest.raises(Refused, match=message):
+            points(rank, "tiny", [argument])
     assert len(points(rank, "tiny", ["lr=1e-4,1e-3"])) == 8
 
 
-def test_table_6_is_of_its_own_model_whoever_asks(composer):
-    made = points(sections_of("table6", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", ["model=r1_qwen_1_5b"])
-    assert all([override for override in point if override.startswith("model")] == ["model=r1_qwen_7b"] for point in made)
+def test_rows_with_their_own_model_keep_it(composer):
+    grid = points(sections_of("table6", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", ["model=r1_qwen_1_5b"])
+    assert all([override for override in point if override.startswith("model")] == ["model=r1_qwen_7b"] for point in grid)
 
 
-def test_seeds_where_a_sweep_wants_several(composer):
+def test_a_sweep_with_several_seeds(composer):
     assert len(names(composer, "seeds", "tiny")) == 10
     assert len(names(composer, "seeds", "tiny", "seed=7")) == 2
     assert seeds(3) == [42, 43, 44]
     assert expand(["peft=lora rank=1,8"]) == [("peft=lora", "rank=1"), ("peft=lora", "rank=8")]
+
+
+def test_the_papers_models_come_from_conf():
+    assert paper_models() == {"r1_qwen_1_5b": "1.5B", "r1_qwen_7b": "7B"} and main_model() == "r1_qwen_1_5b"

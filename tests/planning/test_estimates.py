@@ -1,4 +1,4 @@
-"""What a plan says runs will take: memory checked by hand, refusals whose cure works, times that give way to measured ones."""
+"""Estimates of a plan: memory checked by hand, refusals with settings that fit, and times that measured ones replace."""
 
 import io
 import json
@@ -26,7 +26,8 @@ def footprint_of(composer, *overrides):
     return footprint(cfg, architecture(cfg), gpu_of(cfg))
 
 
-def shown(points):
+def printed(points):
+    """Return the printed estimates of a grid."""
     text = io.StringIO()
     estimates.show(make_plan(points, retry=False), Console(file=text, width=160))
     return text.getvalue()
@@ -36,7 +37,7 @@ def shown(points):
     ("distributed", "bytes_each"),
     [
         ("distributed=single", 4 + 8),  # gradients, AdamW
-        ("distributed=ddp", 4 + 4 + 8),  # and DDP's buckets
+        ("distributed=ddp", 4 + 4 + 8),  # with DDP's buckets
         ("distributed=zero2_offload", 4 * 500_000_000 / BASE),  # one bucket
         ("distributed=zero2_offload distributed.deepspeed.zero_optimization.offload_optimizer.device=none",
          4 * 500_000_000 / BASE + (4 + 4 + 8) / 4),
@@ -48,17 +49,20 @@ def test_optimizer_state_by_hand(composer, distributed, bytes_each):
     assert parts["weights"] == 4 * BASE
 
 
-def test_the_cache_by_hand(composer):
-    """28 layers × 2 heads of 128, keys and values, bfloat16: 28,672 bytes a token; vLLM's share less its weights and 2 GiB."""
-    found = footprint_of(composer, "rollout.vllm.gpu_memory_utilization=0.4")
+def test_the_kv_cache_by_hand(composer):
+    """28 layers × 2 heads of 128, keys and values, bfloat16: 28,672 bytes per token.
+
+    The cache is vLLM's share minus its weights and 2 GiB.
+    """
+    memory = footprint_of(composer, "rollout.vllm.gpu_memory_utilization=0.4")
     gpu = known_gpus()["h100"]
     cache = 0.4 * gpu.memory_gib * 2**30 - 2 * BASE - 2 * 2**30
-    assert found.parts["KV cache"] == pytest.approx(cache)
-    assert found.sequences == pytest.approx(cache / (28_672 * (512 + 16384)))
+    assert memory.parts["KV cache"] == pytest.approx(cache)
+    assert memory.sequences == pytest.approx(cache / (28_672 * (512 + 16384)))
 
 
-def test_the_papers_recipes_fit_the_usual_gpu(composer):
-    """All methods with the 1.5B, and Table 6's with the 7B, on 80 GB as they stand."""
+def test_the_papers_recipes_fit_80_gb(composer):
+    """All methods with the 1.5B, and those of Table 6 with the 7B, without changes."""
     for model, methods in (("r1_qwen_1_5b", choices("peft")), ("r1_qwen_7b", ["lora", "dora", "miss", "lora_plus"])):
         for method in set(methods) - {"none"}:
             cfg = composer.point([f"model={model}", H100, f"peft={method}"]).cfg
@@ -66,7 +70,7 @@ def test_the_papers_recipes_fit_the_usual_gpu(composer):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (["peft=full", "rollout.vllm.gpu_memory_utilization=0.3"], "full does not fit: it would take"),
         (["rollout.vllm.gpu_memory_utilization=0.9"], "KV cache"),
@@ -76,23 +80,23 @@ def test_the_papers_recipes_fit_the_usual_gpu(composer):
         (["rollout=hf", "training.per_device_batch_size=32"], "activations"),
     ],
 )
-def test_what_cannot_fit_is_refused_and_its_cure_fits(composer, overrides, says):
+def test_a_run_that_does_not_fit_is_refused_with_settings_that_fit(composer, overrides, message):
     cfg = composer.point([*LARGE, *overrides]).cfg
-    with pytest.raises(Refused, match=says) as refused:
+    with pytest.raises(Refused, match=message) as refused:
         refuse_too_large(cfg, architecture(cfg), gpu_of(cfg))
-    cure = str(refused.value).partition("This fits: ")[2].rstrip(".").split()
-    assert cure, str(refused.value)
-    other = composer.point([*LARGE, *overrides, *cure]).cfg
+    fitting = str(refused.value).partition("This fits: ")[2].rstrip(".").split()
+    assert fitting, str(refused.value)
+    other = composer.point([*LARGE, *overrides, *fitting]).cfg
     refuse_too_large(other, architecture(other), gpu_of(other))
 
 
-def test_where_no_setting_fits_a_larger_gpu_is_named(composer):
+def test_where_no_per_device_batch_fits_the_message_advises_other_settings(composer):
     cfg = composer.point(["model=r1_qwen_7b", H100, "peft=full", "distributed=ddp"]).cfg
     with pytest.raises(Refused, match="No per-device batch fits"):
         refuse_too_large(cfg, architecture(cfg), gpu_of(cfg))
 
 
-def test_memory_grows_with_what_it_is_made_of(composer):
+def test_memory_grows_with_batch_and_share(composer):
     peaks = [footprint_of(composer, f"training.per_device_batch_size={rows}").peak for rows in (1, 2, 4, 8)]
     assert peaks == sorted(peaks)
     caches = [footprint_of(composer, f"rollout.vllm.gpu_memory_utilization={share}").sequences for share in sorted(SHARES)]
@@ -101,7 +105,7 @@ def test_memory_grows_with_what_it_is_made_of(composer):
 
 
 def test_one_gpu_costs_about_half_of_four(composer):
-    """Decoding 32 sequences takes about as long as decoding 128 (issue: the 1.5B at 16k tokens)."""
+    """Decoding 32 sequences takes about as long as decoding 128 (the 1.5B at 16k tokens)."""
     cfg = composer.point([*LARGE, "peft=lora"]).cfg
     model, gpu, lengths = architecture(cfg), gpu_of(cfg), timing.assumed_lengths(cfg)
     one, four = (timing.step_s(timing.on_gpus(cfg, count), model, gpu, lengths) for count in (1, 4))
@@ -114,20 +118,20 @@ def test_a_grid_of_one_shape_is_one_row(composer, tmp_path):
         for seed in (1, 2, 3)
         for lr in ("1e-5", "1e-6")
     ]
-    text = shown(points)
-    assert text.count("LoRA r=32") == 2 and "   6  r1_qwen_1_5b LoRA r=32 DAPO" in text  # memory, time
+    text = printed(points)
+    assert text.count("LoRA r=32") == 2 and "   6  r1_qwen_1_5b LoRA r=32 DAPO" in text  # memory and time
     assert "GPU-hours in all" in text and "s/step on 1" in text and "s/step on 4" in text
 
 
-def test_without_gpus_nothing_is_said_that_is_not_known(composer, tmp_path):
-    assert shown([composer.point([f"runs_dir={tmp_path}"])]) == ""
+def test_without_gpus_no_estimates_are_printed(composer, tmp_path):
+    assert printed([composer.point([f"runs_dir={tmp_path}"])]) == ""
     on_cpus = ["cluster=slurm", "distributed=ddp", "training.per_device_batch_size=8", "cluster.train.gpus_per_node=0"]
-    assert shown([composer.point([*on_cpus, f"runs_dir={tmp_path}"])]) == ""
-    assert shown([composer.point(["cluster=slurm", "cluster.gpu=null", f"runs_dir={tmp_path}"])]) == ""
+    assert printed([composer.point([*on_cpus, f"runs_dir={tmp_path}"])]) == ""
+    assert printed([composer.point(["cluster=slurm", "cluster.gpu=null", f"runs_dir={tmp_path}"])]) == ""
 
 
 def finished(composer, folder, device, step_s, *overrides, completion=8000.0):
-    """A run as training leaves it, with its pace and its device."""
+    """Write the files of a finished training with a given device, pace and completion length; return its configuration."""
     cfg = composer.point([*overrides, f"runs_dir={folder}"]).cfg
     run = Run.of(cfg)
     run.prepare(cfg)
@@ -139,45 +143,45 @@ def finished(composer, folder, device, step_s, *overrides, completion=8000.0):
     return cfg
 
 
-def test_measured_runs_take_the_models_place(composer, tmp_path):
-    """A run of the same shape gives its seconds, on a CPU too; one of another method scales what is reckoned."""
+def test_measured_times_replace_or_scale_the_estimate(composer, tmp_path):
+    """A run of the same shape replaces the estimate, also on a CPU; a run of another method scales it."""
     finished(composer, tmp_path, None, 0.5, "seed=7")
     finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 500.0, *LARGE, "peft=lora", "seed=7")
-    same = shown([composer.point([f"runs_dir={tmp_path}", "lr=1e-4"])])
+    same = printed([composer.point([f"runs_dir={tmp_path}", "lr=1e-4"])])
     assert "measured (1 run)" in same and "0.5" in same
-    assert "measured" not in shown([composer.point([f"runs_dir={tmp_path}", "peft=dora"])])
-    assert "measured (1 run)" in shown([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
+    assert "measured" not in printed([composer.point([f"runs_dir={tmp_path}", "peft=dora"])])
+    assert "measured (1 run)" in printed([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
     other = composer.point([*LARGE, "peft=dora", f"runs_dir={tmp_path}"])
-    (found,) = estimates.estimates_by_shape(make_plan([other], retry=False), measure=True)
-    seconds, words = found.step_time(other.cfg)
+    (estimate,) = estimates.estimates_by_shape(make_plan([other], retry=False), measure=True)
+    seconds, source = estimate.step_time(other.cfg)
     lengths = timing.Lengths(8000.0, 2)
     lora, dora = (
-        timing.step_s(composer.point([*LARGE, f"peft={peft}"]).cfg, found.model, found.gpu, lengths)
+        timing.step_s(composer.point([*LARGE, f"peft={peft}"]).cfg, estimate.model, estimate.gpu, lengths)
         for peft in ("lora", "dora")
     )
-    assert seconds == pytest.approx(500.0 * dora / lora) and words.startswith("estimated ×")
+    assert seconds == pytest.approx(500.0 * dora / lora) and source.startswith("estimated ×")
 
 
-def test_one_gpu_beside_four_is_reckoned_with_what_four_measured(composer, tmp_path):
-    """Lengths and the model's error from the runs on four: else one column would be of short completions, the other of long."""
+def test_the_estimate_for_one_gpu_uses_the_runs_measured_on_four(composer, tmp_path):
+    """Lengths and the time model's error come from the runs on four GPUs, so that both columns assume the same completions."""
     finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 368.0, *LARGE, "peft=lora", "seed=7", completion=4000.0)
-    asked = composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])
-    (found,) = estimates.estimates_by_shape(make_plan([asked], retry=False), measure=True)
-    cfg = found.cfg
+    point = composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])
+    (estimate,) = estimates.estimates_by_shape(make_plan([point], retry=False), measure=True)
+    cfg = estimate.cfg
     one, lengths = timing.on_gpus(cfg, 1), timing.Lengths(4000.0, 2)
-    assert found.lengths(one) == found.lengths(cfg) == lengths
-    on_one, on_four = (timing.step_s(each, found.model, found.gpu, lengths) for each in (one, cfg))
-    assert found.step_time(one)[0] == pytest.approx(368.0 * on_one / on_four)
-    assert found.step_time(cfg)[0] == 368.0
+    assert estimate.lengths(one) == estimate.lengths(cfg) == lengths
+    on_one, on_four = (timing.step_s(layout, estimate.model, estimate.gpu, lengths) for layout in (one, cfg))
+    assert estimate.step_time(one)[0] == pytest.approx(368.0 * on_one / on_four)
+    assert estimate.step_time(cfg)[0] == 368.0
 
 
-def test_a_run_of_another_gpu_does_not_count(composer, tmp_path):
+def test_a_run_on_another_gpu_has_another_shape(composer, tmp_path):
     cfg = finished(composer, tmp_path, "NVIDIA A100-SXM4-80GB", 900.0, *LARGE)
     paces = measured.read_paces([str(tmp_path)])
     assert measured.shape(cfg, "a100") in paces.by_shape and measured.shape(cfg, "h100") not in paces.by_shape
 
 
-def test_drivers_names(composer):
+def test_gpu_kinds_by_driver_name(composer):
     assert gpu_by_driver_name("NVIDIA H100 80GB HBM3").name == "h100"
     assert gpu_by_driver_name("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
     # The PCIe and NVL variants have two thirds of the SXM part's peak and other memory.
@@ -187,12 +191,12 @@ def test_drivers_names(composer):
         gpu_of(composer.point(["cluster.gpu=h1000"]).cfg)
 
 
-def test_every_method_has_its_activations(composer):
+def test_every_method_has_an_activation_constant(composer):
     kinds = {activation_kind(composer.point([f"peft={name}"]).cfg["peft"]) for name in choices("peft")}
-    assert kinds - set(constants()["activations"]) == {"shira", "tinylora"}  # these count as `other`
+    assert kinds - set(constants()["activations"]) == {"shira", "tinylora"}  # both use `other`
 
 
-def test_vllm_on_a_machine_that_cannot(composer, tmp_path):
+def test_vllm_without_a_gpu_is_refused(composer, tmp_path):
     plan = make_plan([composer.point(["rollout=vllm", f"runs_dir={tmp_path}"])], retry=False)
     with pytest.raises(Refused, match="rollout=hf"):
         refuse_vllm_without_gpu(plan, [])
@@ -205,17 +209,17 @@ def test_the_longest_run_starts_first(composer, tmp_path):
         return [planned.cfg["seed"] for planned in estimates.longest_first(plan)]
 
     assert order(["seed=1"], ["seed=2", "steps=90"], ["seed=3", "peft=full"], ["seed=4", "peft=none"]) == [2, 3, 1, 4]
-    finished(composer, tmp_path, None, 9.0, "seed=7")  # a step of LoRA took long: nothing is known of the other
+    finished(composer, tmp_path, None, 9.0, "seed=7")  # LoRA's time is known, full fine-tuning's is not
     assert order(["seed=1"], ["seed=3", "peft=full"]) == [3, 1]
     finished(composer, tmp_path, None, 0.5, "seed=7", "peft=full")
     assert order(["seed=3", "peft=full"], ["seed=1"], ["seed=2", "steps=5"]) == [1, 2, 3]
-    begun = Run.of(composer.point(["seed=1", f"runs_dir={tmp_path}"]).cfg)
-    begun.path.mkdir()
-    begun.metrics_path.write_text('{"step": 58}\n')  # two of its steps are left
+    started = Run.of(composer.point(["seed=1", f"runs_dir={tmp_path}"]).cfg)
+    started.path.mkdir()
+    started.metrics_path.write_text('{"step": 58}\n')  # two of 60 steps are left
     assert order(["seed=3", "peft=full"], ["seed=1"], ["seed=2", "steps=5"]) == [2, 3, 1]
 
 
-def test_a_run_that_wants_more_gpus_than_are_free_keeps_none_idle(composer):
+def test_a_run_that_needs_more_gpus_than_are_free_lets_a_smaller_run_start(composer):
     wide, narrow = (composer.point(["distributed=ddp", f"distributed.processes={n}", f"seed={n}"]) for n in (4, 1))
     waiting = make_plan([wide, narrow], retry=False)
     assert first_that_fits(waiting, ["0", "1", "2", "3"], True) == (0, ["0", "1", "2", "3"])
@@ -234,21 +238,21 @@ def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):
         "rollout=vllm": "with vLLM",
         "evaluation.engine=auto": "with vLLM",
     }
-    for more, why in refused.items():
-        with pytest.raises(Refused, match=why):
-            composer.point([*shared, "cluster.runs_per_gpu=2", more])
+    for override, message in refused.items():
+        with pytest.raises(Refused, match=message):
+            composer.point([*shared, "cluster.runs_per_gpu=2", override])
 
 
-def test_runs_of_before_are_not_taken_for_what_is_asked_now(composer, tmp_path):
-    """A run whose steps were padded to their longest says nothing exact about one whose steps are cut by length."""
+def test_a_stored_configuration_without_pass_settings_counts_as_padded(composer, tmp_path):
+    """A run whose steps were padded to the longest completion is no measurement of a run whose steps are cut by length."""
     cfg = finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 500.0, *LARGE, "peft=lora", "seed=7")
-    assert "measured (1 run)" in shown([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
+    assert "measured (1 run)" in printed([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
     run = Run.of(cfg)
     for key in ("micro_batches", "log_probabilities"):
         del cfg["training"][key]
     del cfg["peft"]["factored_norm"]
     write_text(run.config_path, as_yaml(cfg))
     run.parsed_path.unlink(missing_ok=True)
-    assert "measured (1 run)" not in shown([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
+    assert "measured (1 run)" not in printed([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
     padded = ("training.micro_batches=equal", "training.log_probabilities=twice", "peft.factored_norm=false")
-    assert "measured (1 run)" in shown([composer.point([*LARGE, "peft=lora", *padded, f"runs_dir={tmp_path}"])])
+    assert "measured (1 run)" in printed([composer.point([*LARGE, "peft=lora", *padded, f"runs_dir={tmp_path}"])])

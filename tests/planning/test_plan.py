@@ -1,4 +1,4 @@
-"""The plan: distinct runs, where they stand, what a launch does with them."""
+"""The plan of a launch: distinct runs, their states, and what the launch does with each."""
 
 import io
 
@@ -9,7 +9,7 @@ from rlvr_sweeps.files import write_json
 from rlvr_sweeps.planning.plan import make_plan, show
 
 
-def test_plan(composer, tmp_path):
+def test_states_and_actions_of_a_plan(composer, tmp_path):
     points = [
         composer.point([f"peft={peft}", f"algo={algo}", f"runs_dir={tmp_path}", "analysis=none"])
         for peft in ("none", "lora", "dora")
@@ -39,7 +39,7 @@ def test_plan(composer, tmp_path):
     assert "in the grid 2 times" in text.getvalue() and "retry=true" in text.getvalue()
 
 
-def test_the_same_point_spelt_twice_is_one_run(composer):
+def test_different_overrides_of_the_same_values_are_one_run(composer):
     spellings = (["alpha=16"], [], ["rank=8", "peft=lora"])
-    assert len(make_plan([composer.point(list(o)) for o in spellings], retry=False)) == 1
+    assert len(make_plan([composer.point(overrides) for overrides in spellings], retry=False)) == 1
     assert isinstance(composer.point([]), Point)

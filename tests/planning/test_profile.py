@@ -1,4 +1,4 @@
-"""rlvr profile: phases add up to the step, operations are those of the shapes, and what cannot be known is not said."""
+"""rlvr profile: phases add up to the step, operations follow from the shapes, and unknown values are left out."""
 
 import json
 
@@ -15,13 +15,13 @@ ROW = {
     "completion_tokens_mean": 100.0, "update_positions": 40_000, "update_tokens": 20_000,
 }  # fmt: skip
 
-# the tiny Qwen2 by hand: q, o 128², k, v 128·64, gate, up, down 128·256, three layers; biases, norms, and the head
+# Matrix parameters of the tiny Qwen2 by hand: q, o 128², k, v 128·64, gate, up, down 128·256, 3 layers, biases, norms, head
 MATRICES = 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 256 + 128 + 2 * 64 + 2 * 128) + 128 + 288 * 128
 
 
 @pytest.fixture
 def trained(point):
-    """A run as training leaves it: its first step slow, as first steps are."""
+    """Return a function that makes a trained run with a slow first step, on a given device."""
 
     def make(device, *overrides, **columns):
         cfg = point(*overrides)
@@ -36,13 +36,13 @@ def trained(point):
 
 
 def test_phases_and_operations(trained):
-    found = profile(trained("NVIDIA H100 80GB HBM3", "peft=lora"))
-    by_name = {phase.name: phase for phase in found.phases}
+    result = profile(trained("NVIDIA H100 80GB HBM3", "peft=lora"))
+    by_name = {phase.name: phase for phase in result.phases}
     assert {name: phase.seconds for name, phase in by_name.items()} == {
         "rollout": 5.0, "sync": 1.0, "reward": 0.5, "log-probabilities": 0.0, "update": 3.0, "rest": 0.5,
     }  # fmt: skip
-    assert found.step_s == 10 and sum(phase.share for phase in found.phases) == pytest.approx(1) and found.steps == 4
-    assert found.padding == pytest.approx(0.5)
+    assert result.step_s == 10 and sum(phase.share for phase in result.phases) == pytest.approx(1) and result.steps == 4
+    assert result.padding == pytest.approx(0.5)
     tokens = 20_000 / 64  # per completion
     forward = 64 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128)
     assert by_name["update"].operations == pytest.approx(2 * forward)
@@ -51,50 +51,51 @@ def test_phases_and_operations(trained):
     assert by_name["log-probabilities"].operations is None and by_name["reward"].of_peak is None
 
 
-def test_vllm_reads_a_groups_prompt_once(trained):
+def test_vllm_computes_the_prompt_of_a_group_once(trained):
     engines = ([], ["rollout=vllm"])
-    each, once = (
+    per_completion, per_group = (
         next(phase.operations for phase in profile(trained(None, *engine)).phases if phase.name == "rollout")
         for engine in engines
     )
-    prompt, others = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is there already
-    assert each - once == pytest.approx(others * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))
+    prompt, others = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is already in the cache
+    assert per_completion - per_group == pytest.approx(others * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))
 
 
 def test_full_fine_tuning_recomputing_and_scoring_cost_more_passes(trained):
     plain = {phase.name: phase.operations for phase in profile(trained(None)).phases}
-    more = trained(None, "peft=full", "training.gradient_checkpointing=true", logprobs_s=0.4)
-    costly = {phase.name: phase.operations for phase in profile(more).phases}
+    full_run = trained(None, "peft=full", "training.gradient_checkpointing=true", logprobs_s=0.4)
+    costly = {phase.name: phase.operations for phase in profile(full_run).phases}
     assert costly["update"] == 2 * plain["update"] == 4 * costly["log-probabilities"]
 
 
-def test_the_peak_of_a_core_is_measured_here():
+def test_the_measured_peak_of_a_core_is_plausible():
     assert 1e9 < measured_peak() < 1e12
 
 
 def test_an_unknown_gpu_has_no_peak(trained):
-    found = profile(trained("Some New GPU"))
-    assert found.peak is None and all(phase.of_peak is None for phase in found.phases) and as_dict(found)["padding"] == 0.5
+    result = profile(trained("Some New GPU"))
+    assert result.peak is None and all(phase.of_peak is None for phase in result.phases)
+    assert as_dict(result)["padding"] == 0.5
 
 
-def test_what_cannot_be_profiled_is_refused(trained, point):
+def test_a_run_without_steps_or_phases_is_refused(trained, point):
     cfg = point("seed=9")
     empty = Run.of(cfg)
     empty.prepare(cfg)
     with pytest.raises(Refused, match="no step yet"):
         profile(empty)
-    old = trained(None)
+    without_phases = trained(None)
     rows = [{key: value for key, value in ROW.items() if key != "rest_s"} | {"step": step} for step in (1, 2)]
-    old.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    without_phases.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(Refused, match="did not note its phases"):
-        profile(old)
+        profile(without_phases)
 
 
-def test_on_the_command_line(trained, capsys):
+def test_rlvr_profile_prints_a_table_or_json(trained, capsys):
     run = trained(None)
     rlvr(["profile", run.name, "--runs-dir", str(run.path.parent)])
-    said = capsys.readouterr().out
-    assert "of the peak" in said and "50 % of the update's positions are padding" in said
+    output = capsys.readouterr().out
+    assert "of the peak" in output and "50 % of the update's positions are padding" in output
     rlvr(["profile", run.name, "--runs-dir", str(run.path.parent), "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert [phase["name"] for phase in facts["phases"]][:2] == ["rollout", "sync"]

@@ -1,4 +1,4 @@
-"""A run's directory: state, locks, and files that were torn or edited."""
+"""A run's directory: states, locks, and files that are incomplete or edited."""
 
 import json
 import os
@@ -21,8 +21,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from rlvr_sweeps.runs.directory import Run
-with Run(Path(sys.argv[1])).claim() as mine:
-    print(mine, flush=True)
+with Run(Path(sys.argv[1])).claim() as claimed:
+    print(claimed, flush=True)
     time.sleep(60)
 """
 WRITE = """
@@ -36,13 +36,15 @@ for value in range(200):
 
 @pytest.fixture
 def run(point):
+    """A run without analysis whose directory exists."""
     cfg = point("analysis=none")
-    made = Run.of(cfg)
-    made.prepare(cfg)
-    return made
+    prepared_run = Run.of(cfg)
+    prepared_run.prepare(cfg)
+    return prepared_run
 
 
 def finish(run, stage="train"):
+    """Write the files that a finished stage leaves."""
     run.log_event("start")
     write_json(run.record_path if stage == "train" else run.summary_path, {"some": "number"})
     if stage == "train":
@@ -67,7 +69,7 @@ def test_states(run, point):
     assert run.state() == "failed"
 
 
-def test_training_again_makes_the_evaluation_stale(run):
+def test_a_new_training_makes_the_evaluation_stale(run):
     finish(run)
     finish(run, "evaluate")
     time.sleep(0.01)
@@ -83,14 +85,14 @@ def test_a_run_without_its_model_is_not_trained(run):
 
 
 @pytest.mark.parametrize("name", ["summary.json", "stages/train.json", "stages/evaluate.json", "train.json"])
-def test_a_half_written_file_is_not_done_and_nothing_else_is_touched(run, name):
+def test_a_run_with_an_incomplete_file_is_not_done_and_no_file_is_changed(run, name):
     finish(run)
     finish(run, "evaluate")
-    whole = (run.path / name).read_text()
-    (run.path / name).write_text(whole[: len(whole) // 2])
-    others = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    text = (run.path / name).read_text()
+    (run.path / name).write_text(text[: len(text) // 2])
+    contents = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     assert run.state() not in ("done", "new")
-    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == others
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == contents
 
 
 def test_an_edited_configuration_is_refused(run):
@@ -101,25 +103,25 @@ def test_an_edited_configuration_is_refused(run):
         run.state()
 
 
-def test_a_comment_in_the_configuration_is_no_edit(run):
-    run.config_path.write_text("# mine\n" + run.config_path.read_text())
+def test_a_comment_in_the_configuration_does_not_count_as_an_edit(run):
+    run.config_path.write_text("# a comment\n" + run.config_path.read_text())
     assert run.state() == "new"
 
 
-def test_a_run_is_claimed_once_and_freed_by_kill_9(run):
+def test_one_process_claims_a_run_and_kill_9_frees_it(run):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "True\n"
-    with run.claim() as mine:
-        assert not mine
+    with run.claim() as claimed:
+        assert not claimed
     assert run.state() == "running"
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with run.claim() as mine:
-        assert mine
+    with run.claim() as claimed:
+        assert claimed
     assert run.state() != "running"
 
 
-def test_rows_skip_a_torn_end(tmp_path):
+def test_read_rows_skips_an_incomplete_last_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_rows(path) == [{"step": 1}, {"step": 2}]
@@ -127,7 +129,7 @@ def test_rows_skip_a_torn_end(tmp_path):
     assert read_json(tmp_path / "none.json") is None
 
 
-def test_what_a_killed_writer_left_of_a_row_is_cut_off(tmp_path):
+def test_append_rows_removes_an_incomplete_last_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     append_rows(path, [{"row": 1}])
     with path.open("a") as file:
@@ -142,11 +144,11 @@ def test_what_a_killed_writer_left_of_a_row_is_cut_off(tmp_path):
 @given(st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()))
 @example({"a": "1e-5", "b": "yes", "c": "null", "d": "2024-01-01", "e": "12:30", "f": "0x1F", "g": "a: b # c", "h": "~ é\n"})
 def test_a_configuration_is_read_as_it_was_written(cfg):
-    assume("$" not in str(cfg) and "???" not in str(cfg))  # OmegaConf's own signs; a resolved configuration has none
+    assume("$" not in str(cfg) and "???" not in str(cfg))  # OmegaConf's syntax, which a resolved configuration does not contain
     assert OmegaConf.to_container(OmegaConf.create(as_yaml({"it": cfg})))["it"] == cfg
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path):
+def test_a_reader_sees_complete_files_during_a_write(tmp_path):
     path = tmp_path / "value.json"
     write_json(path, list(range(1000)))
     writer = subprocess.Popen([sys.executable, "-c", WRITE, path])
@@ -154,7 +156,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
         assert len(json.loads(path.read_text())) == 1000
 
 
-def test_the_latest_whole_checkpoint(tmp_path):
+def test_the_latest_complete_checkpoint(tmp_path):
     for step in (5, 10, 100):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -167,8 +169,8 @@ def test_the_latest_whole_checkpoint(tmp_path):
     assert latest_complete_checkpoint(tmp_path).name == "checkpoint-5"
 
 
-def test_what_is_made_again_is_kept(run):
+def test_set_aside_keeps_the_replaced_results(run):
     finish(run, "evaluate")
-    run.set_aside([run.summary_path], "asked otherwise")
+    run.set_aside([run.summary_path], "other settings")
     assert not run.summary_path.exists()
     assert [path.name for path in (run.path / "old").rglob("*.json")] == ["summary.json"]

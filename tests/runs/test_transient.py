@@ -1,4 +1,4 @@
-"""Which ends of a stage are worth another try."""
+"""transient_reason: which failures of a stage are worth another try."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from rlvr_sweeps.runs.failures import transient_reason
 
 
 @pytest.mark.parametrize(
-    ("status", "printed", "why"),
+    ("status", "output", "reason"),
     [
         (-9, "", "its process was killed"),
         (1, "RuntimeError: NCCL error in: ProcessGroupNCCL.cpp", "NCCL error"),
@@ -16,13 +16,13 @@ from rlvr_sweeps.runs.failures import transient_reason
         (-11, "", None),
     ],
 )
-def test_what_may_pass(tmp_path, status, printed, why):
+def test_transient_failures_are_recognised(tmp_path, status, output, reason):
     log = tmp_path / "train.txt"
-    log.write_text(printed)
-    assert transient_reason(status, log, 0) == why
+    log.write_text(output)
+    assert transient_reason(status, log, 0) == reason
 
 
-def test_an_earlier_try_is_no_reason(tmp_path):
+def test_the_output_of_an_earlier_try_is_ignored(tmp_path):
     log = tmp_path / "train.txt"
     log.write_text("NCCL error\n")
     since = log.stat().st_size
