@@ -1,4 +1,4 @@
-"""`rlvr doctor`: what of this site would stop a sweep, found before one is launched, each with what to do about it."""
+"""`rlvr doctor`: check this machine and its cluster for what would stop a sweep, and print how to fix each problem."""
 
 import fcntl
 import shutil
@@ -19,17 +19,17 @@ from rlvr_sweeps.launching import node_probe
 from rlvr_sweeps.launching.slurm import queue
 
 STYLE = {"good": "green", "warning": "yellow", "bad": "red"}
-WITHOUT = {
-    "hub": "without it: models by path, problem sets by rlvr data import",
-    "wandb": "without it curves and tables are in files alone",
+IF_UNREACHABLE = {
+    "hub": "Use models from local folders, and problem sets brought by rlvr data import.",
+    "wandb": "Curves and tables are written to files only.",
 }
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
-ROOM_GB = 50  # a run of the 1.5B keeps its merged weights (7 GB) and one checkpoint
+SPACE_GB = 50  # a run of the 1.5B model keeps its merged weights (7 GB) and one checkpoint
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found, and what to do where it is not good."""
+    """The result of one check; the fields are the keys of `rlvr doctor --json`. `cure`: what to do where it is not good."""
 
     what: str
     verdict: Literal["good", "warning", "bad"]
@@ -38,26 +38,26 @@ class Finding:
 
 
 def examine(runs_dir: Path, job: bool) -> Iterator[Finding]:
-    """Every check, in the order in which a sweep would meet them; `job`: start one on a node, and look from there."""
-    yield packages()
-    yield from folder(runs_dir)
-    yield from cluster(runs_dir, job)
-    hub = reach("hub")
-    yield from (hub, reach("wandb"))
+    """Yield the result of every check, in the order in which a sweep depends on them; `job`: also start a job on a node."""
+    yield check_packages()
+    yield from check_runs_folder(runs_dir)
+    yield from check_slurm(runs_dir, job)
+    hub = check_host("hub")
+    yield from (hub, check_host("wandb"))
     imported = len(list((cache_dir() / "data").glob("*.jsonl")))
-    cure = "rlvr data export on a machine with the hub, rlvr data import here"
+    cure = "Run rlvr data export on a machine with access to the hub, and rlvr data import here."
     found = f"{imported} imported into {cache_dir() / 'data'}"
-    yield judge("problem sets", hub.verdict == "good" or imported > 0, found, cure, "warning")
+    yield finding("problem sets", hub.verdict == "good" or imported > 0, found, cure, "warning")
 
 
-def packages() -> Finding:
-    """Which versions are here, and whether they are a known set."""
+def check_packages() -> Finding:
+    """Check that the installed versions are a set that is known to work."""
     here = versions.judge(versions.installed())
-    return judge("packages", here.known is not None, f"{here.found}: {here.known}" if here.known else here.found, here.cure)
+    return finding("packages", here.known is not None, f"{here.found}: {here.known}" if here.known else here.found, here.cure)
 
 
-def folder(runs_dir: Path) -> Iterator[Finding]:
-    """Whether runs can be kept there: writing, renaming over a file, locks, room."""
+def check_runs_folder(runs_dir: Path) -> Iterator[Finding]:
+    """Check that the runs folder can be written, that a rename replaces a file, that locks work, and the free space."""
     probe = runs_dir / f".doctor.{uuid.uuid4().hex[:8]}"
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,12 @@ def folder(runs_dir: Path) -> Iterator[Finding]:
         probe.with_suffix(".new").replace(probe)
         renamed = probe.read_text() == "new"
     except OSError as error:
-        yield Finding("runs folder", "bad", f"{runs_dir}: {error.strerror}", "runs_dir= a folder that you can write")
+        yield Finding(
+            "runs folder", "bad", f"{runs_dir}: {error.strerror}", "Use a folder that you can write: runs_dir=/path/to/runs."
+        )
         return
-    cure = "" if renamed else "Files would be torn: use another file system."
-    yield Finding("runs folder", "good" if renamed else "bad", f"{runs_dir} can be written, renames replace", cure)
+    found = f"{runs_dir} can be written, {'renames replace' if renamed else 'but a rename does not replace a file'}"
+    yield finding("runs folder", renamed, found, "Use another file system: files could be left half-written on this one.")
     try:
         with probe.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,60 +81,60 @@ def folder(runs_dir: Path) -> Iterator[Finding]:
     finally:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(runs_dir).free / 1e9
-    cure = "" if free > ROOM_GB else f"A sweep of the 1.5B wants {ROOM_GB} GB and more: runs_dir= elsewhere, or make room."
-    yield Finding("room", "good" if free > ROOM_GB else "warning", f"{free:,.0f} GB free", cure)
+    cure = f"A sweep of the 1.5B model needs {SPACE_GB} GB or more: use another runs_dir, or free some space."
+    yield finding("room", free > SPACE_GB, f"{free:,.0f} GB free", cure, "warning")
 
 
-def cluster(runs_dir: Path, job: bool) -> Iterator[Finding]:
+def check_slurm(runs_dir: Path, job: bool) -> Iterator[Finding]:
+    """Check Slurm's controller, client programs, partitions and array limit; with `job`, a job on a node."""
     if not queue.slurm_is_installed():
-        yield Finding("Slurm", "warning", "no squeue here", "Launch on a login node, or use cluster=local.")
+        yield Finding("Slurm", "warning", "squeue is not installed", "Launch on a login node, or use cluster=local.")
         return
     try:
         queue.active_jobs()
         lines = queue.slurm_output("sinfo", "-h", "-o", "%P|%D|%G|%l|%a").splitlines()
     except Refused as refusal:
-        yield Finding("Slurm", "bad", str(refusal), "Ask whoever runs the cluster.")
+        yield Finding("Slurm", "bad", str(refusal), "Ask the administrators of the cluster.")
         return
     missing = [command for command in COMMANDS if not shutil.which(command)]
-    found = f"there is no {', '.join(missing)}" if missing else ", ".join(COMMANDS)
-    yield judge("Slurm's programs", not missing, found, "install Slurm's client programs here")
+    found = f"not installed: {', '.join(missing)}" if missing else ", ".join(COMMANDS)
+    yield finding("Slurm's programs", not missing, found, "Install Slurm's client programs on this machine.")
     for line in lines:
-        name, nodes, gres, limit, up = line.split("|")
-        good = up == "up"
+        name, nodes, gres, limit, state = line.split("|")
         found = f"{nodes} nodes, {gres.replace('(null)', 'no GPUs')}, at most {limit}"
-        yield Finding(f"partition {name}", "good" if good else "warning", found, "" if good else f"it is {up}")
+        yield finding(f"partition {name}", state == "up", found, f"Its state is {state}: no jobs start in it.", "warning")
     yield Finding("arrays", "good", f"of at most {queue.config_number('MaxArraySize', 1001):,} tasks")
     if job:
-        yield from on_a_node(runs_dir, any("gpu" in line for line in lines))
+        yield from check_node(runs_dir, any("gpu" in line for line in lines))
 
 
-def on_a_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
-    """What a job sees that asks for what conf/site asks for, and for a GPU where there is one."""
+def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
+    """Check a node from a job with the options of conf/site: shared folder, packages, GPUs (with `gpu`), hosts."""
     try:
-        facts = node_probe.ask(runs_dir, site_options(), gpu)
+        facts = node_probe.probe_node(runs_dir, site_options(), gpu)
     except Refused as refusal:
-        cure = "Put what it asks for into conf/site/default.yaml; activate the environment in its setup lines."
+        cure = "Set the missing sbatch options in conf/site/default.yaml; activate the Python environment in its setup lines."
         yield Finding("a job (sbatch, srun)", "bad", str(refusal), cure)
         return
     yield Finding("a job (sbatch, srun)", "good", f"ran on {facts['host']}")
     shared = facts["seen"] == "from the login node" and facts["renamed"]
-    found = "files replaced on one side are new on the other" if shared else "a file replaced on one side is old on the other"
-    yield judge("shared folder", shared, found, "runs_dir= a folder that login and compute nodes share")
-    differ = list(node_probe.disagreements(facts["versions"]))
-    found = ", ".join(differ) or "the same packages as here"
-    yield judge("Python on the node", not differ, found, "one environment for both, on a shared disk")
+    found = f"login node and compute node {'see' if shared else 'do not see'} each other's changes to a file"
+    yield finding("shared folder", shared, found, "Use a folder that login and compute nodes share: runs_dir=/shared/runs.")
+    differences = list(node_probe.version_differences(facts["versions"]))
+    found = ", ".join(differences) or "the same packages as here"
+    yield finding("Python on the node", not differences, found, "Use one environment for both, on a shared disk.")
     if gpu:
-        given, counted = len(facts["gpus"]), facts["torch_gpus"] or "none: it does not start"
-        cure = "a CUDA build of torch; the driver's module in conf/site's setup lines"
-        yield judge("GPUs on the node", counted == str(given), f"Slurm gave {given}, torch sees {counted}", cure)
-    for name, host in node_probe.REACHED.items():
+        granted, visible = len(facts["gpus"]), facts["torch_gpus"] or "none: importing it fails"
+        cure = "Install a CUDA build of torch; load the driver's module in the setup lines of conf/site."
+        yield finding("GPUs on the node", visible == str(granted), f"Slurm gave {granted}, torch sees {visible}", cure)
+    for name, host in node_probe.HOSTS.items():
         found = "answers" if facts["reached"][name] else "does not answer"
-        yield judge(f"{host} from the node", facts["reached"][name], found, WITHOUT[name], "warning")
+        yield finding(f"{host} from the node", facts["reached"][name], found, IF_UNREACHABLE[name], "warning")
     yield Finding("problem sets on the node", "good", f"{facts['problem_sets']} imported")
 
 
 def site_options() -> dict[str, Any]:
-    """hydra.launcher as conf/site/default.yaml leaves it."""
+    """Return hydra.launcher as composed for cluster=slurm, with the options of conf/site/default.yaml."""
     from hydra import compose
 
     from rlvr_sweeps.config.compose import offline_composer
@@ -144,25 +146,29 @@ def site_options() -> dict[str, Any]:
     return {str(key): value for key, value in options.items()}
 
 
-def reach(name: str) -> Finding:
-    host = node_probe.REACHED[name]
-    why_not = node_probe.unreachable(host)
-    return judge(host, why_not is None, why_not or "answers", WITHOUT[name], "warning")
+def check_host(name: str) -> Finding:
+    """Check that this machine reaches one of node_probe.HOSTS."""
+    host = node_probe.HOSTS[name]
+    error = node_probe.connection_error(host)
+    return finding(host, error is None, error or "answers", IF_UNREACHABLE[name], "warning")
 
 
-def judge(what: str, good: bool, found: str, cure: str, otherwise: Literal["warning", "bad"] = "bad") -> Finding:
+def finding(what: str, good: bool, found: str, cure: str, otherwise: Literal["warning", "bad"] = "bad") -> Finding:
+    """Return the result of a check: "good" without a cure, or `otherwise` with it."""
     return Finding(what, "good", found) if good else Finding(what, otherwise, found, cure)
 
 
 def show(findings: list[Finding], console: Console) -> None:
+    """Print the results as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
-    for finding in findings:
-        style = STYLE[finding.verdict]
-        table.add_row(f"[{style}]{finding.verdict}[/{style}]", finding.what, finding.found, finding.cure)
+    for result in findings:
+        style = STYLE[result.verdict]
+        table.add_row(f"[{style}]{result.verdict}[/{style}]", result.what, result.found, result.cure)
     console.print(table)
 
 
 def as_rows(findings: list[Finding]) -> list[dict[str, str]]:
-    return [asdict(finding) for finding in findings]
+    """Return the results as `rlvr doctor --json` prints them."""
+    return [asdict(result) for result in findings]

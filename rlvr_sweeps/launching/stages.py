@@ -1,6 +1,9 @@
-"""A run's stages in order: claim the run, skip what is done, start a process for each stage that is not, record how it ended.
+"""The stages of a run: their order, the process of each, its environment, and the record of how it ended.
 
-This module and what it imports know nothing of torch: a stage's process does the heavy work.
+    python -m rlvr_sweeps.launching.stages STAGE RUN_DIRECTORY
+
+runs one stage; torchrun starts it once per process. `supervise` runs all stages of a run on this machine; on Slurm,
+rlvr_sweeps.launching.slurm.supervisor does. The module imports no torch: a stage's own process imports it.
 """
 
 import contextlib
@@ -21,21 +24,26 @@ from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.failures import reduce_batch_after_oom, with_fitting_batch
 from rlvr_sweeps.versions import refuse_unknown
 
-StageRunner = Callable[[str, Run], int]  # (stage, run) -> the wait status of the process that did it
-PR_SET_PDEATHSIG = 1
-FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0
-SAVED = 5  # exit code of a stage that was asked to stop, and can go on where it is
-RESERVED_BYTES = 64 * 1024  # bytes kept for failure.json, should the disk be full
-SINGLE_NODE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # on a port the system picks
+StageRunner = Callable[[str, Run], int]  # (stage, run) -> the wait status of the stage's process
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0; ELSEWHERE: another launch runs or finished it
+SAVED = 5  # exit code of a stage that stopped on request and can be resumed
+RESERVED_BYTES = 64 * 1024  # kept on the disk so that failure.json can be written when the disk is full
+SINGLE_NODE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # torchrun on a port that the system picks
+ENVIRONMENT = {  # of every process of a run; one thread each, since runs share the cores and results must repeat bit for bit
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONUNBUFFERED": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's engine runs in the stage's own process
+}  # fmt: skip
 
 
 def supervise(run: Run, start: StageRunner) -> int:
-    """Bring a run to done; returns 0, or one of the codes above."""
-    with run.claim() as mine:
-        if not mine:
+    """Run the stages that are not done, in order; returns 0, FAILED, ELSEWHERE or STOPPED."""
+    with run.claim() as claimed:
+        if not claimed:
             return ELSEWHERE
         cfg = run.config()
-        if all(run.is_done(stage, cfg) for stage in run.stages(cfg)):  # by another launch, since this one planned
+        if all(run.is_done(stage, cfg) for stage in run.stages(cfg)):  # another launch finished it after this one planned
             return ELSEWHERE
         run.failure_path.unlink(missing_ok=True)
         reserve_space(run)
@@ -61,44 +69,48 @@ def supervise(run: Run, start: StageRunner) -> int:
 
 
 def run_with_smaller_batches(stage: str, run: Run, start: StageRunner) -> int:
-    """The wait status of a stage's process; a training without memory for its forward passes starts again with smaller."""
+    """Return the wait status of a stage's process; training that ran out of memory is restarted with smaller forward passes."""
     while True:
         log = run.log_path(stage)
-        since = log.stat().st_size if log.exists() else 0
+        log_start = log.stat().st_size if log.exists() else 0
         status = start(stage, run)
-        decided = reduce_batch_after_oom(run, stage, since) if os.waitstatus_to_exitcode(status) > 0 else None
-        if decided is None:
+        reduction = reduce_batch_after_oom(run, stage, log_start) if os.waitstatus_to_exitcode(status) > 0 else None
+        if reduction is None:
             return status
         run.failure_path.unlink(missing_ok=True)
-        run.log_event("again", stage=stage, why=decided)
+        run.log_event("again", stage=stage, why=reduction)
 
 
 def process_count(cfg: Resolved, stage: str) -> int:
-    """How many processes do a stage together: one per GPU, for training and for evaluation; one for the analysis."""
-    return int(cfg["distributed"]["process_count"]) if stage != "analyse" else 1
+    """Return the number of processes of a stage: one per GPU for training and evaluation, one for the analysis."""
+    return int(cfg["distributed"]["processes"]) if stage != "analyse" else 1
 
 
-def torchrun_command(stage: str, run: Run, count: int, meet: Sequence[str] = SINGLE_NODE) -> list[str]:
-    """A stage as a command of `count` processes on this machine, by torchrun; `meet`: where it finds those of other nodes.
+def torchrun_command(stage: str, run: Run, count: int, rendezvous: Sequence[str] = SINGLE_NODE) -> list[str]:
+    """Return the torchrun command that starts `count` processes of a stage on this machine.
 
-    accelerate launch would start the same torchrun; on machines without a GPU it starts a single process, and says nothing.
+    `rendezvous`: torchrun's options for meeting the processes of other nodes. `accelerate launch` would call the same torchrun,
+    but on a machine without a GPU it silently starts a single process.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle=SIGINT", f"--nproc-per-node={count}"]
-    return [*torchrun, *meet, "--module", "rlvr_sweeps.launching.stages", stage, str(run.path)]
+    return [*torchrun, *rendezvous, "--module", "rlvr_sweeps.launching.stages", stage, str(run.path)]
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that made it ends."""
+    """Make the kernel kill this process when the thread that created it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def is_leader() -> bool:
-    """Whether this is the only process of its stage, or the first of several."""
+    """Return whether this process has rank 0 among the processes of its stage."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def run_stage(stage: str, run: Run) -> None:
-    """Do one stage, or this process's part of it, and mark it done; a failure is recorded with its traceback and raised on."""
+    """Run this process's part of a stage; rank 0 marks the stage done. Records an exception in failure.json and raises it.
+
+    Exits with SAVED after a requested stop, and with ELSEWHERE where a newer attempt at the run has begun.
+    """
     start = time.monotonic()
     try:
         cfg = run.config()
@@ -109,17 +121,17 @@ def run_stage(stage: str, run: Run) -> None:
                 run.finish(stage, cfg, time.monotonic() - start)
     except Stopped:
         sys.exit(SAVED)
-    except Superseded as left:  # a newer attempt owns the run: not a word into its directory
-        print(left, file=sys.stderr)
+    except Superseded as superseded:  # the run's directory belongs to the newer attempt: write nothing into it
+        print(superseded, file=sys.stderr)
         sys.exit(ELSEWHERE)
     except Exception as error:
-        if not run.failure_path.exists():  # the first of several processes knows the reason, the others miss it
+        if not run.failure_path.exists():  # the process that fails first records the cause; the others fail because of it
             record_failure(run, stage, f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
 
 
 def stage_function(stage: str) -> Callable[..., None]:
-    """The stage's function, imported when its process needs it."""
+    """Return the function that runs a stage; imported here, in the stage's own process, since it imports torch."""
     if stage == "train":
         from rlvr_sweeps.training.train import train
 
@@ -134,13 +146,13 @@ def stage_function(stage: str) -> Callable[..., None]:
 
 
 def reserve_space(run: Run) -> None:
-    """Occupy what a failure's record needs, so that a full disk can be recorded on itself."""
-    with contextlib.suppress(OSError):  # full already: the stage will say so
+    """Reserve disk space for failure.json, so that a full disk can be recorded as the failure."""
+    with contextlib.suppress(OSError):  # the disk is full already: the stage will fail with that error
         run.room_path.write_bytes(bytes(RESERVED_BYTES))
 
 
 def record_failure(run: Run, stage: str, error: str, trace: str = "") -> None:
-    """Record why a stage ended."""
+    """Write failure.json; where the disk is full, free the reserved space first."""
     facts = {"stage": stage, "error": error, "traceback": trace[-RESERVED_BYTES // 2 :], "time": time.time()}
     try:
         write_json(run.failure_path, facts)
@@ -149,14 +161,6 @@ def record_failure(run: Run, stage: str, error: str, trace: str = "") -> None:
         write_json(run.failure_path, facts)
 
 
-# One thread per run: runs share the cores, and results repeat bit for bit.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
-    "PYTHONUNBUFFERED": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's engine stands in the process that feeds it
-}  # fmt: skip
-
-
-if __name__ == "__main__":  # one process of several, started by torchrun
+if __name__ == "__main__":
     die_with_parent()
     run_stage(sys.argv[1], Run(Path(sys.argv[2])))

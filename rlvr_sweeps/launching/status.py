@@ -1,4 +1,4 @@
-"""`rlvr status`: where every run of a folder stands, from its files, and from the queue where there is a Slurm."""
+"""`rlvr status`: the state of every run of a folder, from its files and, where Slurm is installed, from its queue."""
 
 import json
 import time
@@ -19,91 +19,104 @@ from rlvr_sweeps.runs.directory import Job, Run
 from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows
 
 Row = dict[str, Any]
-IN_SLURM = ("job", "node", "tries", "requeues", "heartbeat_s")  # columns where a run was submitted
-IN_SLURM_SHOWN = (*IN_SLURM[:-1], "beat")
+SLURM_KEYS = ("job", "node", "tries", "requeues", "heartbeat_s")  # of a row; None in rows of runs that were not submitted
+SLURM_COLUMNS = (*SLURM_KEYS[:-1], "heartbeat")
 
 
 def rows(runs_dir: Path, sweep: str | None = None) -> list[Row]:
-    """One plain row per run, of one sweep where its label is given: what --json prints."""
-    live = queue.active_jobs_if_reachable()
-    found = [item for item in find_runs(runs_dir, live) if sweep is None or (item.cfg and item.cfg["sweep"] == sweep)]
-    shown = [row(item, live or {}) for item in found]
-    lost = {item["job"]: item for item in shown if item["state"] == "lost" and item["job"]}
-    for job, state in (queue.final_states(lost) if live is not None else {}).items():
+    """Return one row per run, as `--json` prints them; `sweep`: only runs with this label."""
+    active = queue.active_jobs_if_reachable()
+    statuses = [
+        status for status in find_runs(runs_dir, active) if sweep is None or (status.cfg and status.cfg["sweep"] == sweep)
+    ]
+    result = [row(status, active or {}) for status in statuses]
+    lost = {entry["job"]: entry for entry in result if entry["state"] == "lost" and entry["job"]}
+    for job, state in (queue.final_states(lost) if active is not None else {}).items():
         if job in lost:
-            lost[job]["error"] = f"Slurm says {state} of job {job}"
-    return shown
+            lost[job]["error"] = f"Slurm job {job} ended as {state}"
+    return result
 
 
-def row(found: RunStatus, live: Mapping[str, Job]) -> Row:
-    summary = found.summary if found.state == "done" else {}
-    steps = found.cfg["steps"] if found.cfg and found.cfg["peft"]["trains"] != "nothing" else None
-    recent = [] if found.state == "done" else last_rows(found.run)
+def row(status: RunStatus, active: Mapping[str, Job]) -> Row:
+    """Return one run's row: its state, steps, reward (the mean of the last steps) and accuracy, its error, its Slurm job."""
+    summary = status.summary if status.state == "done" else {}
+    steps = status.cfg["steps"] if status.cfg and status.cfg["peft"]["trains"] != "nothing" else None
+    recent = [] if status.state == "done" else last_rows(status.run)
     reward = sum(step["reward_mean"] for step in recent) / len(recent) if recent else summary.get("reward_last")
     return {
-        "run": found.run.name,
-        "state": found.state,
+        "run": status.run.name,
+        "state": status.state,
         "step": summary.get("steps_done", steps) if summary else (recent[-1]["step"] if recent else None),
         "steps": steps,
         "reward": reward,
         "avg": summary.get("avg"),
         "avg_se": summary.get("avg_se"),
-        "error": found.error or (last_words(found.run) if found.state == "lost" else ""),
-        **(in_slurm(found, live) if read_json(found.run.submission_path) else dict.fromkeys(IN_SLURM)),
+        "error": status.error or (reason_of_loss(status.run) if status.state == "lost" else ""),
+        **(slurm_facts(status, active) if read_json(status.run.submission_path) else dict.fromkeys(SLURM_KEYS)),
     }
 
 
-def last_words(run: Run) -> str:
-    """What a lost run's own events say of its end."""
+def reason_of_loss(run: Run) -> str:
+    """Return how a lost run ended, from the last event in its attempts.jsonl."""
     last = (read_rows(run.attempts_path) or [{"event": "none"}])[-1]
-    how = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": "taken out by rlvr cancel"}
-    return how.get(last["event"], "ended without a word: killed, or its node was lost")
+    reasons = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": "cancelled by rlvr cancel"}
+    return reasons.get(last["event"], "ended without an error message: it was killed, or its node was lost")
 
 
-def in_slurm(found: RunStatus, live: Mapping[str, Job]) -> Row:
-    """The job a submitted run is in, or was last in; tries and requeues over all its attempts."""
-    run = found.run
+def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:
+    """Return the row's Slurm columns: the run's active job, else its last one; tries and requeues count all attempts.
+
+    `node` is the job's node, or Slurm's reason why the job waits.
+    """
+    run = status.run
     jobs = run.jobs()
-    now = [(name, live[name]) for name in jobs.values() if name in live]
-    name, job = next((pair for pair in now if not pair[1].is_pending), now[0] if now else ("", None))
+    own = [(name, active[name]) for name in jobs.values() if name in active]
+    name, job = next((pair for pair in own if not pair[1].is_pending), own[0] if own else ("", None))
     events = read_rows(run.attempts_path)
     starts = [event for event in events if event["event"] == "start"]
-    at_work = found.state == "running" and run.heartbeat_path.exists()
+    has_heartbeat = status.state == "running" and run.heartbeat_path.exists()
     return {
         "job": name or list(jobs.values())[-1],
         "node": (job.node or job.reason) if job else (starts[-1].get("node_name") if starts else None),
         "tries": len(starts),
         "requeues": sum(event["event"] == "requeue" for event in events),
-        "heartbeat_s": round(time.time() - run.heartbeat_path.stat().st_mtime, 1) if at_work else None,
+        "heartbeat_s": round(time.time() - run.heartbeat_path.stat().st_mtime, 1) if has_heartbeat else None,
     }
 
 
-def table(found: list[Row]) -> RenderableType:
-    """A column is one text of many lines: rich lays a thousand rows of cells out in three times the time."""
-    submitted = any(item["job"] for item in found)
-    shown = Table(box=None, pad_edge=False, header_style="dim")
-    names = ("run", "state", "step", "reward", "accuracy %", *(IN_SLURM_SHOWN if submitted else ()))
+def table(entries: list[Row]) -> RenderableType:
+    """Return the table, the runs' errors, and a line that counts states.
+
+    A column is one text of many lines: rich needs three times as long to lay out a thousand rows of cells.
+    """
+    submitted = any(entry["job"] for entry in entries)
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    names = ("run", "state", "step", "reward", "accuracy %", *(SLURM_COLUMNS if submitted else ()))
     for column in names:
-        shown.add_column(column, justify="left" if column in ("run", "state") else "right", no_wrap=True)
+        grid.add_column(column, justify="left" if column in ("run", "state") else "right", no_wrap=True)
     lines: list[list[str | Text]] = []
-    for item in found:
-        step = "-" if item["steps"] is None else f"{item['step'] or 0}/{item['steps']}"
-        reward = "-" if item["reward"] is None else f"{item['reward']:.2f}"
-        state = Text(item["state"], STYLE.get(item["state"], "red"))
-        beat = "-" if item["heartbeat_s"] is None else f"{item['heartbeat_s']:.0f} s"
-        slurm_cells = [shortened(str(item[key] if item[key] is not None else "-")) for key in IN_SLURM[:-1]] + [beat]
-        cells: list[str | Text] = [item["run"], state, step, reward, percent(item["avg"], item["avg_se"])]
+    for entry in entries:
+        step = "-" if entry["steps"] is None else f"{entry['step'] or 0}/{entry['steps']}"
+        reward = "-" if entry["reward"] is None else f"{entry['reward']:.2f}"
+        state = Text(entry["state"], STYLE.get(entry["state"], "red"))
+        heartbeat = "-" if entry["heartbeat_s"] is None else f"{entry['heartbeat_s']:.0f} s"
+        slurm_cells = [shortened(str(entry[key] if entry[key] is not None else "-")) for key in SLURM_KEYS[:-1]] + [heartbeat]
+        cells: list[str | Text] = [entry["run"], state, step, reward, percent(entry["avg"], entry["avg_se"])]
         lines.append([*cells, *(slurm_cells if submitted else [])])
     if lines:
-        shown.add_row(*(Text("\n").join(map(as_text, column)) for column in zip(*lines, strict=True)))
-    counts = {state: sum(item["state"] == state for item in found) for state in sorted({item["state"] for item in found})}
-    words = f"{len(found)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) if found else "no runs"
-    errors = [Text(f"{item['run']}: {item['error'].splitlines()[0]}", "red") for item in found if item["error"]]
-    return Group(shown, *errors, Text(words))
+        grid.add_row(*(Text("\n").join(map(as_text, column)) for column in zip(*lines, strict=True)))
+    counts = {
+        state: sum(entry["state"] == state for entry in entries) for state in sorted({entry["state"] for entry in entries})
+    }
+    total = (
+        f"{len(entries)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) if entries else "no runs"
+    )
+    errors = [Text(f"{entry['run']}: {entry['error'].splitlines()[0]}", "red") for entry in entries if entry["error"]]
+    return Group(grid, *errors, Text(total))
 
 
 def shortened(cell: str) -> str:
-    """A node's name, or Slurm's reason for waiting: either may be long, and the state beside it must be read."""
+    """Cut a node's name or Slurm's reason for waiting to 24 characters, so that the other columns stay readable."""
     return cell if len(cell) <= 24 else f"{cell[:23]}…"
 
 
@@ -112,19 +125,21 @@ def as_text(cell: str | Text) -> Text:
 
 
 def show(runs_dir: Path, console: Console, sweep: str | None = None) -> None:
+    """Print the table once."""
     console.print(table(rows(runs_dir, sweep)))
 
 
 def watch(runs_dir: Path, console: Console, every_s: float, sweep: str | None = None) -> None:
-    """The table, drawn again until nothing is queued or at work."""
+    """Redraw the table every `every_s` seconds until no run is queued or running."""
     with LiveDisplay(console=console, auto_refresh=False) as display:
         while True:
-            found = rows(runs_dir, sweep)
-            display.update(table(found), refresh=True)
-            if not any(item["state"] in ("queued", "running") for item in found):
+            current = rows(runs_dir, sweep)
+            display.update(table(current), refresh=True)
+            if not any(entry["state"] in ("queued", "running") for entry in current):
                 return
             time.sleep(every_s)
 
 
 def as_json(runs_dir: Path, sweep: str | None = None) -> str:
+    """Return the rows as JSON."""
     return json.dumps(rows(runs_dir, sweep), indent=1)

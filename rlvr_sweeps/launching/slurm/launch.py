@@ -1,4 +1,7 @@
-"""A launch on Slurm: plan, submit what is missing, say what to type next; with wait=true, watch until all has ended."""
+"""Launch on Slurm: plan the grid, reject jobs that could never run, submit the missing runs, print what to type next.
+
+With wait=true the launch shows the runs' progress until none is queued or running; with canary=true a short run goes first.
+"""
 
 import copy
 import sys
@@ -25,9 +28,13 @@ from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Live, Run, State, all_runs
 from rlvr_sweeps.runs.launches import record_launch, submission_lock
 
+# Types of file systems that other machines never see, and those that they see only where they are exported.
+UNSHARED_FILESYSTEMS = ("tmpfs", "ramfs", "overlay", "squashfs")
+DISK_FILESYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")
+
 
 def launch(cfg: DictConfig) -> None:
-    """One run, as the task of launch.py without -m."""
+    """Launch one composed configuration: the task of launch.py without -m."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
@@ -40,7 +47,11 @@ def launch(cfg: DictConfig) -> None:
 
 
 def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, console: Console | None = None) -> list[Planned]:
-    """Plan, submit, and return; raises Refused where Slurm refuses, or, after waiting, where a run failed."""
+    """Print the plan of a grid, submit the runs to do, and return the plan; with plan=true, submit nothing.
+
+    `params` is hydra.launcher, `folder` the launch's folder. Raises Refused where a run could not work, where Slurm
+    rejects it, and, with wait=true, where it does not end as done.
+    """
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     runs_dirs = {point.cfg["runs_dir"] for point in points}
     only_plan = any(point.cfg["plan"] for point in points)
@@ -55,42 +66,42 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
             with ThreadPoolExecutor(WRITER_THREADS) as pool:
                 list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
             save_sbatch_options(folder, params)
-            after = release_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
-            say(submit(todo, params, folder, after), console)
-    console.print(f"\nwhere they stand:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
-    console.print(f"what a run says:   rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
+            canary = submit_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
+            show_submission(submit(todo, params, folder, after=canary), console)
+    console.print(f"\nthe runs' states:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
+    console.print(f"a run's output:    rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
     if any(point.cfg["wait"] for point in points):
         wait(plan, float(params.get("poll_s") or 5.0), console)
     return plan
 
 
 def prepare(
-    points: Sequence[Point], params: Mapping[str, Any], folder: Path, live: Live | None, console: Console
+    points: Sequence[Point], params: Mapping[str, Any], folder: Path, active: Live | None, console: Console
 ) -> list[Planned]:
     """Return the plan of a grid and print it with its cost; raise Refused for runs that could not work.
 
-    `live` holds the active jobs; without it (no Slurm answers) the limits of partitions are not checked.
+    `active` holds the user's active jobs; where it is None (no Slurm answers), partitions are not checked.
     """
-    plan = preflight(points, console, live, with_estimates=True)
+    plan = preflight(points, console, active, with_estimates=True)
     show_cost(plan, console)
-    show_departed(plan, live or {}, console)
+    show_removed_runs(plan, active or {}, console)
     todo = [planned for planned in plan if planned.to_run]
-    if todo and live is not None:
-        admit(todo, params, folder, console)
+    if todo and active is not None:
+        refuse_impossible_jobs(todo, params, folder, console)
     return plan
 
 
-def release_canary(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, console: Console) -> str | None:
-    """Submit two steps and one benchmark of the plan's first run; returns the job on whose success the others wait.
+def submit_canary(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, console: Console) -> str | None:
+    """Submit two steps and one benchmark of the plan's first run; returns the job that must succeed before the others start.
 
-    It is a run of its own, in runs_dir/.canary; one that has sung before is not asked again.
+    The canary is a run of its own, in runs_dir/.canary. A canary that already succeeded is not run again: returns None.
     """
     cfg = copy.deepcopy(todo[0].cfg)
     cfg |= {"steps": min(2, cfg["steps"]), "runs_dir": str(Path(cfg["runs_dir"]) / ".canary")}
     cfg["benchmark"] = {name: source | {"k": 1} for name, source in list(cfg["benchmark"].items())[:1]}
     run = Run.of(cfg)
     if run.state(cfg) == "done":
-        console.print(f"the canary {run.name} has finished before", highlight=False)
+        console.print(f"the canary {run.name} already succeeded", highlight=False)
         return None
     run.prepare(cfg)
     (*_, last) = submit([Planned(run, cfg, "new", True, 1)], params, folder, report=False).jobs
@@ -98,124 +109,126 @@ def release_canary(todo: Sequence[Planned], params: Mapping[str, Any], folder: P
     return last
 
 
-def gpu_hours(cfg: Resolved) -> float:
-    """The most a run can use: its GPUs for the whole time limit of its jobs. A run that is requeued may use more."""
+def max_gpu_hours(cfg: Resolved) -> float:
+    """Return the GPU-hours of a run whose jobs all take their whole time limit; a requeued run may take more."""
     stages = ["train", "evaluate"] if is_trained(cfg) else ["evaluate"]
-    asked = [resources(cfg, stage) for stage in stages]
-    return sum(one.get("gpus_per_node", 0) * one.get("nodes", 1) * one["timeout_min"] / 60 for one in asked)
+    jobs = [resources(cfg, stage) for stage in stages]
+    return sum(job.get("gpus_per_node", 0) * job.get("nodes", 1) * job["timeout_min"] / 60 for job in jobs)
 
 
 def show_cost(plan: Sequence[Planned], console: Console) -> None:
-    """The resources of what is to be submitted, and the most it can cost."""
+    """Print the resources of the runs to submit, and the most GPU-hours that they can take."""
     todo = [planned for planned in plan if planned.to_run]
-    shapes: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for planned in todo:
-        one = resources(planned.cfg, "train" if is_trained(planned.cfg) else "evaluate")
-        nodes, gpus = one.get("nodes", 1), one.get("gpus_per_node", 0)
-        words = f"{nodes} node{'s' * (nodes > 1)} × {gpus} GPU{'s' * (gpus != 1)}, {one['timeout_min'] / 60:g} h at most"
-        shapes[words] = shapes.get(words, 0) + 1
-    for words, count in shapes.items():
-        console.print(f"  {count} × {words}", highlight=False)
+        job = resources(planned.cfg, "train" if is_trained(planned.cfg) else "evaluate")
+        nodes, gpus = job.get("nodes", 1), job.get("gpus_per_node", 0)
+        text = f"{nodes} node{'s' * (nodes > 1)} × {gpus} GPU{'s' * (gpus != 1)}, {job['timeout_min'] / 60:g} h at most"
+        counts[text] = counts.get(text, 0) + 1
+    for text, count in counts.items():
+        console.print(f"  {count} × {text}", highlight=False)
     if todo:
-        most = sum(gpu_hours(planned.cfg) for planned in todo)
-        console.print(f"  at most {most:,.0f} GPU-hours in all before a run is requeued", highlight=False)
+        most = sum(max_gpu_hours(planned.cfg) for planned in todo)
+        console.print(f"  at most {most:,.0f} GPU-hours in all, unless runs are requeued", highlight=False)
 
 
-def show_departed(plan: Sequence[Planned], live: Live, console: Console) -> None:
-    """Runs of the same sweep (folder and label) that Slurm still has and this grid no longer asks for: listed, not touched."""
-    asked, labels = {planned.run.name for planned in plan}, {planned.cfg["sweep"] for planned in plan}
+def show_removed_runs(plan: Sequence[Planned], active: Live, console: Console) -> None:
+    """Print the runs of the same folder and sweep label that have active jobs but are not in this grid; leave them alone."""
+    planned_names, labels = {planned.run.name for planned in plan}, {planned.cfg["sweep"] for planned in plan}
     for folder in sorted({Path(planned.cfg["runs_dir"]).absolute() for planned in plan}):
-        others = [run for run in all_runs(folder) if run.name not in asked]
-        at_work = [run for run in others if any(job in live for job in run.jobs().values())]
-        left = [run.name for run in at_work if (read_json(run.parsed_path) or {"config": {}})["config"].get("sweep") in labels]
-        if left:
+        others = [run for run in all_runs(folder) if run.name not in planned_names]
+        with_jobs = [run for run in others if any(job in active for job in run.jobs().values())]
+        removed = [
+            run.name for run in with_jobs if (read_json(run.parsed_path) or {"config": {}})["config"].get("sweep") in labels
+        ]
+        if removed:
             console.print(
                 f"[yellow]Still in the queue, and no longer in this sweep's grid (they go on). To stop them: rlvr cancel "
-                f"{' '.join(left)} --runs-dir {folder}[/yellow]",
+                f"{' '.join(removed)} --runs-dir {folder}[/yellow]",
                 soft_wrap=True,
             )
 
 
-def say(done: Submission, console: Console) -> None:
-    if done.jobs:
-        console.print(f"submitted {done.runs} runs as jobs {', '.join(done.jobs)}", highlight=False, soft_wrap=True)
-    if done.left:
+def show_submission(submission: Submission, console: Console) -> None:
+    """Print the submitted jobs, and what Slurm did not accept."""
+    if submission.jobs:
+        console.print(f"submitted {submission.runs} runs as jobs {', '.join(submission.jobs)}", highlight=False, soft_wrap=True)
+    if submission.unsubmitted:
         console.print(
-            f"[yellow]{len(done.left)} runs are not submitted yet. Slurm takes no more now ({done.why_left}): the same command "
-            "again, when the queue has room.[/yellow]",
+            f"[yellow]{len(submission.unsubmitted)} runs are not submitted yet: Slurm accepts no more jobs at present "
+            f"({submission.reason}). Run the same command again when the queue is shorter.[/yellow]",
             soft_wrap=True,
         )
-    elif done.why_left:
-        console.print(f"[yellow]{done.why_left}[/yellow]", soft_wrap=True)
+    elif submission.reason:
+        console.print(f"[yellow]{submission.reason}[/yellow]", soft_wrap=True)
 
 
 def wait(plan: Sequence[Planned], poll_s: float, console: Console) -> None:
-    """Until no run of the plan is queued or at work; Refused where one did not get done."""
+    """Show the runs until none is queued or running; raises Refused where one is not done then."""
     states: dict[str, State] = {}
-    with ProgressDisplay([(planned.run, planned.cfg) for planned in plan], console) as shown:
+    with ProgressDisplay([(planned.run, planned.cfg) for planned in plan], console) as display:
         while True:
             try:
-                live = queue.active_jobs()
-            except Refused as refusal:  # the controller may be away for a while; the runs go on without it
+                active = queue.active_jobs()
+            except Refused as refusal:  # the controller may be down for a while; the runs continue without it
                 console.print(f"[yellow]{refusal}[/yellow]", soft_wrap=True)
                 time.sleep(poll_s)
                 continue
-            before, states = states, {planned.run.name: planned.run.state(planned.cfg, live) for planned in plan}
+            before, states = states, {planned.run.name: planned.run.state(planned.cfg, active) for planned in plan}
             for planned in plan:
                 if states[planned.run.name] != before.get(planned.run.name):
-                    shown.moved(planned.run, states[planned.run.name])
+                    display.run_changed(planned.run, states[planned.run.name])
             if not {"queued", "running"} & set(states.values()):
                 break
             time.sleep(poll_s)
-    bad = [planned for planned in plan if states[planned.run.name] != "done"]
-    if bad:
-        errors = [f"{one.run.name}: {error_of(one.run, states[one.run.name])}" for one in bad]
-        raise Refused(f"{len(bad)} of {len(plan)} runs are not done.\n" + "\n".join(errors))
+    unfinished = [planned.run for planned in plan if states[planned.run.name] != "done"]
+    if unfinished:
+        errors = [f"{run.name}: {error_of(run, states[run.name])}" for run in unfinished]
+        raise Refused(f"{len(unfinished)} of {len(plan)} runs are not done.\n" + "\n".join(errors))
 
 
 def error_of(run: Run, state: str) -> str:
+    """Return the error in a run's failure.json, else its state."""
     return str((read_json(run.failure_path) or {}).get("error", state))
 
 
-NEVER_SHARED = ("tmpfs", "ramfs", "overlay", "squashfs")
-OF_ONE_MACHINE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")  # seen elsewhere only where they are exported
-
-
-def admit(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, console: Console) -> None:
-    """Raise Refused for jobs that no partition ends, and for folders that its nodes do not see; warn where that is likely."""
-    there = queue.partitions()
-    default = next((name for name, partition in there.items() if partition.is_default), "")
-    elsewhere = False
+def refuse_impossible_jobs(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Raise Refused for jobs that Slurm would accept but could never run: longer than their partitions' limit, or with folders
+    that the nodes cannot see. Print a warning for folders that they may not see.
+    """
+    known = queue.partitions()
+    default = next((name for name, partition in known.items() if partition.is_default), "")
+    on_other_hosts = False
     for planned in todo:
-        for stage, asked in remaining_jobs(planned):
-            names = str(asked.get("partition") or params.get("partition") or default).split(",")
-            known = [there[name] for name in names if name in there]  # of an unknown one sbatch says so
-            elsewhere |= any(partition.is_elsewhere for partition in known)
-            longest = max((partition.limit_min for partition in known), default=float("inf"))
-            if asked["timeout_min"] > longest:
+        for stage, needed in remaining_jobs(planned):
+            names = str(needed.get("partition") or params.get("partition") or default).split(",")
+            partitions = [known[name] for name in names if name in known]  # sbatch rejects an unknown name
+            on_other_hosts |= any(partition.has_other_hosts for partition in partitions)
+            longest = max((partition.limit_min for partition in partitions), default=float("inf"))
+            if needed["timeout_min"] > longest:
                 raise Refused(
-                    f"cluster.{stage}.timeout_min={asked['timeout_min']}, but partition {' or '.join(names)} ends jobs after "
-                    f"{longest:g} minutes: Slurm would let it wait for ever. Use cluster.{stage}.timeout_min={longest:g}; what "
-                    "takes longer is requeued and goes on."
+                    f"cluster.{stage}.timeout_min={needed['timeout_min']}, but partition {' or '.join(names)} ends jobs after "
+                    f"{longest:g} minutes: the job would wait for ever. Use cluster.{stage}.timeout_min={longest:g}; a run "
+                    "that takes longer is requeued and resumes."
                 )
-    if elsewhere:
-        for place, setting in ((Path(todo[0].cfg["runs_dir"]).absolute(), "runs_dir"), (folder, "hydra.sweep.dir")):
-            kind = filesystem(place)
-            if kind in NEVER_SHARED:
+    if on_other_hosts:
+        for path, setting in ((Path(todo[0].cfg["runs_dir"]).absolute(), "runs_dir"), (folder, "hydra.sweep.dir")):
+            filesystem = filesystem_type(path)
+            if filesystem in UNSHARED_FILESYSTEMS:
                 raise Refused(
-                    f"{setting}={place} is on {kind}, which only this machine sees, and the partition's nodes are others. "
-                    f"Give a folder that login and compute nodes share: {setting}=/shared/…"
+                    f"{setting}={path} is on {filesystem}, which only this machine sees, and the partition has other machines. "
+                    f"Use a folder that login and compute nodes share: {setting}=/shared/…"
                 )
-            if kind in OF_ONE_MACHINE:
+            if filesystem in DISK_FILESYSTEMS:
                 console.print(
-                    f"[yellow]{place} is on a disk of this machine ({kind}): nodes see it only if it is exported to them. "
-                    "`rlvr doctor --job` looks.[/yellow]",
+                    f"[yellow]{path} is on a disk of this machine ({filesystem}): nodes see it only if it is exported to them. "
+                    "To check: rlvr doctor --job.[/yellow]",
                     soft_wrap=True,
                 )
 
 
-def filesystem(place: Path) -> str:
-    """The type of the file system that holds a path, by the kernel's table of mounts."""
+def filesystem_type(path: Path) -> str:
+    """Return the type of the file system that holds a path, from the kernel's table of mounts."""
     mounts = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    by_point = {Path(fields[4]): fields[fields.index("-") + 1] for fields in mounts}
-    return next(by_point[parent] for parent in [place.resolve(), *place.resolve().parents] if parent in by_point)
+    by_mount_point = {Path(fields[4]): fields[fields.index("-") + 1] for fields in mounts}
+    return next(by_mount_point[parent] for parent in [path.resolve(), *path.resolve().parents] if parent in by_mount_point)

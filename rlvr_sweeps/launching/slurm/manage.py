@@ -1,4 +1,4 @@
-"""`rlvr logs`, `rlvr cancel`, `rlvr retry`: what is done to single runs after their launch."""
+"""`rlvr logs`, `rlvr cancel` and `rlvr retry`: read, stop and resubmit single runs after their launch."""
 
 import json
 import sys
@@ -17,11 +17,11 @@ from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.launches import submission_lock
 from rlvr_sweeps.runs.reading import log_files, tail
 
-FOLLOW_S = 0.5
+FOLLOW_INTERVAL_S = 0.5  # between two looks at a log
 
 
 def follow_log(path: Path, run: Run) -> Iterator[str]:
-    """What is appended to a log from now on, until the run is at rest."""
+    """Yield the text appended to a log after this call, until the run is neither queued nor running."""
     with path.open(errors="replace") as file:
         file.seek(0, 2)
         while True:
@@ -31,15 +31,15 @@ def follow_log(path: Path, run: Run) -> Iterator[str]:
             elif run.state(live=queue.active_jobs() if queue.slurm_is_installed() else None) not in ("running", "queued"):
                 return
             else:
-                time.sleep(FOLLOW_S)
+                time.sleep(FOLLOW_INTERVAL_S)
 
 
 def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """scancel the queued and working jobs of runs; returns them by run. Refused where a run has none."""
-    live = queue.active_jobs()
-    jobs = {run.name: [job for job in run.jobs().values() if job in live] for run in runs}
-    if idle := [name for name, of_run in jobs.items() if not of_run]:
-        raise Refused(f"{', '.join(idle)} has no job in the queue; nothing was cancelled.")
+    """Cancel the runs' queued and running jobs; returns the jobs by run name. Refused where one of the runs has none."""
+    active = queue.active_jobs()
+    jobs = {run.name: [job for job in run.jobs().values() if job in active] for run in runs}
+    if inactive := [name for name, own_jobs in jobs.items() if not own_jobs]:
+        raise Refused(f"No job in the queue for {', '.join(inactive)}; nothing was cancelled. See rlvr status.")
     for run in runs:
         queue.slurm_output("scancel", *jobs[run.name])
         run.log_event("cancelled", jobs=jobs[run.name])
@@ -47,41 +47,49 @@ def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def retry(runs: Sequence[Run]) -> list[str]:
-    """Submit failed and lost runs again, as they were; returns the new jobs. Refused where a run needs none."""
-    with ExitStack() as held:
+    """Submit failed, lost and stale runs again with their own configuration; returns the heads of the new job arrays.
+
+    Raises Refused for a run in another state, and for one that was never submitted to Slurm.
+    """
+    with ExitStack() as locks:
         for folder in sorted({run.path.parent for run in runs}):
-            held.enter_context(submission_lock(folder))
+            locks.enter_context(submission_lock(folder))
         return resubmit(runs)
 
 
 def resubmit(runs: Sequence[Run]) -> list[str]:
-    live = queue.active_jobs()
+    """`retry` under the submission locks of the runs' folders; each run takes the sbatch options of its last launch."""
+    active = queue.active_jobs()
     by_launch: dict[str, list[Planned]] = {}
     for run in runs:
         cfg = run.config()
-        state = run.state(cfg, live)
-        submitted = read_json(run.submission_path)
+        state = run.state(cfg, active)
+        submission = read_json(run.submission_path)
         if state not in ("failed", "lost", "stale"):
             raise Refused(f"{run.name} is {state}: there is nothing to run again.")
-        if submitted is None:
-            raise Refused(f"{run.name} was never submitted. Launch it: python launch.py … cluster=slurm retry=true.")
-        by_launch.setdefault(submitted["launch"], []).append(Planned(run, cfg, state, True, 1))
+        if submission is None:
+            raise Refused(f"{run.name} was never submitted to Slurm. Launch it: python launch.py … cluster=slurm retry=true.")
+        by_launch.setdefault(submission["launch"], []).append(Planned(run, cfg, state, True, 1))
     jobs = []
-    for launch, todo in by_launch.items():
-        params: Mapping[str, Any] = read_json(Path(launch) / "sbatch.json") or {}
-        jobs += submit(todo, params, Path(launch)).jobs
+    for launch_folder, todo in by_launch.items():
+        params: Mapping[str, Any] = read_json(Path(launch_folder) / "sbatch.json") or {}
+        jobs += submit(todo, params, Path(launch_folder)).jobs
     return jobs
 
 
 def save_sbatch_options(folder: Path, params: Mapping[str, Any]) -> None:
-    """Keep a launch's options of sbatch for `retry`."""
+    """Write a launch's sbatch options (hydra.launcher) into its folder, for `retry`."""
     write_json(folder / "sbatch.json", json.loads(json.dumps(dict(params), default=str)))
 
 
-def print_logs(run: Run, stage: str | None, lines: int, stay: bool) -> None:
+def print_logs(run: Run, stage: str | None, lines: int, follow: bool) -> None:
+    """Print the path and the last `lines` lines (0: all) of a run's newest log, of `stage` if given.
+
+    `follow`: go on printing what is added until the run ends.
+    """
     path = log_files(run, stage)[-1]
     sys.stdout.write(f"{path}\n{tail(path, lines)}")
-    if stay:
+    if follow:
         for text in follow_log(path, run):
             sys.stdout.write(text)
             sys.stdout.flush()

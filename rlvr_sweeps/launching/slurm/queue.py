@@ -1,4 +1,4 @@
-"""What Slurm says: which of your jobs are in the queue, and its limits. squeue and scontrol; sacct is not needed."""
+"""Queries to Slurm: the user's active jobs, partitions, limits, by squeue, sinfo and scontrol; sacct is optional."""
 
 import os
 import re
@@ -13,42 +13,54 @@ from dataclasses import dataclass
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.runs.directory import Job, Live
 
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
-TIMEOUT_S = 60
+ENDED_STATES = {
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+}
+TIMEOUT_S = 60  # of one command
 
 
 def slurm_is_installed() -> bool:
-    """Whether this machine can talk to a Slurm."""
+    """Return whether this machine has Slurm's client programs."""
     return shutil.which("squeue") is not None
 
 
 def slurm_output(*command: str) -> str:
-    """Output of a Slurm command; Refused with Slurm's own words where it fails."""
+    """Run a Slurm command and return its output; raises Refused, with Slurm's message, where it fails or does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except FileNotFoundError:
         raise Refused(
-            f"There is no {command[0]} here, so no Slurm: launch on a login node of the cluster, or use cluster=local."
+            f"There is no {command[0]} here, hence no Slurm. Launch on a login node of the cluster, or use cluster=local."
         ) from None
     except subprocess.TimeoutExpired:
-        raise Refused(f"{command[0]} did not answer within {TIMEOUT_S} s: is the controller of the cluster up?") from None
-    if done.returncode:
-        raise Refused(f"{' '.join(command[:2])}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+        raise Refused(
+            f"{command[0]} did not answer within {TIMEOUT_S} s. Check that the cluster's controller is up: scontrol ping."
+        ) from None
+    if process.returncode:
+        raise Refused(f"{' '.join(command[:2])}: {process.stderr.strip() or process.stdout.strip()}")
+    return process.stdout
 
 
 def active_jobs() -> dict[str, Job]:
-    """Your jobs that are queued or at work, by id, from one squeue."""
+    """Return the user's queued and running jobs by id, from one squeue; an array's task has the id 12_3."""
     jobs = {}
     for line in slurm_output("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N").splitlines():
         name, state, reason, node = line.split("|", 3)
-        if state not in ENDED:
+        if state not in ENDED_STATES:
             jobs[name] = Job(state, "" if reason == "None" else reason, node)
     return jobs
 
 
 def final_states(jobs: Iterable[str]) -> dict[str, str]:
-    """The last state of jobs that have left the queue, where the cluster keeps accounts (slurmdbd); else nothing."""
+    """Return the last state of jobs that have left the queue, by id; empty where the cluster has no accounting (slurmdbd)."""
     names = ",".join(jobs)
     try:
         lines = slurm_output("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", names).splitlines() if names else []
@@ -58,7 +70,7 @@ def final_states(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def active_jobs_if_reachable() -> Live | None:
-    """`live`; None where there is no Slurm, or it does not answer: files then say what they can."""
+    """Return active_jobs(); None where Slurm is not installed or does not answer."""
     try:
         return active_jobs() if slurm_is_installed() else None
     except Refused:
@@ -66,63 +78,63 @@ def active_jobs_if_reachable() -> Live | None:
 
 
 def config_number(name: str, default: int) -> int:
-    """A number of `scontrol show config`, such as MaxArraySize."""
-    found = re.search(rf"^{name}\s*=\s*(\d+)", slurm_output("scontrol", "show", "config"), re.M)
-    return int(found[1]) if found else default
+    """Return a number of `scontrol show config`, such as MaxArraySize; `default` where it is not there."""
+    match = re.search(rf"^{name}\s*=\s*(\d+)", slurm_output("scontrol", "show", "config"), re.M)
+    return int(match[1]) if match else default
 
 
-def poll(pause_s: float, patience_s: float) -> Iterator[None]:
-    """Again and again, with a pause between, until patience ends."""
-    deadline = time.monotonic() + patience_s
+def poll(interval_s: float, timeout_s: float) -> Iterator[None]:
+    """Yield every `interval_s` seconds until `timeout_s` seconds have passed."""
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         yield
-        time.sleep(pause_s)
+        time.sleep(interval_s)
 
 
 @dataclass
 class Partition:
-    """Nodes that take jobs together, and for how long."""
+    """A partition: its longest time limit in minutes, its hosts, and whether it is the default."""
 
     limit_min: float
     hosts: set[str]
     is_default: bool = False
 
     @property
-    def is_elsewhere(self) -> bool:
-        """Whether any of its nodes is another machine than this one."""
+    def has_other_hosts(self) -> bool:
+        """Whether any of its hosts is a machine other than this one."""
         here = socket.gethostname().partition(".")[0]
         return any(host.partition(".")[0] != here for host in self.hosts)
 
 
 def partitions() -> dict[str, Partition]:
-    """Every partition, by name."""
-    found: dict[str, Partition] = {}
+    """Return every partition by name."""
+    by_name: dict[str, Partition] = {}
     for line in slurm_output("sinfo", "-h", "-o", "%P|%l|%n").splitlines():
-        name, config_number, host = line.split("|")
-        one = found.setdefault(name.rstrip("*"), Partition(minutes(config_number), set(), name.endswith("*")))
-        one.hosts.add(host)
-    return found
+        name, limit, host = line.split("|")
+        partition = Partition(parse_minutes(limit), set(), name.endswith("*"))
+        by_name.setdefault(name.rstrip("*"), partition).hosts.add(host)
+    return by_name
 
 
-def minutes(config_number: str) -> float:
-    """A time limit as sinfo prints it: infinite, [days-]hours:minutes:seconds or minutes:seconds."""
-    if not re.fullmatch(r"[\d:-]+", config_number):
+def parse_minutes(limit: str) -> float:
+    """Return a time limit of sinfo in minutes: `infinite`, [days-]hours:minutes:seconds or minutes:seconds."""
+    if not re.fullmatch(r"[\d:-]+", limit):
         return float("inf")
-    days, _, clock = config_number.rpartition("-")
-    hours, mins, seconds = ([0] + [int(part) for part in clock.split(":")])[-3:]
-    return (int(days or 0) * 24 + hours) * 60 + mins + seconds / 60
+    days, _, clock = limit.rpartition("-")
+    hours, minutes, seconds = ([0] + [int(part) for part in clock.split(":")])[-3:]
+    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
 
 
 @contextmanager
 def without_job_environment() -> Iterator[None]:
-    """Without the variables of a job this process may be in: sbatch would take them for options.
+    """Remove the environment variables of a surrounding Slurm job while inside: sbatch would read them as options.
 
-    submitit's own clean_env drops SLURM_CONF too, without which sbatch finds no cluster where a site relies on it.
+    submitit's own clean_env removes SLURM_CONF too, and some sites' sbatch does not find the cluster without it.
     """
-    keep = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
-    of_jobs = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
-    gone = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(of_jobs) and key not in keep}
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
+    removed = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(prefixes) and key not in kept}
     try:
         yield
     finally:
-        os.environ.update(gone)
+        os.environ.update(removed)

@@ -1,12 +1,15 @@
-"""What a Slurm task runs: a supervisor without torch. It starts the stage as a child, watches it, and decides what follows.
+"""The supervisor of a stage in a Slurm job: starts the stage as a child process, and retries, requeues or fails the job.
 
-Signals: USR2 comes near the time limit and before a preemption that gives notice; TERM with scancel and other preemptions.
-Under proctrack/linuxproc every process of the job gets them, under proctrack/cgroup this one alone, so the child ignores both,
-and is asked by a file: it saves at the end of its step, on all ranks, and rank 0 writes which attempt saved. That file decides,
-not the exit code, since ranks may abort on their way out. After USR2 the job is requeued; after TERM Slurm does what it wants.
+Signals: SIGUSR2 comes near the time limit and before a preemption that gives notice; SIGTERM comes with scancel and other
+preemptions. Under proctrack/linuxproc every process of the job receives them, under proctrack/cgroup only this one. Therefore
+the child ignores both, and the supervisor requests a stop by writing the file `stop`: the trainer saves at the end of its step,
+on all ranks, and rank 0 writes the attempt's number to saved.json. That file decides whether the checkpoint is usable, not the
+exit code, since ranks may abort while they exit. After SIGUSR2 the job is requeued; after SIGTERM Slurm decides.
 
-A new attempt writes its number. A trainer of an older attempt that lives on (its node was cut off, its supervisor killed) reads
-another number than its own at its next step, and leaves without writing.
+Attempts: each attempt writes its number to attempt.json. A trainer of an older attempt that still runs (its node was cut off,
+or its supervisor was killed) reads a number other than its own at its next step, and exits without writing.
+
+The supervisor imports no torch.
 """
 
 import contextlib
@@ -36,13 +39,13 @@ from rlvr_sweeps.launching.stages import (
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.failures import reduce_batch_after_oom, transient_reason
 
-BEAT_S = 5.0
-FOLLOW_S = 60.0  # for the first node to start again what a further node saw fail
-PATIENCE_S = 180.0  # for an older attempt to leave: a step of it, or the half minute in which Slurm gives up on a node
+HEARTBEAT_S = 5.0
+RETRY_TIMEOUT_S = 60.0  # for the first node to retry a stage that another node saw fail
+CLAIM_TIMEOUT_S = 180.0  # for an older attempt to exit: one of its steps, or the half minute until Slurm gives up a node
 
 
 class RunError(RuntimeError):
-    """The stage failed: submitit makes the job FAILED of it, with this text."""
+    """The stage failed; submitit ends the job as FAILED, with this message in its log."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class StageTask:
     retries: int  # of transient failures, within one submission
 
     def checkpoint(self, *_: Any) -> Any:
-        """Called by submitit where a signal comes before our own handlers are in place: the same again."""
+        """Return this task for resubmission; submitit calls it on a signal that precedes the supervisor's signal handlers."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -65,11 +68,11 @@ class StageTask:
 
         run = Run(Path(self.run))
         try:
-            said = Supervisor(self, submitit.JobEnvironment()).work()
-            wanted = self.stage == "evaluate" and "analyse" in run.stages(run.config())
-            if wanted and submitit.JobEnvironment().global_rank == 0:  # minutes, on the node that the evaluation had
-                said = Supervisor(replace(self, stage="analyse"), submitit.JobEnvironment()).work()
-            return said
+            outcome = Supervisor(self, submitit.JobEnvironment()).supervise()
+            analyse_too = self.stage == "evaluate" and "analyse" in run.stages(run.config())
+            if analyse_too and submitit.JobEnvironment().global_rank == 0:  # takes minutes, on the evaluation's first node
+                outcome = Supervisor(replace(self, stage="analyse"), submitit.JobEnvironment()).supervise()
+            return outcome
         except OSError as error:  # the disk is full, or the folder is gone
             if not run.failure_path.exists():
                 record_failure(run, self.stage, f"{type(error).__name__}: {error}")
@@ -77,32 +80,36 @@ class StageTask:
 
 
 class Supervisor:
-    """One attempt at a stage on this node; the first node leads."""
+    """One attempt at a stage, on one node of the job; the supervisor of the first node decides for all nodes."""
 
     def __init__(self, task: StageTask, environment: Any) -> None:
         self.task, self.environment = task, environment
         self.run = Run(Path(task.run))
-        self.leads = environment.global_rank == 0
-        self.job = str(environment.job_id)  # array_task: the raw id of an array's last task is the whole array's
+        self.is_first = environment.global_rank == 0
+        self.job = str(environment.job_id)  # array_task; the raw id of an array's last task is the id of the whole array
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-        self.asked: str | None = None  # the signal that came first
+        self.stop_signal: str | None = None  # the first one received
         self.attempt, self.log_start = "", 0
         self.child: subprocess.Popen[bytes] | None = None
 
-    def work(self) -> str:
+    def supervise(self) -> str:
+        """Run the stage until it is done and return how it ended; exit after a signal, raise RunError after a failure."""
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self.on_signal)
         signal.signal(signal.SIGCONT, signal.SIG_IGN)
-        if not self.leads:
-            return self.follow()
+        if not self.is_first:
+            return self.follow_first_node()
         cfg = self.run.config()
-        self.begin()
-        with self.run.claim(PATIENCE_S) as mine:
-            if not mine:
-                raise RunError(f"{self.run.name} is held by another process that did not leave within {PATIENCE_S:.0f} s")
+        self.start_attempt()
+        with self.run.claim(CLAIM_TIMEOUT_S) as claimed:
+            if not claimed:
+                raise RunError(
+                    f"{self.run.name} is locked by another process, which did not exit within {CLAIM_TIMEOUT_S:.0f} s. See its "
+                    "attempts.jsonl for the process."
+                )
             if self.run.is_done(self.task.stage, cfg):
-                return "done before"
-            again = 0
+                return "already done"
+            transient_failures = 0
             while True:
                 status = self.run_child()
                 if self.superseded():
@@ -110,18 +117,19 @@ class Supervisor:
                 if self.run.is_done(self.task.stage, cfg):
                     self.run.log_event("done", stage=self.task.stage, job=self.job)
                     return "done"
-                if self.asked:
-                    self.leave()
+                if self.stop_signal:
+                    self.requeue_or_exit()
                 why = reduce_batch_after_oom(self.run, self.task.stage, self.log_start)
-                if why is None:  # what passes by itself is tried a few times; the other ends at one completion
-                    again, why = again + 1, transient_reason(status, self.run.log_path(self.task.stage), self.log_start)
-                if why is None or again > self.task.retries:
-                    self.give_up(status)
-                self.run.failure_path.unlink(missing_ok=True)  # what passed is no failure
+                if why is None:  # transient failures are counted; reductions of the batch end at one completion anyway
+                    transient_failures += 1
+                    why = transient_reason(status, self.run.log_path(self.task.stage), self.log_start)
+                if why is None or transient_failures > self.task.retries:
+                    self.fail_job(status)
+                self.run.failure_path.unlink(missing_ok=True)  # a retried failure is not the run's failure
                 self.run.log_event("again", stage=self.task.stage, why=why)
 
-    def begin(self) -> None:
-        """Number this attempt: from now on an older one has lost its right to write."""
+    def start_attempt(self) -> None:
+        """Write this attempt's number, which stops an older attempt from writing, and log its start."""
         self.run.stop_path.unlink(missing_ok=True)
         self.run.failure_path.unlink(missing_ok=True)
         number = (read_json(self.run.attempt_path) or {"attempt": 0})["attempt"] + 1
@@ -133,117 +141,124 @@ class Supervisor:
             node_name=os.environ.get("SLURMD_NODENAME"), gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
         )  # fmt: skip
         name = f"{self.run.name} {self.task.stage}"
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # a name for people; a container may hold no scontrol
+        with contextlib.suppress(
+            OSError, subprocess.TimeoutExpired
+        ):  # the name is for squeue only; a container may lack scontrol
             subprocess.run(["scontrol", "update", f"JobId={self.job}", f"JobName={name}"], capture_output=True, timeout=10)
-        self.beat()
+        self.write_heartbeat()
 
-    def follow(self) -> str:
-        """On a further node: join the attempt that the first node has begun."""
-        deadline = time.monotonic() + PATIENCE_S
+    def follow_first_node(self) -> str:
+        """On another node than the first: join the first node's attempt, and start the stage again whenever it does."""
+        deadline = time.monotonic() + CLAIM_TIMEOUT_S
         while True:
-            begun = read_json(self.run.attempt_path) or {}
-            if (begun.get("job"), begun.get("restarts")) == (self.job, self.restarts):
+            attempt = read_json(self.run.attempt_path) or {}
+            if (attempt.get("job"), attempt.get("restarts")) == (self.job, self.restarts):
                 break
             if time.monotonic() > deadline:
-                raise RunError("the first node of this job did not begin")
+                raise RunError(f"{self.run.name}: the first node of job {self.job} did not start its attempt")
             time.sleep(0.2)
-        self.attempt = str(begun["attempt"])
-        tries = self.tries()
-        while self.run_child() and not (self.asked or self.run.stop_path.exists()):
-            deadline = time.monotonic() + FOLLOW_S  # the first node decides whether it is worth another try
-            while self.tries() == tries:
+        self.attempt = str(attempt["attempt"])
+        retries = self.retry_count()
+        while self.run_child() and not (self.stop_signal or self.run.stop_path.exists()):
+            deadline = time.monotonic() + RETRY_TIMEOUT_S  # the first node decides whether to retry
+            while self.retry_count() == retries:
                 if time.monotonic() > deadline:
                     sys.exit(1)
                 time.sleep(0.2)
-            tries = self.tries()
+            retries = self.retry_count()
         return "followed"
 
-    def tries(self) -> int:
-        """How often the first nodes of this run have started a stage again after a transient failure."""
+    def retry_count(self) -> int:
+        """Return how often this run's stages were started again within their jobs, over all attempts."""
         return sum(row["event"] == "again" for row in read_rows(self.run.attempts_path))
 
     def on_signal(self, number: int, _: Any) -> None:
-        """Ask the child to stop; files and nothing else, since this may interrupt anything."""
-        self.asked = self.asked or signal.Signals(number).name
+        """Request a stop from the child. Only writes a file and sends a signal, since it may interrupt any other code."""
+        self.stop_signal = self.stop_signal or signal.Signals(number).name
         try:
-            self.run.stop_path.write_text(self.asked)
-        except OSError:  # a full disk: Slurm will end us anyway
+            self.run.stop_path.write_text(self.stop_signal)
+        except OSError:  # a full disk: Slurm ends the job anyway
             return
-        if self.task.stage != "train" and self.child:  # its samples are written as they come
-            with contextlib.suppress(ProcessLookupError):  # a second signal finds it gone
+        if self.task.stage != "train" and self.child:  # safe: samples are appended to their files one batch at a time
+            with contextlib.suppress(ProcessLookupError):  # the child has ended, for example after an earlier signal
                 os.killpg(self.child.pid, signal.SIGKILL)
 
     def run_child(self) -> int:
-        """The stage in a child of its own session; returns its exit code, negative for a signal."""
-        nodes, tries = int(self.environment.num_nodes), self.tries()
+        """Run the stage in a child process with a session of its own; returns its exit code, negative for a signal."""
+        nodes, retries = int(self.environment.num_nodes), self.retry_count()
         if nodes * self.task.processes > 1 and self.task.stage != "analyse":
-            started = torchrun_command(
-                self.task.stage, self.run, self.task.processes, self.meet() if nodes > 1 else SINGLE_NODE
-            )
+            rendezvous = self.rendezvous_options() if nodes > 1 else SINGLE_NODE
+            command = torchrun_command(self.task.stage, self.run, self.task.processes, rendezvous)
         else:
-            started = [sys.executable, "-m", "rlvr_sweeps.launching.stages", self.task.stage, str(self.run.path)]
-        ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        environment = {key: value for key, value in os.environ.items() if key not in ours}
+            command = [sys.executable, "-m", "rlvr_sweeps.launching.stages", self.task.stage, str(self.run.path)]
+        set_by_torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # submitit sets them too
+        environment = {key: value for key, value in os.environ.items() if key not in set_by_torchrun}
         environment |= ENVIRONMENT | {"RLVR_ATTEMPT": self.attempt}
         libc = ctypes.CDLL(None)
 
-        def before() -> None:
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # ignored signals stay ignored through exec, in all its children
+        def prepare_child() -> None:
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # ignored signals stay ignored after exec, in all descendants
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-        log = self.run.log_path(self.task.stage if self.leads else f"{self.task.stage}.{self.environment.node}")
+        log = self.run.log_path(self.task.stage if self.is_first else f"{self.task.stage}.{self.environment.node}")
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
             self.log_start = output.tell()
             self.child = subprocess.Popen(
-                started, stdout=output, stderr=subprocess.STDOUT, env=environment, preexec_fn=before, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=prepare_child,
+                start_new_session=True,
             )
         while True:
             try:
-                return self.child.wait(timeout=BEAT_S)
+                return self.child.wait(timeout=HEARTBEAT_S)
             except subprocess.TimeoutExpired:
-                if self.superseded() or (not self.leads and self.tries() != tries):  # of the past, maybe waiting for ever
+                # A child of an older attempt, or of an earlier try of the first node, may wait for ever.
+                if self.superseded() or (not self.is_first and self.retry_count() != retries):
                     os.killpg(self.child.pid, signal.SIGKILL)
                 else:
-                    self.beat()
+                    self.write_heartbeat()
 
-    def meet(self) -> list[str]:
-        """How torchrun's processes find each other across nodes: another port at each try, should one be taken."""
-        port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) + 1_009 * self.tries()) % 30_000
-        nodes, rank, lead = self.environment.num_nodes, self.environment.node, self.environment.hostnames[0]
-        return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={lead}", f"--master-port={port}"]
+    def rendezvous_options(self) -> list[str]:
+        """Return torchrun's options for meeting the other nodes; each retry takes another port, in case one was taken."""
+        port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) + 1_009 * self.retry_count()) % 30_000
+        nodes, rank, first_host = self.environment.num_nodes, self.environment.node, self.environment.hostnames[0]
+        return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={first_host}", f"--master-port={port}"]
 
     def superseded(self) -> bool:
-        """Whether a newer attempt has begun."""
+        """Return whether a newer attempt has started."""
         return str((read_json(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt
 
-    def beat(self) -> None:
-        """Say that the job lives: `rlvr status` shows the age of this file."""
-        if self.leads:
-            with contextlib.suppress(OSError):  # what a full disk does to the stage is the better message
+    def write_heartbeat(self) -> None:
+        """Update the heartbeat file of a running job; `rlvr status` shows its age."""
+        if self.is_first:
+            with contextlib.suppress(OSError):  # on a full disk the stage's own error is the better message
                 write_text(self.run.heartbeat_path, self.job)
 
-    def leave(self) -> None:
-        """After a signal: back into the queue if there was notice, else out."""
+    def requeue_or_exit(self) -> None:
+        """After SIGUSR2 requeue the job; after SIGTERM exit."""
         saved = self.task.stage != "train" or read_json(self.run.saved_path) == int(self.attempt)
-        self.run.log_event("stopped", stage=self.task.stage, signal=self.asked, saved=saved, job=self.job)
-        if self.asked == "SIGUSR2":
+        self.run.log_event("stopped", stage=self.task.stage, signal=self.stop_signal, saved=saved, job=self.job)
+        if self.stop_signal == "SIGUSR2":
             self.run.log_event("requeue", stage=self.task.stage, job=self.job)
             try:
                 queue.slurm_output("scontrol", "requeue", self.job)
-                time.sleep(60)  # Slurm ends us now
+                time.sleep(60)  # Slurm ends this process meanwhile
             except Refused as refusal:
                 raise RunError(f"{self.run.name} could not be requeued: {refusal}") from None
         sys.exit(128 + signal.SIGTERM)
 
-    def give_up(self, status: int) -> None:
+    def fail_job(self, status: int) -> None:
+        """Record the failure unless the stage did, and raise RunError with its error and traceback."""
         failure = read_json(self.run.failure_path)
         if failure is None:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
-            record_failure(
-                self.run, self.task.stage, f"the stage's process {how} without saying why: {self.run.log_path(self.task.stage)}"
-            )
+            log = self.run.log_path(self.task.stage)
+            record_failure(self.run, self.task.stage, f"the stage's process {how} without an error message. Its output: {log}")
             failure = read_json(self.run.failure_path)
         self.run.log_event("failed", stage=self.task.stage, job=self.job)
         raise RunError(f"{self.run.name}: {failure['error']}\n{failure.get('traceback', '')}")
