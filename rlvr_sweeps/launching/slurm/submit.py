@@ -39,7 +39,7 @@ NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", 
 REPORT_RESOURCES = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
 LIMIT_MESSAGES = ("MaxSubmitJob", "job submit limit", "MaxJobCount")  # in sbatch's error where it accepts no more jobs
 WRITER_THREADS = 16  # a shared disk answers an fsync after milliseconds, but answers many at the same time
-SNAPSHOT_FOLDERS = ("rlvr_sweeps", "hydra_plugins", "paper")  # paper: for the job that writes the report
+SNAPSHOT_FOLDERS = ("rlvr_sweeps", "hydra_plugins", "conf", "paper")  # conf and paper: for the job that writes the report
 SNAPSHOT_SUFFIXES = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
 
 
@@ -203,7 +203,7 @@ def submit_array(
 
 
 def snapshot_code(folder: Path) -> Path:
-    """Return the folder `folder`/<hash> with a copy of the package, its Hydra plugin and paper/; make it if it does not exist.
+    """Return the folder `folder`/<hash> with a copy of the package, its Hydra plugin, conf/ and paper/; make it if it does not exist.
 
     Several launches may call this at the same time.
     """
