@@ -46,8 +46,8 @@ def examine(runs_dir: Path, job: bool) -> Iterator[Finding]:
     yield from (hub, check_host("wandb"))
     imported = len(list((cache_dir() / "data").glob("*.jsonl")))
     cure = "Run rlvr data export on a machine with access to the hub, and rlvr data import here."
-    found = f"{imported} imported into {cache_dir() / 'data'}"
-    yield finding("problem sets", hub.verdict == "good" or imported > 0, found, cure, "warning")
+    observed = f"{imported} imported into {cache_dir() / 'data'}"
+    yield finding("problem sets", hub.verdict == "good" or imported > 0, observed, cure, "warning")
 
 
 def check_packages() -> Finding:
@@ -70,8 +70,8 @@ def check_runs_folder(runs_dir: Path) -> Iterator[Finding]:
             "runs folder", "bad", f"{runs_dir}: {error.strerror}", "Use a folder that you can write: runs_dir=/path/to/runs."
         )
         return
-    found = f"{runs_dir} can be written, {'renames replace' if renamed else 'but a rename does not replace a file'}"
-    yield finding("runs folder", renamed, found, "Use another file system: files could be left half-written on this one.")
+    observed = f"{runs_dir} can be written, {'renames replace' if renamed else 'but a rename does not replace a file'}"
+    yield finding("runs folder", renamed, observed, "Use another file system: files could be left half-written on this one.")
     try:
         with probe.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,12 +97,12 @@ def check_slurm(runs_dir: Path, job: bool) -> Iterator[Finding]:
         yield Finding("Slurm", "bad", str(refusal), "Ask the administrators of the cluster.")
         return
     missing = [command for command in COMMANDS if not shutil.which(command)]
-    found = f"not installed: {', '.join(missing)}" if missing else ", ".join(COMMANDS)
-    yield finding("Slurm's programs", not missing, found, "Install Slurm's client programs on this machine.")
+    observed = f"not installed: {', '.join(missing)}" if missing else ", ".join(COMMANDS)
+    yield finding("Slurm's programs", not missing, observed, "Install Slurm's client programs on this machine.")
     for line in lines:
         name, nodes, gres, limit, state = line.split("|")
-        found = f"{nodes} nodes, {gres.replace('(null)', 'no GPUs')}, at most {limit}"
-        yield finding(f"partition {name}", state == "up", found, f"Its state is {state}: no jobs start in it.", "warning")
+        observed = f"{nodes} nodes, {gres.replace('(null)', 'no GPUs')}, at most {limit}"
+        yield finding(f"partition {name}", state == "up", observed, f"Its state is {state}: no jobs start in it.", "warning")
     yield Finding("arrays", "good", f"of at most {queue.config_number('MaxArraySize', 1001):,} tasks")
     if job:
         yield from check_node(runs_dir, any("gpu" in line for line in lines))
@@ -118,18 +118,18 @@ def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
         return
     yield Finding("a job (sbatch, srun)", "good", f"ran on {facts['host']}")
     shared = facts["seen"] == "from the login node" and facts["renamed"]
-    found = f"login node and compute node {'see' if shared else 'do not see'} each other's changes to a file"
-    yield finding("shared folder", shared, found, "Use a folder that login and compute nodes share: runs_dir=/shared/runs.")
+    observed = f"login node and compute node {'see' if shared else 'do not see'} each other's changes to a file"
+    yield finding("shared folder", shared, observed, "Use a folder that login and compute nodes share: runs_dir=/shared/runs.")
     differences = list(node_probe.version_differences(facts["versions"]))
-    found = ", ".join(differences) or "the same packages as here"
-    yield finding("Python on the node", not differences, found, "Use one environment for both, on a shared disk.")
+    observed = ", ".join(differences) or "the same packages as here"
+    yield finding("Python on the node", not differences, observed, "Use one environment for both, on a shared disk.")
     if gpu:
         granted, visible = len(facts["gpus"]), facts["torch_gpus"] or "none: importing it fails"
         cure = "Install a CUDA build of torch; load the driver's module in the setup lines of conf/site."
         yield finding("GPUs on the node", visible == str(granted), f"Slurm gave {granted}, torch sees {visible}", cure)
     for name, host in node_probe.HOSTS.items():
-        found = "answers" if facts["reached"][name] else "does not answer"
-        yield finding(f"{host} from the node", facts["reached"][name], found, IF_UNREACHABLE[name], "warning")
+        observed = "answers" if facts["reached"][name] else "does not answer"
+        yield finding(f"{host} from the node", facts["reached"][name], observed, IF_UNREACHABLE[name], "warning")
     yield Finding("problem sets on the node", "good", f"{facts['problem_sets']} imported")
 
 
@@ -153,9 +153,9 @@ def check_host(name: str) -> Finding:
     return finding(host, error is None, error or "answers", IF_UNREACHABLE[name], "warning")
 
 
-def finding(what: str, good: bool, found: str, cure: str, otherwise: Literal["warning", "bad"] = "bad") -> Finding:
+def finding(what: str, good: bool, observed: str, cure: str, otherwise: Literal["warning", "bad"] = "bad") -> Finding:
     """Return the result of a check: "good" without a cure, or `otherwise` with it."""
-    return Finding(what, "good", found) if good else Finding(what, otherwise, found, cure)
+    return Finding(what, "good", observed) if good else Finding(what, otherwise, observed, cure)
 
 
 def show(findings: list[Finding], console: Console) -> None:

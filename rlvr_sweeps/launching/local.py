@@ -39,7 +39,7 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     only_plan = any(point.cfg["plan"] for point in points)
     if not only_plan:
         refuse_unwritable({point.cfg["runs_dir"] for point in points})
-    plan = preflight(points, console, live=None, with_estimates=only_plan)
+    plan = preflight(points, console, active=None, with_estimates=only_plan)
     todo = [planned for planned in plan if planned.to_run]
     if only_plan or not todo:
         return plan

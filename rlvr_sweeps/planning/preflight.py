@@ -16,14 +16,14 @@ from rlvr_sweeps.planning.plan import Planned, make_plan, show
 from rlvr_sweeps.runs.directory import Live
 
 
-def preflight(points: Sequence[Point], console: Console, live: Live | None, with_estimates: bool) -> list[Planned]:
+def preflight(points: Sequence[Point], console: Console, active: Live | None, with_estimates: bool) -> list[Planned]:
     """Return the plan of a grid and print it, with estimates of memory and time where `with_estimates`.
 
-    `live` holds the active Slurm jobs. Raises Refused where the runs to do need a model or a problem file that is missing, a
+    `active` holds the user's active Slurm jobs. Raises Refused where the runs to do need a missing model or problem file, a
     model folder that cannot be trained, package versions that are no known set, or more memory than their GPU has. Checks of
     the machine or the cluster that runs the stages belong to the launchers.
     """
-    plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=live)
+    plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=active)
     cfgs: list[Mapping[str, Any]] = [planned.cfg for planned in plan if planned.to_run]
     locations.refuse_missing(cfgs)
     model_folder.refuse_unfit(cfgs)
