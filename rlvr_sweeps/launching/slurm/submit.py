@@ -203,7 +203,7 @@ def submit_array(
 
 
 def snapshot_code(folder: Path) -> Path:
-    """Return the folder `folder`/<hash> with a copy of the package, its Hydra plugin, conf/ and paper/; make it if it does not exist.
+    """Return the folder `folder`/<hash> with a copy of the package, its plugin, conf/ and paper/; make it if it does not exist.
 
     Several launches may call this at the same time.
     """
