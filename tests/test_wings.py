@@ -94,6 +94,15 @@ def test_torch_free_modules_import_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+def test_evaluation_imports_neither_trl_nor_peft():
+    code = (
+        "import sys, rlvr_sweeps.evaluation.analyse, rlvr_sweeps.evaluation.evaluate\n"
+        "assert not {'trl', 'peft'} & set(sys.modules), 'import from training.models instead'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is(module):
     assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))

@@ -1,7 +1,7 @@
-"""What decodes evaluation requests: vLLM, or transformers. Both draw each completion from its own seed.
+"""The engines that decode evaluation requests, vLLM and transformers. Both draw each completion from its own seed.
 
-A completion depends on the engine, the model and its seed: not on what is decoded beside it, or on how many processes share
-the work. The two engines draw different completions from one seed.
+A completion depends on the engine, the model and the seed only: not on the other requests or the number of processes. The two
+engines draw different completions from one seed.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlvr_sweeps.assets.locations import place_of
+from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.assets.problems import Problem
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
@@ -25,7 +25,7 @@ from rlvr_sweeps.training.seeded_sampling import sample
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to make."""
+    """One completion to decode."""
 
     benchmark: str
     problem: Problem
@@ -41,25 +41,26 @@ class Engine(Protocol):
     name: str
 
     def decode(self, requests: Sequence[Request]) -> Iterator[list[Completion]]:
-        """Completions in the order in which they are finished, in portions worth writing down."""
+        """Yield the completions in the order in which they finish, in batches that the caller writes to disk."""
 
 
 def engine_name(cfg: Resolved) -> str:
-    """`auto` is vLLM where it is installed and there is a GPU, transformers otherwise."""
-    asked = str(cfg["evaluation"]["engine"])
-    if asked == "auto":
+    """Return the engine's name: for `auto`, vllm where it is installed and a GPU is visible, else transformers."""
+    name = str(cfg["evaluation"]["engine"])
+    if name == "auto":
         return "vllm" if importlib.util.find_spec("vllm") and torch.cuda.is_available() else "transformers"
-    if asked == "vllm" and not importlib.util.find_spec("vllm"):
+    if name == "vllm" and not importlib.util.find_spec("vllm"):
         raise Refused("evaluation.engine=vllm, but vLLM is not installed here. Use evaluation.engine=auto, or install it.")
-    return asked
+    return name
 
 
 def tokenizer_of(run: Run, cfg: Resolved) -> Any:
-    """The trained run's own, the base's for peft=none."""
+    """Return the tokenizer of the trained model, or of the base for peft=none."""
     return AutoTokenizer.from_pretrained(run.merged_path) if is_trained(cfg) else load_tokenizer(cfg)
 
 
 def make_engine(run: Run, cfg: Resolved, tokenizer: Any, longest_prompt: int) -> Engine:
+    """Return the configured engine with the run's model loaded; `longest_prompt` is in tokens."""
     if engine_name(cfg) == "vllm":
         return VllmEngine(run, cfg, tokenizer, longest_prompt)
     return TransformersEngine(run, cfg, tokenizer)
@@ -98,7 +99,7 @@ class TransformersEngine:
 
 
 class VllmEngine:
-    """vLLM's engine in this process, fed with every request at once; completions come back one by one."""
+    """vLLM's engine in this process; it receives all requests at once and returns completions as they finish."""
 
     name = "vllm"
 
@@ -107,15 +108,15 @@ class VllmEngine:
         from vllm import LLM
 
         source, settings = cfg["model"], cfg["evaluation"]
-        place, revision = (str(run.merged_path), {}) if is_trained(cfg) else place_of(cfg)
-        stated = {
+        path, revision = (str(run.merged_path), {}) if is_trained(cfg) else model_location(cfg)
+        derived = {
             "tokenizer_revision": revision.get("revision"),
             "dtype": "bfloat16" if source["autocast_bf16"] else "float32",
             "max_model_len": longest_prompt + settings["max_tokens"],
-            "generation_config": "vllm",  # a hub model's own decoding would act on top of the one that is configured
+            "generation_config": "vllm",  # a published generation config would act on top of the configured decoding
             "seed": 0,
         }
-        self.engine = LLM(model=place, **revision, **(stated | settings["vllm"]))
+        self.engine = LLM(model=path, **revision, **(derived | settings["vllm"]))
         self.tokenizer, self.cfg = tokenizer, cfg
         self.ends = end_ids(self.engine.llm_engine.model_config.hf_config.eos_token_id, tokenizer)
 
@@ -124,11 +125,11 @@ class VllmEngine:
 
         settings, engine = self.cfg["evaluation"], self.engine.llm_engine
         for number, request in enumerate(requests):
-            drawing = SamplingParams(
+            parameters = SamplingParams(
                 temperature=settings["temperature"], top_p=settings["top_p"], max_tokens=settings["max_tokens"],
                 seed=request.seed, stop_token_ids=self.ends, skip_special_tokens=True,
             )  # fmt: skip
-            engine.add_request(str(number), TokensPrompt(prompt_token_ids=list(request.prompt)), drawing)
+            engine.add_request(str(number), TokensPrompt(prompt_token_ids=list(request.prompt)), parameters)
         while engine.has_unfinished_requests():
             finished = [output for output in engine.step() if output.finished]
             if finished:
@@ -139,6 +140,7 @@ class VllmEngine:
                 ]  # fmt: skip
 
 
-def end_ids(stated: int | list[int] | None, tokenizer: Any) -> list[int]:
-    ids = stated if isinstance(stated, list) else [stated]
+def end_ids(eos_token_id: int | list[int] | None, tokenizer: Any) -> list[int]:
+    """Return the token ids that end a completion: the model's and the tokenizer's, sorted."""
+    ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     return sorted({*(token for token in ids if token is not None), tokenizer.eos_token_id})

@@ -1,7 +1,7 @@
-"""The evaluate stage: k samples of every problem, all of them kept, and the run's summary.
+"""The evaluate stage: decode and grade k samples of every problem, store all of them, and write the run's summary.
 
-Several processes share the (problem, sample) pairs: each takes its places in one list, longest prompts first, and writes a
-file of its own, so that what is missing after a stop is known to the sample. The first of them gathers the files.
+Several processes share the (problem, sample) pairs: each takes every n-th request of one list, longest prompts first, and
+writes a shard of its own, so that a resumed stage decodes exactly the missing samples. Process 0 gathers the shards.
 """
 
 import datetime
@@ -27,29 +27,32 @@ Problems = dict[str, list[Problem]]
 
 
 def evaluate(run: Run, cfg: Resolved) -> None:
-    """Sample what is missing, grade it, and write summary.json. Samples of another request are set aside first."""
-    process, processes, everyone = join()
+    """Decode and grade the missing samples, and write summary.json; samples of another evaluation are set aside first.
+
+    Raises RuntimeError where samples are missing after all processes have ended.
+    """
+    process, processes, barrier = join_processes()
     problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
     if process == 0:
-        make_room(run, cfg)
-        asked = {name: {row.id: [row.question, row.answer] for row in rows} for name, rows in problems.items()}
-        write_json(run.questions_path, asked)
-        collect(run, cfg, problems)
+        set_aside_other_samples(run, cfg)
+        questions = {name: {row.id: [row.question, row.answer] for row in rows} for name, rows in problems.items()}
+        write_json(run.questions_path, questions)
+        gather_samples(run, cfg, problems)
         regrade_samples(run, cfg)
-    everyone("ready")
-    answer(run, cfg, problems, process, processes)
-    everyone("answered")
+    barrier("ready")
+    decode_missing(run, cfg, problems, process, processes)
+    barrier("answered")
     if process == 0:
-        missing = collect(run, cfg, problems)
+        missing = gather_samples(run, cfg, problems)
         if missing:
-            raise RuntimeError(f"{missing} samples are missing although every process has ended")
+            raise RuntimeError(f"{missing} samples of {run.name} are missing although every process has ended.")
         write_json(run.summary_path, summarise(run, cfg) | {"engine": engine_name(cfg), "finished": time.time()})
 
 
-def join() -> tuple[int, int, Callable[[str], None]]:
-    """(this process's number, how many there are, a barrier by name), each on a GPU of its own where there are GPUs.
+def join_processes() -> tuple[int, int, Callable[[str], None]]:
+    """Return (index of this process, number of processes, a barrier by name); each process gets a GPU of its own.
 
-    The processes meet at torchrun's store and form no process group: each has an engine to itself, and vLLM makes its own.
+    The processes share torchrun's store and form no process group: each has its own engine, and vLLM makes its own group.
     """
     process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if processes == 1:
@@ -58,34 +61,34 @@ def join() -> tuple[int, int, Callable[[str], None]]:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(os.environ["LOCAL_RANK"])]
     store, _, _ = next(rendezvous("env://"))
 
-    def everyone(name: str) -> None:
+    def barrier(name: str) -> None:
         if store.add(name, 1) == processes:
             store.set(f"{name}: all", "1")
         store.wait([f"{name}: all"], datetime.timedelta(days=7))  # the slowest process decides
 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
-    return process, processes, everyone
+    return process, processes, barrier
 
 
-def make_room(run: Run, cfg: Resolved) -> None:
-    """Set aside the samples and the summary of another request, or of another training of this run."""
+def set_aside_other_samples(run: Run, cfg: Resolved) -> None:
+    """Move samples and summary to the run's old/ where they are of another evaluation, engine or training."""
     trained = (read_json(run.stage_path("train")) or {}).get("finished")
-    asked = {"evaluation": evaluation_spec(cfg), "trained": trained, "engine": engine_name(cfg)}
-    marker = run.path / "eval" / "request.json"
-    if read_json(marker) != asked:
+    request = {"evaluation": evaluation_spec(cfg), "trained": trained, "engine": engine_name(cfg)}
+    request_path = run.path / "eval" / "request.json"
+    if read_json(request_path) != request:
         run.set_aside([run.path / "eval", run.summary_path], "evaluated again, for another request")
-        write_json(marker, asked)
+        write_json(request_path, request)
 
 
 def regrade_samples(run: Run, cfg: Resolved) -> None:
-    """Where samples from before are kept: the verdicts of one version of the grader for all."""
+    """Grade the stored samples again, so that all verdicts are of this version of the grader."""
     for name, (_, rows) in new_verdicts(run, cfg).items():
         write_samples(run, name, rows)
 
 
-def collect(run: Run, cfg: Resolved, problems: Problems) -> int:
-    """Gather what the processes wrote; returns how many samples are still missing."""
+def gather_samples(run: Run, cfg: Resolved, problems: Problems) -> int:
+    """Gather the processes' shards, and return the number of samples that are still missing."""
     missing = 0
     for name, rows in problems.items():
         k = cfg["benchmark"][name]["k"]
@@ -93,30 +96,30 @@ def collect(run: Run, cfg: Resolved, problems: Problems) -> int:
     return missing
 
 
-def answer(run: Run, cfg: Resolved, problems: Problems, process: int, processes: int) -> None:
-    """Decode, grade and append this process's share of what is missing."""
+def decode_missing(run: Run, cfg: Resolved, problems: Problems, process: int, processes: int) -> None:
+    """Decode, grade and append this process's share of the missing samples."""
     tokenizer = tokenizer_of(run, cfg)
-    requests = wanted(cfg, problems, tokenizer)
-    have = {
+    requests = all_requests(cfg, problems, tokenizer)
+    stored = {
         (name, row["problem"], row["sample"])
         for name in problems
         for path in (run.samples_path(name), run.shard_path(name, process))
         for row in read_rows(path)
     }
-    mine = [
+    missing = [
         request
-        for place, request in enumerate(requests)
-        if place % processes == process and (request.benchmark, request.problem.id, request.index) not in have
+        for position, request in enumerate(requests)
+        if position % processes == process and (request.benchmark, request.problem.id, request.index) not in stored
     ]
-    if not mine:
+    if not missing:
         return
     engine = make_engine(run, cfg, tokenizer, len(requests[0].prompt))
-    for completions in engine.decode(mine):
+    for completions in engine.decode(missing):
         write_rows(run, cfg, completions, process, engine.name)
 
 
-def wanted(cfg: Resolved, problems: Problems, tokenizer: object) -> list[Request]:
-    """Every request, the longest prompts first; the same list in every process."""
+def all_requests(cfg: Resolved, problems: Problems, tokenizer: object) -> list[Request]:
+    """Return every request, the longest prompts first; the list is the same in every process."""
     requests = []
     for name, rows in problems.items():
         for problem in rows:
@@ -129,13 +132,15 @@ def wanted(cfg: Resolved, problems: Problems, tokenizer: object) -> list[Request
 
 
 def write_rows(run: Run, cfg: Resolved, completions: list[Completion], process: int, engine: str) -> None:
+    """Grade completions and append them to this process's shards."""
+
     golds = [request.problem.answer for request, *_ in completions]
     verdicts = grade_all([text for _, text, *_ in completions], golds, cfg["grading"])
     by_benchmark: dict[str, list[dict[str, object]]] = {}
     for (request, text, tokens, truncated), verdict in zip(completions, verdicts, strict=True):
         row = {
             "problem": request.problem.id, "sample": request.index, "seed": request.seed, "text": text,
-            "answer": verdict.answer, "gold": request.problem.answer, "correct": verdict.correct,
+            "decode_missing": verdict.answer, "gold": request.problem.answer, "correct": verdict.correct,
             "reason": verdict.reason, "tokens": tokens, "truncated": truncated, "engine": engine,
         }  # fmt: skip
         by_benchmark.setdefault(request.benchmark, []).append(row)

@@ -1,4 +1,4 @@
-"""`rlvr regrade RUNS…`: new verdicts from the stored samples, without a GPU, and what they change."""
+"""`rlvr regrade RUNS…`: grade the stored samples again, without a GPU, and print the changes."""
 
 import json
 from collections import Counter
@@ -20,12 +20,12 @@ from rlvr_sweeps.grading.grader import VERSION, grade_all
 from rlvr_sweeps.runs.directory import Run
 
 Row = dict[str, Any]
-KEPT = ("engine", "finished")  # what the stage knew and the samples do not say
+KEPT_KEYS = ("engine", "finished")  # keys of the summary that cannot be computed from the samples
 
 
 @dataclass(frozen=True)
 class Change:
-    """A sample whose verdict, answer or reason is another now."""
+    """A sample whose verdict, answer or reason has changed."""
 
     benchmark: str
     before: Row
@@ -33,6 +33,7 @@ class Change:
 
     @property
     def kind(self) -> str:
+        """The change in words: of the verdict, else of the reason, else `answer`."""
         if self.before["correct"] != self.after["correct"]:
             return "wrong → correct" if self.after["correct"] else "correct → wrong"
         return (
@@ -41,65 +42,70 @@ class Change:
 
 
 def new_verdicts(run: Run, cfg: Resolved) -> dict[str, tuple[list[Row], list[Row]]]:
-    """By benchmark, the stored samples as they are, and as this version of the grader sees them."""
-    found = {}
+    """Return (stored samples, the same with the verdicts of this version of the grader), by benchmark."""
+    samples = {}
     for name in cfg["benchmark"]:
         rows = read_rows(run.samples_path(name))
         verdicts = grade_all([row["text"] for row in rows], [row["gold"] for row in rows], grading_of(cfg))
-        found[name] = (
+        samples[name] = (
             rows,
             [
                 row | {"answer": verdict.answer, "correct": verdict.correct, "reason": verdict.reason}
                 for row, verdict in zip(rows, verdicts, strict=True)
             ],
         )
-    return found
+    return samples
 
 
 def write_samples(run: Run, benchmark: str, rows: Sequence[Row]) -> None:
+    """Replace a benchmark's samples by `rows`."""
     write_text(run.samples_path(benchmark), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
-    """(changes, summary before, summary after). Unless `dry_run`, the files hold the new verdicts afterwards.
+    """Return (changes, summary before, summary after); unless `dry_run`, write the new verdicts.
 
-    The old ones are set aside in the run's old/. Refused where the run is at work or not evaluated.
+    The old files are copied to the run's old/. Raises Refused where the run is running, or is not evaluated as configured.
     """
     cfg, before = run.config(), read_json(run.summary_path)
     if before is None:
-        raise Refused(f"{run.name} is not evaluated yet.")
+        raise Refused(f"{run.name} is not evaluated yet. Run its launch command to the end first.")
     if before["evaluation"] != evaluation_spec(cfg):
-        raise Refused(f"{run.name} was asked for another evaluation since. Let it be evaluated first: the command that asked.")
-    with run.claim() as mine:
-        if not mine:
+        raise Refused(
+            f"{run.name} was configured for another evaluation since its samples were written. Run its launch command first, "
+            "which evaluates it."
+        )
+    with run.claim() as is_claimed:
+        if not is_claimed:
             raise Refused(f"{run.name} is running. Regrade it when it is done.")
-        found = new_verdicts(run, cfg)
+        verdicts = new_verdicts(run, cfg)
         changes = [
             Change(name, old, new)
-            for name, (olds, news) in found.items()
+            for name, (olds, news) in verdicts.items()
             for old, new in zip(olds, news, strict=True)
             if old != new
         ]
         if dry_run or not (changes or before.get("grader") != VERSION or not run.right_path.exists()):
             return changes, before, before
-        run.keep_copies([*(run.samples_path(name) for name in found), run.summary_path], "regraded")
-        for name, (_, rows) in found.items():  # each replaced at once: killed in between, the same command goes on
+        run.keep_copies([*(run.samples_path(name) for name in verdicts), run.summary_path], "regraded")
+        for name, (_, rows) in verdicts.items():  # files are replaced one by one; after a kill, the same command continues
             write_samples(run, name, rows)
-        after = summarise(run, cfg) | {key: before[key] for key in KEPT if key in before}
+        after = summarise(run, cfg) | {key: before[key] for key in KEPT_KEYS if key in before}
         write_json(run.summary_path, after)
     return changes, before, after
 
 
 def as_facts(run: Run, changes: Sequence[Change], before: Row, after: Row) -> Row:
-    """What `show` shows, for programs."""
+    """Return the changes and averages of a run for `--json`."""
     changed = [{"benchmark": change.benchmark, "before": change.before, "after": change.after} for change in changes]
     return {"run": run.name, "avg_before": before["avg"], "avg_after": after["avg"], "changes": changed}
 
 
 def show(run: Run, changes: Sequence[Change], before: Row, after: Row, dry_run: bool, console: Console) -> None:
+    """Print the counts, the averages, and a table of at most 20 changes, changed verdicts first."""
     kinds = Counter(change.kind for change in changes)
-    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no verdict changed"
-    console.print(f"{run.name}: {said}", highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no verdict changed"
+    console.print(f"{run.name}: {counts}", highlight=False, soft_wrap=True)
     if not dry_run and before.get("avg") != after.get("avg"):
         console.print(f"  average {100 * before['avg']:.2f} → {100 * after['avg']:.2f} %", highlight=False)
     if changes:
@@ -116,5 +122,5 @@ def show(run: Run, changes: Sequence[Change], before: Row, after: Row, dry_run: 
 
 
 def printable(text: str) -> str:
-    """An answer as a terminal can show it: lone surrogates, which no encoding has, as escapes."""
+    """Return text that a terminal can show: lone surrogates, which cannot be encoded, become escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

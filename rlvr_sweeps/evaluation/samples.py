@@ -1,4 +1,4 @@
-"""A run's evaluation samples: rows of eval/<benchmark>.jsonl, what is still missing, and the scores they give. No torch."""
+"""A run's evaluation samples: gather the rows of eval/<benchmark>.jsonl, score them, and summarise the run. Without torch."""
 
 import json
 import math
@@ -22,35 +22,38 @@ from rlvr_sweeps.grading.answers import canonical_form
 from rlvr_sweeps.grading.grader import VERSION
 from rlvr_sweeps.runs.directory import Run
 
-FEWER = (1, 2, 4, 8, 16)  # Pass@these beside Pass@k
+SMALLER_K = (1, 2, 4, 8, 16)  # the summary has Pass@ these numbers too, where they are smaller than k
 
 
 def gather(run: Run, benchmark: str, ids: Sequence[str], k: int) -> set[tuple[str, int]]:
-    """Make one sorted file of what several processes wrote; returns the (problem, sample) pairs in it.
+    """Merge the shards of several processes into one sorted file, and return the (problem, sample) pairs in it.
 
-    Rows that are torn, were not asked for, or say again what another row says are left out.
+    Incomplete rows, rows of other problems, rows with an index ≥ k, and repeated pairs are left out.
     """
-    place = {problem: index for index, problem in enumerate(ids)}
+    index_of = {problem: index for index, problem in enumerate(ids)}
     rows: dict[tuple[str, int], Row] = {}
     shards = run.shard_paths(benchmark)
     for path in (run.samples_path(benchmark), *shards):
         for row in read_rows(path):
             key = (row["problem"], row["sample"])
-            if key[0] in place and key[1] < k:
+            if key[0] in index_of and key[1] < k:
                 rows.setdefault(key, row)
-    ordered = sorted(rows, key=lambda key: (place[key[0]], key[1]))
+    ordered = sorted(rows, key=lambda key: (index_of[key[0]], key[1]))
     write_text(run.samples_path(benchmark), "".join(json.dumps(rows[key]) + "\n" for key in ordered))
     for path in shards:
         path.unlink()
     return set(rows)
 
 
-def score(rows: Sequence[Row], k: int, where: str) -> Row:
-    """A benchmark's columns; RuntimeError unless there are exactly k samples of each of its problems."""
+def score(rows: Sequence[Row], k: int, source: str) -> Row:
+    """Return a benchmark's columns; `source` names the rows in the error.
+
+    Raises RuntimeError unless the rows are exactly k samples of each problem.
+    """
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     pairs = {(row["problem"], row["sample"]) for row in rows}
     if pairs != {(problem, index) for problem in problems for index in range(k)} or len(rows) != len(pairs) or not rows:
-        raise RuntimeError(f"{where} does not hold exactly {k} samples of each of its {len(problems)} problems")
+        raise RuntimeError(f"{source} does not hold exactly {k} samples of each of its {len(problems)} problems.")
     correct = list(right_by_problem(rows).values())
     columns: Row = {
         "avg": avg_at_k(correct, k), "avg_se": none_if_nan(standard_error(correct, k)),
@@ -58,13 +61,13 @@ def score(rows: Sequence[Row], k: int, where: str) -> Row:
         "pass": pass_at(correct, k, k), "majority": majority(rows), "k": k, "n": len(problems),
         "truncated_share": mean([row["truncated"] for row in rows]), "tokens_mean": mean([row["tokens"] for row in rows]),
     }  # fmt: skip
-    columns |= {f"pass{fewer}": pass_at(correct, k, fewer) for fewer in FEWER if fewer < k}
+    columns |= {f"pass{smaller}": pass_at(correct, k, smaller) for smaller in SMALLER_K if smaller < k}
     reasons = Counter(row["reason"] for row in rows)
     return columns | {f"share_{reason.replace(' ', '_')}": count / len(rows) for reason, count in sorted(reasons.items())}
 
 
 def right_by_problem(rows: Sequence[Row]) -> dict[str, int]:
-    """How many samples of each problem are right, in the order of the rows."""
+    """Return the number of correct samples of each problem, in the order of the rows."""
     right = dict.fromkeys((row["problem"] for row in rows), 0)
     for row in rows:
         right[row["problem"]] += bool(row["correct"])
@@ -72,29 +75,30 @@ def right_by_problem(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def majority(rows: Sequence[Row]) -> float:
-    """Share of problems whose most frequent answer is right. Right answers are one candidate, however they are written."""
+    """Return the share of problems whose most frequent answer is correct; all correct answers count as the same answer."""
     votes: dict[str, Counter[str]] = {}
     for row in rows:
         counts = votes.setdefault(row["problem"], Counter())
         if row["answer"] is not None:
             counts["right" if row["correct"] else f"wrong: {canonical_form(row['answer'])}"] += 1
-    return majority_at_k([counts["right"] for counts in votes.values()], [rivals(counts) for counts in votes.values()])
+    return majority_at_k([counts["right"] for counts in votes.values()], [wrong_votes(counts) for counts in votes.values()])
 
 
-def rivals(counts: Counter[str]) -> list[int]:
+def wrong_votes(counts: Counter[str]) -> list[int]:
+    """Return the number of votes of each wrong answer."""
     return [count for answer, count in counts.items() if answer != "right"]
 
 
 def summarise(run: Run, cfg: Resolved) -> Row:
-    """One flat row: the run's axes, what it trained, each benchmark's scores, the overall averages (without held-out prompts).
+    """Return one flat row: the run's axes, training, each benchmark's scores, and the averages without held-out prompts.
 
-    Writes, beside the samples, how many of each problem's are right. Raises RuntimeError where a benchmark's samples are not
-    exactly what its configuration asks for.
+    Write the number of correct samples of each problem beside the samples. Raises RuntimeError where a benchmark's samples are
+    not exactly those that the configuration defines.
     """
     record = read_json(run.record_path) or {}
     parameters = record.get("parameters", {"trainable": 0, "base": None})
     steps = read_rows(run.metrics_path)
-    reached = read_rows(run.reach_path)
+    reach_rows = read_rows(run.reach_path)
     row: Row = {
         "run": run.name, "id": run.id, "model": cfg["model"]["name"], "peft": cfg["peft"]["name"],
         "method": cfg["peft"]["title"], "algo": cfg["algo"]["name"] if is_trained(cfg) else "none",
@@ -103,7 +107,7 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         "steps_done": steps[-1]["step"] if steps else None,
         "stopped_early": (read_json(run.stopped_early_path) or {}).get("why"),
         "train_seconds": (read_json(run.stage_path("train")) or {}).get("seconds"),
-        "reach": reached[-1]["reach"]["all"] if reached else None,
+        "reach": reach_rows[-1]["reach"]["all"] if reach_rows else None,
         "evaluation": evaluation_spec(cfg), "grader": VERSION,
     }  # fmt: skip
     scored, right = {}, {}
@@ -111,7 +115,10 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         rows = read_rows(run.samples_path(name))
         scored[name] = score(rows, source["k"], str(run.samples_path(name)))
         if source["problems"] is not None and scored[name]["n"] != source["problems"]:
-            raise RuntimeError(f"{run.samples_path(name)} has {scored[name]['n']} problems; there are {source['problems']}")
+            raise RuntimeError(
+                f"{run.samples_path(name)} has samples of {scored[name]['n']} problems; benchmark.{name}.problems is "
+                f"{source['problems']}."
+            )
         golds = digest({row["problem"]: row["gold"] for row in rows})
         right[name] = {"k": source["k"], "golds": golds, "right": right_by_problem(rows)}
         row |= {f"{name}/{column}": value for column, value in scored[name].items()}
@@ -128,8 +135,10 @@ def summarise(run: Run, cfg: Resolved) -> Row:
 
 
 def mean_reward(rows: Sequence[Row]) -> float | None:
+    """Return the mean reward over rows of metrics.jsonl; None without rows."""
     return mean([row["reward_mean"] for row in rows]) if rows else None
 
 
 def mean(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
     return sum(values) / len(values)

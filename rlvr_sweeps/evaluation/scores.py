@@ -1,7 +1,6 @@
-"""Scores of k samples per problem and their standard errors: pure functions on counts, no files, no torch.
+"""Scores of k samples per problem and their standard errors: pure functions of counts, without files or torch.
 
-A score is a table y of 0 and 1, problem i of n by sample j of k. Everything here takes c, the right samples per problem,
-shape (n,), and k.
+The functions take the number of correct samples per problem, shape (n,), and k, the number of samples per problem.
 """
 
 from collections.abc import Sequence
@@ -11,21 +10,22 @@ from numpy.typing import NDArray
 
 
 def as_counts(correct: Sequence[int], k: int) -> NDArray[np.float64]:
+    """Return the counts as an array, shape (n,); raise ValueError where there are none, or one is not in [0, k]."""
     counts = np.asarray(correct, dtype=float)
     if counts.ndim != 1 or not len(counts):
         raise ValueError("scores need one count per problem, for at least one problem")
     if k < 1 or counts.min() < 0 or counts.max() > k:
-        raise ValueError(f"counts must lie between 0 and k={k}; found {counts.min():g} to {counts.max():g}")
+        raise ValueError(f"counts must lie between 0 and k={k}; they lie between {counts.min():g} and {counts.max():g}")
     return counts
 
 
 def avg_at_k(correct: Sequence[int], k: int) -> float:
-    """Mean accuracy over problems and samples, in [0, 1]."""
+    """Return Avg@k, the mean accuracy over problems and samples, in [0, 1]."""
     return float(as_counts(correct, k).mean() / k)
 
 
 def standard_error(correct: Sequence[int], k: int) -> float:
-    """Of Avg@k, if these same problems were sampled again: (1/n)·√(Σ p̂(1−p̂)/(k−1)). NaN when k is 1."""
+    """Return the standard error of Avg@k for new samples of the same problems: (1/n)·√(Σ p̂(1−p̂)/(k−1)). NaN for k = 1."""
     if k < 2:
         return float("nan")
     p = as_counts(correct, k) / k
@@ -33,7 +33,7 @@ def standard_error(correct: Sequence[int], k: int) -> float:
 
 
 def standard_error_new_problems(correct: Sequence[int], k: int) -> float:
-    """Of Avg@k, if new problems were drawn as well: √(Σ(p̂−p̄)²/(n(n−1))). NaN for a single problem."""
+    """Return the standard error of Avg@k for new problems too: √(Σ(p̂−p̄)²/(n(n−1))). NaN for a single problem."""
     p = as_counts(correct, k) / k
     if len(p) < 2:
         return float("nan")
@@ -41,7 +41,7 @@ def standard_error_new_problems(correct: Sequence[int], k: int) -> float:
 
 
 def pass_at(correct: Sequence[int], samples: int, k: int) -> float:
-    """Unbiased probability that at least one of k samples is right, from `samples` ≥ k per problem; else NaN.
+    """Return Pass@k, the unbiased probability that one of k samples is correct, from `samples` ≥ k per problem; else NaN.
 
     1 − C(n−c, k)/C(n, k) in product form, 1 − Π_{m=n−c+1}^{n} (1 − k/m) (Chen et al. 2021, arXiv 2107.03374).
     """
@@ -53,15 +53,16 @@ def pass_at(correct: Sequence[int], samples: int, k: int) -> float:
 
 
 def mean_of_benchmarks(means: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """The overall average, each benchmark counting the same, and its standard error from independent ones."""
+    """Return the mean of the benchmarks with equal weights, and its standard error from their independent errors."""
     n = len(means)
     return float(np.mean(means)), float(np.sqrt(np.square(errors).sum()) / n)
 
 
 def majority_at_k(right: Sequence[int], rivals: Sequence[Sequence[int]]) -> float:
-    """Share of problems decided rightly by a vote: votes for the right answer against those for each wrong one.
+    """Return the share of problems for which a majority vote gives the correct answer (Wang et al. 2023, arXiv 2203.11171).
 
-    A tie is decided by lot (Wang et al. 2023, arXiv 2203.11171); a problem without votes is wrong. NaN without problems.
+    `right` are the votes for the correct answer of each problem, `rivals` those for each wrong answer. A tie counts as its
+    expected value under a random choice; a problem without votes is wrong. NaN without problems.
     """
     if not right:
         return float("nan")
@@ -74,4 +75,5 @@ def majority_at_k(right: Sequence[int], rivals: Sequence[Sequence[int]]) -> floa
 
 
 def none_if_nan(value: float) -> float | None:
+    """Return the value, or None for NaN, which JSON does not have."""
     return None if np.isnan(value) else value

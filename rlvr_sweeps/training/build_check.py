@@ -1,4 +1,4 @@
-"""What was asked beside what was built: two flat records with the same keys, of the configuration and of live objects."""
+"""Compare the configuration with the trainer that was built from it: two flat records with the same keys."""
 
 import os
 import platform
@@ -20,8 +20,8 @@ Record = dict[str, Any]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
-def asked(cfg: Resolved, model: Any) -> Record:
-    """What the configuration asks of `model`, the base before anything is attached."""
+def expected_record(cfg: Resolved, model: Any) -> Record:
+    """Return the record of the configuration; `model` is the base, before a method is attached."""
     method = cfg["peft"]
     record: Record = {
         "processes": cfg["distributed"]["processes"],
@@ -45,12 +45,12 @@ def asked(cfg: Resolved, model: Any) -> Record:
         "modules": dict(sorted(Counter(name.rpartition(".")[2] for name in targets).items())),
         "scaling": expected_scaling(method),
         "lr_ratio": method["lr_ratio"] or 1.0,
-        **{f"peft.{key}": plain(value) for key, value in sorted(config.items())},
+        **{f"peft.{key}": plain_value(value) for key, value in sorted(config.items())},
     }
 
 
-def built(trainer: Any, cfg: Resolved) -> Record:
-    """The same keys read off the trainer, its optimizer and its model."""
+def built_record(trainer: Any, cfg: Resolved) -> Record:
+    """Return the same keys read from the trainer, its optimizer and its model."""
     args, method = trainer.args, cfg["peft"]
     processes = trainer.accelerator.num_processes
     rates = sorted({group["lr"] for group in trainer.optimizer.param_groups if group["params"]})
@@ -74,7 +74,7 @@ def built(trainer: Any, cfg: Resolved) -> Record:
     layers = tuner_layers(model)
     config = model.peft_config["default"]
     kinds = {part for name in trainable for part in name.split(".") if part in method["trained"]}
-    kinds |= {name for name in trainable if not is_trained_parameter(name, method)}  # what should not be there is shown by name
+    kinds |= {name for name in trainable if not is_trained_parameter(name, method)}  # unexpected parameters, by their full name
     scalings: set[Any] = (
         {layer.scaling["default"] for layer in layers.values()} if expected_scaling(method) is not None else {None}
     )
@@ -84,12 +84,12 @@ def built(trainer: Any, cfg: Resolved) -> Record:
         "modules": dict(sorted(Counter(name.rpartition(".")[2] for name in layers).items())),
         "scaling": scalings.pop() if len(scalings) == 1 else sorted(scalings),
         "lr_ratio": rates[-1] / rates[0],
-        **{f"peft.{key}": plain(getattr(config, key)) for key in sorted(method["config"])},
+        **{f"peft.{key}": plain_value(getattr(config, key)) for key in sorted(method["config"])},
     }
 
 
 def live_setting(trainer: Any, key: str) -> Any:
-    """A setting of GRPOConfig as the trainer holds it where it works with a copy of its own, else as its arguments say."""
+    """Return a setting of GRPOConfig from the trainer's attribute where it has one, else from its arguments."""
     live = {
         "loss_type": "loss_type", "scale_rewards": "scale_rewards", "epsilon": "epsilon_low", "epsilon_high": "epsilon_high",
         "use_vllm": "use_vllm", "vllm_mode": "vllm_mode", "vllm_importance_sampling_mode": "vllm_importance_sampling_mode",
@@ -98,40 +98,43 @@ def live_setting(trainer: Any, key: str) -> Any:
     return getattr(trainer, live[key]) if key in live else getattr(trainer.args, key)
 
 
-def plain(value: Any) -> Any:
-    """An enum as its value and a set as a sorted list, so that records compare and print."""
+def plain_value(value: Any) -> Any:
+    """Return an enum as its value and a set as a sorted list, so that records can be compared and printed."""
     if isinstance(value, (set, list, tuple)):
         return sorted(value)
     return getattr(value, "value", value)
 
 
-def compare(wanted: Record, found: Record) -> None:
-    """Raise Refused, both values shown, for every key on which the two records differ."""
-    wrong = [key for key in sorted(wanted.keys() | found.keys()) if not same(wanted.get(key), found.get(key))]
+def refuse_differences(expected: Record, built: Record) -> None:
+    """Raise Refused with both values of every key on which the two records differ."""
+    wrong = [key for key in sorted(expected.keys() | built.keys()) if not equal(expected.get(key), built.get(key))]
     if wrong:
-        lines = "\n".join(f"  {key}: asked {wanted.get(key)!r}, built {found.get(key)!r}" for key in wrong)
-        raise Refused(f"What was built is not what was asked, so nothing was trained:\n{lines}")
+        lines = "\n".join(f"  {key}: asked {expected.get(key)!r}, built {built.get(key)!r}" for key in wrong)
+        raise Refused(f"The trainer that was built does not match the configuration, so nothing was trained:\n{lines}")
 
 
-def same_everywhere(accelerator: Any, cfg: Resolved) -> None:
-    """Raise RuntimeError unless all processes forward equally many completions: one that does not keeps the others waiting.
+def refuse_different_batch_sizes(accelerator: Any, cfg: Resolved) -> None:
+    """Raise RuntimeError unless all processes have the same number of completions per forward pass; else they would deadlock.
 
-    On several nodes each reads per_device.json itself, and a network's file system may show one of them what was there before.
+    On several nodes each process reads per_device.json itself, and a network file system may return an old version to one.
     """
-    mine = torch.tensor([cfg["training"]["per_device_batch_size"]], device=accelerator.device)
-    found = accelerator.gather(mine).tolist()
-    if len(set(found)) > 1:
-        raise RuntimeError(f"processes begin with different numbers of completions per forward pass, {found}: start again")
+    own_size = torch.tensor([cfg["training"]["per_device_batch_size"]], device=accelerator.device)
+    sizes = accelerator.gather(own_size).tolist()
+    if len(set(sizes)) > 1:
+        raise RuntimeError(
+            f"processes begin with different numbers of completions per forward pass, {sizes}. Start the run again."
+        )
 
 
-def same(wanted: Any, found: Any) -> bool:
-    if isinstance(wanted, float) and isinstance(found, (float, int)):
-        return abs(wanted - found) <= 1e-9 * max(abs(wanted), abs(found))
-    return bool(wanted == found)
+def equal(expected: Any, built: Any) -> bool:
+    """Return whether two values of a record are equal, floats up to a relative error of 1e-9."""
+    if isinstance(expected, float) and isinstance(built, (float, int)):
+        return abs(expected - built) <= 1e-9 * max(abs(expected), abs(built))
+    return bool(expected == built)
 
 
 def parameter_counts(model: Any) -> dict[str, int]:
-    """Trainable scalars, and the base model's scalars (the denominator of the paper's share)."""
+    """Return the numbers of trainable scalars and of the base model's scalars (the denominator of the paper's share)."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     layers = tuner_layers(model)
     inside = tuple(f"{name}." for name in layers)
@@ -143,7 +146,8 @@ def parameter_counts(model: Any) -> dict[str, int]:
 
 
 def surroundings() -> Record:
-    """Versions, commit and machine: what else a number may depend on."""
+    """Return versions, commit and machine: the other facts that results may depend on."""
+
     return {
         "commit": commit(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What happens around a training step: its row in metrics.jsonl, checkpoints that are whole, leaving when asked."""
+"""Callbacks of the trainer: rows of metrics.jsonl, stopping on request, complete checkpoints, the worst case before step 1."""
 
 import json
 import math
@@ -19,9 +19,10 @@ from rlvr_sweeps.files import append_rows, read_json, read_rows, write_json, wri
 from rlvr_sweeps.runs.checkpoints import checkpoints, mark_complete
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.methods.merging import policy_weights
-from rlvr_sweeps.training.methods.reach import PublishedWeights, changed, frozen_digests, reach
+from rlvr_sweeps.training.methods.reach import changed_tensors, frozen_digests, reach
 from rlvr_sweeps.training.methods.spectra import spectra
 from rlvr_sweeps.training.methods.svd import cached_smaller_side
+from rlvr_sweeps.training.models import PublishedWeights
 from rlvr_sweeps.training.trainer import RlvrTrainer
 
 ROW_OF_LOG = {
@@ -35,7 +36,7 @@ ROW_OF_LOG = {
 
 
 class MetricsWriter(TrainerCallback):
-    """Appends a row to metrics.jsonl after each optimizer step; on resume drops rows the checkpoint does not know."""
+    """Append a row to metrics.jsonl after each optimizer step; on a resume, drop rows later than the checkpoint."""
 
     def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
         self.run, self.trainer = run, trainer
@@ -44,8 +45,8 @@ class MetricsWriter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        known = [row for row in read_rows(self.run.metrics_path) if row["step"] <= state.global_step]
-        write_text(self.run.metrics_path, "".join(json.dumps(row) + "\n" for row in known))
+        rows = [row for row in read_rows(self.run.metrics_path) if row["step"] <= state.global_step]
+        write_text(self.run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_start = time.perf_counter()
@@ -57,7 +58,7 @@ class MetricsWriter(TrainerCallback):
         self.step_s = time.perf_counter() - self.step_start
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if "reward" not in logs or not state.is_world_process_zero:  # without: the closing summary
+        if "reward" not in logs or not state.is_world_process_zero:  # TRL's summary after the last step has no reward
             return
         seconds = self.trainer.seconds
         row = {
@@ -66,117 +67,126 @@ class MetricsWriter(TrainerCallback):
             "truncated_share": self.trainer.truncated_share,
             **{name: finite(logs.get(key)) for name, key in ROW_OF_LOG.items()},
         }
-        row |= {f"{phase}_s": seconds[phase] for phase in ("rollout", "sync", "reward", "logprobs")}  # sync is in the rollout
+        row |= {
+            f"{phase}_s": seconds[phase] for phase in ("rollout", "sync", "reward", "logprobs")
+        }  # rollout_s includes sync_s
         row |= {"update_s": self.step_s - seconds["sampling"]}
         row |= {"rest_s": self.step_s - sum(row[phase] for phase in ("rollout_s", "reward_s", "logprobs_s", "update_s"))}
         append_rows(self.run.metrics_path, [row])
         if not math.isfinite(float(logs.get("loss", 0.0))) and not self.trainer.cfg["early_stopping"]["collapse"]:
-            raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}; see {self.run.metrics_path}")
+            raise FloatingPointError(
+                f"The loss is {logs['loss']} at step {state.global_step}; see {self.run.metrics_path}. Lower the learning rate "
+                "(lr), or set early_stopping=collapse to evaluate the model before this step."
+            )
 
 
-class StopWhenAsked(TrainerCallback):
-    """Ends training at the end of a step, with a checkpoint, once the run's stop file is there: on all ranks at the same step.
+class StopOnRequest(TrainerCallback):
+    """End training after a step, with a checkpoint, once the run's stop file exists: on all ranks at the same step.
 
-    Where a newer attempt at this run has begun, training ends at once and writes nothing more.
+    Once a newer attempt at this run has begun, training ends immediately and writes nothing more.
     """
 
     def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
         self.run, self.trainer, self.stopped = run, trainer, False
-        self.attempt = os.environ.get("RLVR_ATTEMPT")  # set in a job
+        self.attempt = os.environ.get("RLVR_ATTEMPT")  # set in a Slurm job
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         accelerator = self.trainer.accelerator
-        said = torch.tensor([self.look() if accelerator.is_main_process else 0], device=accelerator.device)
-        word = int(accelerator.gather(said).max())
-        if word == 2:
-            raise Superseded(f"attempt {self.attempt} at this run leaves: a newer one has begun")
-        if word == 1 and state.global_step < state.max_steps:
+        request = torch.tensor([self.read_request() if accelerator.is_main_process else 0], device=accelerator.device)
+        code = int(accelerator.gather(request).max())
+        if code == 2:
+            raise Superseded(f"Attempt {self.attempt} at this run ends, since a newer attempt has begun.")
+        if code == 1 and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.stopped = True
 
-    def look(self) -> int:
-        """1: asked to stop; 2: superseded; 0: neither."""
+    def read_request(self) -> int:
+        """Return 1 where the run is to stop, 2 where a newer attempt has begun, else 0."""
         if self.attempt and str((read_json(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt:
             return 2
         return int(self.run.stop_path.exists())
 
-    def saved(self) -> None:
-        """Say that this attempt saved; the supervisor reads it."""
+    def record_saved(self) -> None:
+        """Record for the supervisor that this attempt has saved a checkpoint."""
         if self.attempt:
             write_json(self.run.saved_path, int(self.attempt))
 
 
 def finite(value: Any) -> float | None:
+    """Return a value as a float, or None where it is missing or not finite, since JSON has no NaN."""
     return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
 def add_row(path: Path, step: int, facts: dict[str, Any]) -> None:
-    """Add the row of a checkpoint; on resume rows of this step and later are replaced."""
-    known = [row for row in read_rows(path) if row["step"] < step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in [*known, {"step": step, **facts}]))
+    """Add the row of a checkpoint to a file; rows of this step and later, which a resume repeats, are replaced."""
+    rows = [row for row in read_rows(path) if row["step"] < step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, **facts}]))
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Completes a checkpoint with our own state, marks it complete, and only then deletes the one before.
+    """Add the trainer's own state to each checkpoint, mark it complete, and only then delete the previous one.
 
-    Measures the reach at each, and stops the run if a frozen tensor moved: what was trained is then not the method. Where the
-    analysis is asked for at checkpoints, takes the spectra too.
+    Each checkpoint's reach is measured, and with analysis=checkpoints its spectra. The run fails where a frozen tensor moved,
+    since the trained parameters are then not those of the method.
     """
 
     def __init__(self, run: Run, trainer: RlvrTrainer, published: PublishedWeights, model_key: str) -> None:
         self.run, self.trainer, self.published, self.model_key = run, trainer, published, model_key
         self.frozen = frozen_digests(trainer.model)
 
-    def measure(self, step: int) -> None:
+    def measure_reach(self, step: int) -> None:
+        """Add a row to reach.jsonl; raise RuntimeError where a frozen tensor changed."""
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        drifted = changed(self.frozen, policy)
-        add_row(self.run.reach_path, step, {"reach": reach(policy, self.published), "frozen_tensors_changed": len(drifted)})
-        if drifted:
-            raise RuntimeError(f"frozen tensors changed during training: {', '.join(drifted[:5])}")
+        moved = changed_tensors(self.frozen, policy)
+        add_row(self.run.reach_path, step, {"reach": reach(policy, self.published), "frozen_tensors_changed": len(moved)})
+        if moved:
+            raise RuntimeError(f"frozen tensors changed during training: {', '.join(moved[:5])}")
 
-    def take_spectra(self, step: int) -> None:
+    def measure_spectra(self, step: int) -> None:
+        """Add a row to spectra.jsonl."""
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
         kinds = self.trainer.cfg["model"]["linear_modules"]
-        found = spectra(policy_weights(policy), self.published, kinds, cached_smaller_side(self.model_key))
-        add_row(self.run.spectra_path, step, {"spectra": found})
+        by_kind = spectra(policy_weights(policy), self.published, kinds, cached_smaller_side(self.model_key))
+        add_row(self.run.spectra_path, step, {"spectra": by_kind})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.measure(state.global_step)
+            self.measure_reach(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()  # until every process has written its part
         if not state.is_world_process_zero:
             return
-        self.measure(state.global_step)
+        self.measure_reach(state.global_step)
         if analysis_of(self.trainer.cfg) == "checkpoints":
-            self.take_spectra(state.global_step)
-        here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.trainer.save_own_state(here)
-        mark_complete(here)
+            self.measure_spectra(state.global_step)
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.trainer.save_own_state(checkpoint)
+        mark_complete(checkpoint)
         for other in checkpoints(Path(args.output_dir)):
-            if other != here:
+            if other != checkpoint:
                 shutil.rmtree(other)
 
 
 class WorstCaseFirst(TrainerCallback):
-    """Forward and backward over one pass of full-length completions, beside room for the optimizer's state.
+    """Run one pass of full-length completions before the first step, so that too little memory shows at once.
 
-    Leaves nothing behind: no gradient, no random number drawn. On GPUs by default (`training.worst_case_first`).
+    The optimizer's state is allocated beside it. No gradient and no change of the random numbers remain. On GPUs by default
+    (`training.worst_case_first`).
     """
 
     def __init__(self, run: Run, trainer: Any) -> None:
         self.run, self.trainer = run, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        device, wanted = self.trainer.accelerator.device, training_of(self.trainer.cfg, "worst_case_first")
-        if wanted == "never" or (wanted == "gpu" and device.type != "cuda"):
+        device, setting = self.trainer.accelerator.device, training_of(self.trainer.cfg, "worst_case_first")
+        if setting == "never" or (setting == "gpu" and device.type != "cuda"):
             return
         start = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        resumed = bool(getattr(kwargs.get("optimizer"), "state", None))  # its state is there already
+        has_state = bool(getattr(kwargs.get("optimizer"), "state", None))  # of a resumed run, in memory already
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            dry_step(self.trainer, self.trainer.cfg, resumed)
+            dry_step(self.trainer, self.trainer.cfg, has_state)
         facts: dict[str, Any] = {"seconds": time.perf_counter() - start}
         if device.type == "cuda":
             facts["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -186,19 +196,20 @@ class WorstCaseFirst(TrainerCallback):
 
 
 def dry_step(trainer: Any, cfg: Resolved, has_state: bool) -> None:
-    """Gradients as an update computes them, of `per_device_batch_size` completions of full length, and forgotten.
+    """Compute and discard the gradients of `per_device_batch_size` completions of full length.
 
-    `torch.autograd.grad` gives them to nobody, so neither DDP nor DeepSpeed takes this for a pass of its own. Under ZeRO,
-    where a GPU holds neither all gradients nor the whole state, only the first layer's first: it takes as many activations.
+    `torch.autograd.grad` returns gradients without accumulating them, so no DDP or DeepSpeed hook runs. Under ZeRO a GPU holds
+    neither all gradients nor the whole optimizer state; there only the first parameter's gradient is computed, which needs as
+    many activations. `has_state`: the optimizer's state is in memory already.
     """
     policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     policy.train()
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    rows, answer = cfg["training"]["per_device_batch_size"], cfg["rollout"]["max_tokens"]
-    ids = torch.ones((rows, cfg["data"]["max_prompt_tokens"] + answer), dtype=torch.long, device=trainer.accelerator.device)
+    rows, length = cfg["training"]["per_device_batch_size"], cfg["rollout"]["max_tokens"]
+    ids = torch.ones((rows, cfg["data"]["max_prompt_tokens"] + length), dtype=torch.long, device=trainer.accelerator.device)
     sharded = bool(cfg["distributed"]["deepspeed"])
-    state = 0 if sharded or has_state else 2 * sum(parameter.numel() for parameter in trained)
-    room = torch.empty(state, device=ids.device)  # of AdamW, which has none before its first step
-    logps = patches.log_probabilities(trainer, policy, ids, torch.ones_like(ids), answer)
+    state_size = 0 if sharded or has_state else 2 * sum(parameter.numel() for parameter in trained)
+    adam_state = torch.empty(state_size, device=ids.device)  # AdamW allocates its state at its first step
+    logps = patches.log_probabilities(trainer, policy, ids, torch.ones_like(ids), length)
     torch.autograd.grad(logps.sum(), trained[:1] if sharded else trained, allow_unused=True)
-    del room
+    del adam_state

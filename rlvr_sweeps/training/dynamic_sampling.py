@@ -1,7 +1,7 @@
-"""Which prompts a step is trained on: a seeded stream of problems, and DAPO's dynamic sampling over it."""
+"""The choice of prompts of a step: a seeded stream of problems, and DAPO's dynamic sampling over it."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +12,21 @@ Row = dict[str, Any]
 
 
 class PromptStream:
-    """Problems in a seeded order, each epoch in another; its position is all of its state, so resuming is exact anywhere."""
+    """Problems in a seeded order, another one in each epoch. `position` is the only state, so a resume is exact at any step."""
 
     def __init__(self, rows: Sequence[Row], seed: int) -> None:
         self.rows, self.seed, self.position = rows, seed, 0
         self._epoch, self._order = -1, list[int]()
 
     def take(self, count: int) -> list[tuple[int, Row]]:
-        """The next `count` problems, each with its place in the stream."""
-        return [(place, self.rows[self.index(place)]) for place in self.advance(count)]
+        """Return the next `count` problems, each with its position in the stream, and advance."""
+        positions = range(self.position, self.position + count)
+        self.position += count
+        return [(position, self.rows[self.index(position)]) for position in positions]
 
-    def advance(self, count: int) -> Iterator[int]:
-        for _ in range(count):
-            yield self.position
-            self.position += 1
-
-    def index(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self.rows))
+    def index(self, position: int) -> int:
+        """Return the index into `rows` at a position of the stream."""
+        epoch, offset = divmod(position, len(self.rows))
         if epoch != self._epoch:
             order = list(range(len(self.rows)))
             random.Random(f"prompts-{self.seed}-{epoch}").shuffle(order)
@@ -38,18 +36,18 @@ class PromptStream:
 
 @dataclass
 class Group:
-    """G completions of one prompt: what TRL's generation and reward calls returned for them."""
+    """G completions of one prompt with their rewards; every list has one entry per completion."""
 
     rows: list[Row]
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     completions: list[Any]
-    logprobs: list[Any] | None
+    logprobs: list[Any] | None  # the sampler's, where it returns them
     rewards: Tensor  # (G, reward functions); the first column is the verifier's
 
     @property
     def is_mixed(self) -> bool:
-        """Some completions right and some wrong: the only kind of group with an advantage."""
+        """Whether some completions are right and some wrong: only such a group has an advantage."""
         accuracy = self.rewards[:, 0]
         return bool(accuracy.max() > accuracy.min())
 
@@ -60,7 +58,7 @@ class Group:
 
 @dataclass
 class Pool:
-    """What one optimizer step sampled, and the groups it trains on."""
+    """The groups that one optimizer step sampled, and those it trains on."""
 
     sampled: list[Group]
     rounds: int
@@ -75,7 +73,7 @@ class Pool:
         return sum(group.tokens() for group in self.trained)
 
     def metrics(self) -> dict[str, float]:
-        """metrics.jsonl's columns about sampling. Rewards are over everything sampled, so that objectives compare."""
+        """Return the sampling columns of metrics.jsonl; rewards are over everything sampled, so that objectives compare."""
         rewards = torch.cat([group.rewards[:, 0] for group in self.sampled])
         lengths = [len(ids) for group in self.sampled for ids in group.completion_ids] or [0]
         mixed = sum(group.is_mixed for group in self.sampled)
@@ -93,11 +91,10 @@ class Pool:
 
 
 def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Pool:
-    """Sample until `groups` mixed ones are there, at most `max_rounds` calls of `roll(groups)`; 1: no dynamic sampling.
+    """Call `roll(groups)` until `groups` mixed groups exist, at most `max_rounds` times; 1 disables dynamic sampling.
 
-    Where the bound is hit, groups without an advantage fill the batch: they add no gradient (but for an overlong
-    punishment), and `bound_hit` says so.
-    (DAPO, Yu et al. 2025, arXiv 2503.14476, Sec. 3.2.)
+    At the bound, groups without an advantage fill the batch; they add no gradient except for an overlong punishment, and the
+    column `bound_hit` is 1. (DAPO, Yu et al. 2025, arXiv 2503.14476, Sec. 3.2.)
     """
     sampled: list[Group] = []
     rounds = 0
@@ -111,7 +108,7 @@ def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Po
 
 
 def overlong_punishment(max_tokens: int, buffer: int) -> Callable[..., list[float]]:
-    """DAPO's soft overlong punishment (Eq. 13): 0 up to max − buffer tokens, then linearly down to −1 at max."""
+    """Return DAPO's soft overlong punishment (Eq. 13): 0 up to max − buffer tokens, then linearly down to −1 at max."""
 
     def overlong(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [min(0.0, (max_tokens - buffer - len(ids)) / buffer) for ids in completion_ids]

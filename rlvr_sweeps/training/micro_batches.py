@@ -1,8 +1,10 @@
-"""How a step's completions are cut into forward passes: by length, so that little of what is computed is padding.
+"""Cut a step's completions into forward passes by length, so that little padding is computed.
 
 TRL cuts equal numbers of completions and pads all of them to the longest of the step, which at 16k tokens is mostly padding.
-Here completions are sorted, cut where a pass would hold more positions than `per_device_batch_size` completions of full length
-do, and padded to the longest of their pass: the same sum of the same terms. Knows tensors, but not torch: plans ask here, too.
+Here completions are sorted, cut where a pass would hold more positions than `per_device_batch_size` completions of full length,
+and padded to the longest of their pass: the loss is the same sum of the same terms. The module uses tensors without importing
+torch, since plans import it.
+
 """
 
 from collections.abc import Sequence
@@ -15,15 +17,18 @@ from rlvr_sweeps.config.settings import positions_per_pass
 
 @dataclass(frozen=True)
 class Share:
-    """One pass's part of its step: of the completions, the same in all processes, and of all processes' answer tokens."""
+    """The share of one pass in its step."""
 
-    passes: int
-    completions: float
-    tokens: float
+    passes: int  # of the step
+    completions: float  # share of the completions; equal in all processes
+    tokens: float  # share of the completion tokens of all processes
 
 
 def cut(widths: Sequence[int], positions: int) -> list[range]:
-    """Rows of ascending width in as few passes as hold at most `positions` each, padding counted; a row is never cut."""
+    """Return the rows of each pass: as few passes as possible with at most `positions` each, padding included.
+
+    `widths` ascends. A row is never cut, so a single row may exceed `positions`.
+    """
     passes, end = [], len(widths)
     while end:
         start = max(0, end - max(1, positions // widths[end - 1]))
@@ -33,21 +38,21 @@ def cut(widths: Sequence[int], positions: int) -> list[range]:
 
 
 def cut_into(widths: Sequence[int], count: int) -> list[range]:
-    """The same in exactly `count` passes, the largest as small as can be. `count` is at most the number of rows."""
-    low, high = widths[-1] - 1, widths[-1] * len(widths)  # positions that are too few, and that are enough
+    """Return the rows of exactly `count` passes, with the largest pass as small as possible; `count` ≤ the number of rows."""
+    low, high = widths[-1] - 1, widths[-1] * len(widths)  # too few positions, and enough
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if len(cut(widths, middle)) <= count else (middle, high)
     passes = cut(widths, high)
     while len(passes) < count:
-        most = max(range(len(passes)), key=lambda place: len(passes[place]))
-        start, end = passes[most].start, passes[most].stop
-        passes[most : most + 1] = [range(start, (start + end) // 2), range((start + end) // 2, end)]
+        largest = max(range(len(passes)), key=lambda index: len(passes[index]))
+        start, end = passes[largest].start, passes[largest].stop
+        passes[largest : largest + 1] = [range(start, (start + end) // 2), range((start + end) // 2, end)]
     return passes
 
 
 def rows_of(batch: dict[str, Any], chosen: Any) -> dict[str, Any]:
-    """Those rows of TRL's batch, without what is padding in all of them: on a prompt's left, an answer's right."""
+    """Return the rows `chosen` of TRL's batch without their common padding: left of prompts, right of completions."""
     rows = {name: value[chosen] if getattr(value, "ndim", 0) else value for name, value in batch.items()}
     prompt, answer = (max(1, int(rows[name].sum(1).max())) for name in ("prompt_mask", "completion_mask"))
     width = batch["completion_mask"].shape[1]
@@ -62,39 +67,40 @@ def rows_of(batch: dict[str, Any], chosen: Any) -> dict[str, Any]:
 
 
 def weigh(metrics: dict[str, list[float]], share: Share, level: str) -> None:
-    """TRL logs a step's mean over its passes of what is a mean within a pass: weigh the last pass by its part of the step.
+    """Weigh the last pass's metrics by its share of the step, since TRL logs the plain mean over passes.
 
-    Entropy is a mean over tokens, the clipped share over what is clipped: tokens or sequences (`level`). Not every loss clips.
+    Entropy is a mean over tokens; the clipped share is over tokens or sequences (`level`). Not every loss clips.
     """
-    parts = {"entropy": share.tokens, "clip_ratio/region_mean": share.tokens if level == "token" else share.completions}
-    for name, part in parts.items():
+    shares = {"entropy": share.tokens, "clip_ratio/region_mean": share.tokens if level == "token" else share.completions}
+    for name, weight in shares.items():
         if metrics.get(name):
-            metrics[name][-1] *= part * share.passes
+            metrics[name][-1] *= weight * share.passes
 
 
 def count_positions(columns: dict[str, float], mask: Any) -> None:
-    """Add a forward pass of this process to its step's row: positions computed, and how many of them are no padding."""
+    """Add a forward pass to the step's columns: the positions computed, and those that are not padding."""
     columns["update_positions"] = columns.get("update_positions", 0) + mask.numel()
     columns["update_tokens"] = columns.get("update_tokens", 0) + int(mask.sum())
 
 
 def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> list[dict[str, Any] | None]:
-    """A step's forward passes for the trainer's `calls` of its loss, None for a call that is not needed; the last always is.
+    """Return a step's forward passes, one entry for each of the trainer's `calls` of the loss; None for a call without a pass.
 
-    All processes make the same number, of equally many rows each, cut by the longest of them (`gather`: accelerate's), so that
-    none waits long for another. DeepSpeed counts its backward passes: for it the number stays.
+    The last call always has a pass. All processes make the same number of passes with equally many rows, cut by the longest row
+    of all processes (`gather` is accelerate's), so that none waits long for another. DeepSpeed counts backward passes, so under
+    DeepSpeed every call has a pass.
     """
     tokens, order = batch["completion_mask"].sum(1).sort()
     prompt = int(gather(batch["prompt_mask"].sum(1).max()).max())
-    everyone = gather(tokens).view(-1, len(tokens))
-    widths = (everyone.max(0).values + prompt).tolist()
+    all_tokens = gather(tokens).view(-1, len(tokens))
+    widths = (all_tokens.max(0).values + prompt).tolist()
     count = calls if cfg["distributed"]["deepspeed"] else len(cut(widths, positions_per_pass(cfg)))
     assert count <= calls, f"{count} forward passes do not fit the {calls} that a step has"
     if count == 1:
         return [*[None] * (calls - 1), batch | {"share": Share(1, 1.0, 1.0)}]
-    found: list[dict[str, Any] | None] = [None] * (calls - count)
+    passes: list[dict[str, Any] | None] = [None] * (calls - count)
     for rows in cut_into(widths, count):
-        part = float(everyone[:, rows.start : rows.stop].sum() / everyone.sum().clamp(min=1))
-        share = Share(count, len(rows) / len(tokens), part)
-        found.append(rows_of(batch, order[rows.start : rows.stop]) | {"share": share})
-    return found
+        token_share = float(all_tokens[:, rows.start : rows.stop].sum() / all_tokens.sum().clamp(min=1))
+        share = Share(count, len(rows) / len(tokens), token_share)
+        passes.append(rows_of(batch, order[rows.start : rows.stop]) | {"share": share})
+    return passes

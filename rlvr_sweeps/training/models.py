@@ -1,9 +1,12 @@
-"""TODO: rlvr_sweeps.training.models."""
+"""Load a base model, its tokenizer and its published weights, with transformers only: evaluation imports no TRL and no PEFT."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlvr_sweeps.assets import model_folder
 from rlvr_sweeps.assets.locations import model_location
@@ -12,26 +15,47 @@ from rlvr_sweeps.errors import Refused
 
 
 def load_tokenizer(cfg: Resolved) -> Any:
-    """The model's tokenizer; Refused where it has no chat template, or one that does not open <think> as it should."""
-    place, revision = model_location(cfg)
-    tokenizer = AutoTokenizer.from_pretrained(place, **revision)
+    """Return the base model's tokenizer.
+
+    Raises Refused where it has no chat template, or where the template does not open <think> although the model is configured
+    to begin its answer there.
+    """
+    path, revision = model_location(cfg)
+    tokenizer = AutoTokenizer.from_pretrained(path, **revision)
     if tokenizer.chat_template is None:
-        raise Refused(model_folder.missing_template_message(place))
+        raise Refused(model_folder.missing_template_message(path))
     if cfg["model"]["opens_think"]:
         prompt = tokenizer.apply_chat_template(model_folder.CONVERSATION, add_generation_prompt=True, tokenize=False)
-        model_folder.refuse_prompt_without_think(prompt, place)
+        model_folder.refuse_prompt_without_think(prompt, path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_model(cfg: Resolved) -> tuple[Any, Any]:
-    """The base in float32, and its tokenizer."""
+    """Return the base model in float32, and its tokenizer."""
     tokenizer = load_tokenizer(cfg)
-    place, revision = model_location(cfg)
-    set_seed(cfg["seed"])
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **revision)
-    # A hub model's own decoding (a repetition penalty, say) would act on top of the one that is configured.
+    path, revision = model_location(cfg)
+    torch.manual_seed(cfg["seed"])  # weights that the checkpoint lacks are drawn; transformers.set_seed would import PEFT
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **revision)
+    # A published generation config (a repetition penalty, for example) would act on top of the configured decoding.
     ends = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     return model, tokenizer
+
+
+class PublishedWeights:
+    """The tensors of a folder with .safetensors files, by name; read one at a time, in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file_of: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as content:
+                self.file_of |= dict.fromkeys(content.keys(), file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.file_of
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.file_of[name], framework="pt") as content:
+            return content.get_tensor(name).float()

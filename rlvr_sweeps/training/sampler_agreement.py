@@ -1,8 +1,8 @@
-"""That sampler and trainer are one policy: both score a fixed text, and what was sampled is scored again.
+"""Check that the sampler (vLLM) and the trainer are the same policy, and measure how far they differ.
 
-A sampler that lags behind, or holds other weights than it should, gives no error: the loss falls, rewards look plausible, and
-the gradient is of another policy. So the run asks, at its start and every `rollout.check_every` steps, and stops where the
-answers differ.
+A sampler with weights of an earlier step, or with wrong ones, raises no error: the loss falls, rewards look plausible, and the
+gradient is that of another policy. So both score a fixed text at the start and every `rollout.check_every` steps, and the run
+stops where they differ. Sampled tokens are scored by the trainer too, for the importance correction and its metrics.
 """
 
 import math
@@ -18,7 +18,7 @@ from rlvr_sweeps.training.methods.merging import plain_name
 
 @torch.no_grad()
 def trainer_scores(policy: Any, ids: Sequence[int]) -> Tensor:
-    """The trainer's log-probabilities of a text's tokens from the second on, without dropout, shape (len(ids) - 1,)."""
+    """Return the trainer's log-probabilities of a text's tokens from the second on, without dropout: (len(ids) - 1,)."""
     was_training = policy.training
     policy.eval()
     try:
@@ -30,82 +30,86 @@ def trainer_scores(policy: Any, ids: Sequence[int]) -> Tensor:
 
 
 def gap(policy: Any, sampler: Any, ids: Sequence[int]) -> float:
-    """Mean absolute difference of the two log-probabilities over a fixed text, in nats per token."""
+    """Return the mean absolute difference of the two log-probabilities over a fixed text, in nats per token."""
     return float((trainer_scores(policy, ids) - sampler.score(ids)).abs().mean())
 
 
 def refuse_disagreement(policy: Any, sampler: Any, ids: Sequence[int], tolerance: float) -> float:
-    """`gap`; Refused where it is above `tolerance` nats per token, or where the engine holds a weight that is not the policy's.
+    """Return `gap`; raise Refused where it exceeds `tolerance` nats per token, or where the engine holds a wrong weight.
 
-    In bfloat16 a sampler of some steps ago may be within the tolerance; its weights are then still others.
+    The weights are compared as well, since in bfloat16 the policy of an earlier step may be within the tolerance.
     """
-    found = gap(policy, sampler, ids)
-    apart = sorted(differing(sampler), key=lambda pair: -pair[1])
-    if found <= tolerance and not apart:
-        return found
-    words = ", ".join(f"{name} (by {by:.2g})" for name, by in apart[:5])
-    named = f"Tensors that differ most: {words}" if apart else "All weights are equal, so the two compute differently"
+    difference = gap(policy, sampler, ids)
+    tensors = sorted(differing(sampler), key=lambda pair: -pair[1])
+    if difference <= tolerance and not tensors:
+        return difference
+    largest = ", ".join(f"{name} (by {by:.2g})" for name, by in tensors[:5])
+    reason = f"Tensors that differ most: {largest}" if tensors else "All weights are equal, so the two compute differently"
     raise Refused(
-        f"vLLM and the trainer are not one policy: their log-probabilities of a fixed text differ by {found:.3g} nats per "
-        f"token (rollout.tolerance_nats={tolerance:g}). {named}. Use rollout=hf, or report this with the run's train.json."
+        f"vLLM and the trainer are not the same policy: their log-probabilities of a fixed text differ by {difference:.3g} "
+        f"nats per token (allowed: rollout.tolerance_nats={tolerance:g}). {reason}. Use rollout=hf, or report this with the "
+        "run's train.json."
     )
 
 
 def differing(sampler: Any) -> Iterator[tuple[str, float]]:
-    """(name, largest difference relative to the tensor's largest value) of weights that vLLM holds otherwise than it was given.
+    """Yield (name, largest difference relative to the tensor's largest value) of each wrong weight in vLLM.
 
-    One layer in memory at a time. vLLM keeps q, k, v and gate, up in one tensor each, and pads the vocabulary. What it has
-    under no name, or in another shape, is passed over: an adapter's own matrices, and layouts of kernels not known here.
+    One layer is in memory at a time. vLLM packs q, k, v into one tensor and gate, up into another, and pads the vocabulary.
+    Tensors that it has under another name or in another shape are skipped: an adapter's matrices, and layouts of some kernels.
     """
     engine = sampler.engine_model
-    theirs = dict(engine.named_parameters())
-    packed = {part: (whole, parts) for whole, parts in engine.packed_modules_mapping.items() for part in parts}
+    engine_weights = dict(engine.named_parameters())
+    packed = {part: (fused, parts) for fused, parts in engine.packed_modules_mapping.items() for part in parts}
     rows = {plain_name(name): len(value) for name, value in sampler.model.named_parameters() if value.ndim}
-    for name, weight in sampler.given():
+    for name, weight in sampler.expected_weights():
         part = name.split(".")[-2]
-        whole, parts = packed.get(part, (part, [part]))
-        held = theirs.get(name.replace(part, whole), theirs.get(name.replace(part, f"{whole}.base_layer")))
+        fused, parts = packed.get(part, (part, [part]))
+        held = engine_weights.get(name.replace(part, fused), engine_weights.get(name.replace(part, f"{fused}.base_layer")))
         start = sum(rows[name.replace(part, other)] for other in parts[: parts.index(part)])
         if held is None or held[start : start + len(weight)].shape != weight.shape:
             continue
-        mine = weight.to(held)
-        off = (held[start : start + len(weight)].detach().float() - mine.float()).abs().max() / mine.float().abs().max()
-        if off > 0:
-            yield name, float(off)
+        expected = weight.to(held).float()
+        difference = (held[start : start + len(weight)].detach().float() - expected).abs().max() / expected.abs().max()
+        if difference > 0:
+            yield name, float(difference)
 
 
-def importance(trainers: Tensor, batch: dict[str, Any], low: float | None, high: float | None) -> Tensor:
-    """The sampled tokens' weights in the loss: trainer's over sampler's probability, cut to [low, high]; shape (rows, tokens).
+def importance(trainer_logps: Tensor, batch: dict[str, Any], low: float | None, high: float | None) -> Tensor:
+    """Return the weights of sampled tokens in the loss: trainer's over sampler's probability, cut to [low, high].
 
-    What TRL computes in `token_truncate`: 1 where there is padding, or where vLLM gave no log-probability.
+    Shape (rows, tokens). Equal to TRL's `token_truncate`: 1 at padding, and where vLLM returned no log-probability.
     """
-    apart = (trainers - batch["sampling_per_token_logps"]) * batch["completion_mask"]
-    return apart.nan_to_num(nan=0.0).exp().clamp(min=low, max=high)
+    log_ratio = (trainer_logps - batch["sampling_per_token_logps"]) * batch["completion_mask"]
+    return log_ratio.nan_to_num(nan=0.0).exp().clamp(min=low, max=high)
 
 
 class Scores:
-    """Both log-probabilities of what a step sampled, as its passes go."""
+    """The trainer's and the sampler's log-probabilities of a step's sampled tokens, collected from its forward passes."""
 
     def __init__(self) -> None:
-        self.noted: list[Tensor] = []  # each (tokens, 2): the trainer's, the sampler's
+        self.pairs: list[Tensor] = []  # of each pass: (tokens, 2), the trainer's and the sampler's
 
-    def note(self, trainers: Tensor, batch: dict[str, Any]) -> None:
-        there = batch["completion_mask"].bool()
-        self.noted.append(torch.stack([trainers[there], batch["sampling_per_token_logps"][there]], dim=1))
+    def add(self, trainer_logps: Tensor, batch: dict[str, Any]) -> None:
+        """Add the completion tokens of one pass."""
+        mask = batch["completion_mask"].bool()
+        self.pairs.append(torch.stack([trainer_logps[mask], batch["sampling_per_token_logps"][mask]], dim=1))
 
     def mismatch(self, accelerator: Any) -> dict[str, float]:
-        """How far the two are apart over all processes; forgets them."""
-        both = accelerator.gather(accelerator.pad_across_processes(torch.cat(self.noted), pad_index=torch.nan))
-        self.noted.clear()
-        trainers, samplers = both[~both.isnan().any(1)].T
-        return mismatch(trainers, samplers)
+        """Return the columns of `mismatch` over all processes, and clear the collection."""
+        pairs = accelerator.gather(accelerator.pad_across_processes(torch.cat(self.pairs), pad_index=torch.nan))
+        self.pairs.clear()
+        trainer_logps, sampler_logps = pairs[~pairs.isnan().any(1)].T
+        return mismatch(trainer_logps, sampler_logps)
 
 
 def mismatch(trainer: Tensor, sampler: Tensor) -> dict[str, float]:
-    """metrics.jsonl's columns about sampled tokens: r = trainer's over sampler's probability, 1-d inputs, in nats.
+    """Return the columns of metrics.jsonl about sampled tokens; inputs are log-probabilities in nats, shape (tokens,).
 
-    KL(trainer‖sampler) is estimated from the sampler's own tokens as the mean of r·log r − r + 1, which is never negative.
+    With r the trainer's over the sampler's probability, KL(trainer‖sampler) is estimated from the sampler's tokens as the mean
+    of r·log r − r + 1, which is never negative.
     """
+
     log_ratio = (trainer - sampler).double()
     ratio = log_ratio.exp()
     return {

@@ -1,9 +1,9 @@
-"""Sampling with transformers, one seed per completion.
+"""Sample with transformers, one seed per completion.
 
-A completion depends on its own seed and the model alone: not on what is decoded beside it, in which order, or on how many
-processes. Noise is a hash of (seed, position, token), added to the logits as Gumbel noise; the argmax of that is an exact
-draw from the softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). Completions that have ended leave the batch, so that
-the longest do not carry the others' padding and cache to their end.
+A completion depends on its seed and the model only: not on the other rows of the batch, their order or the number of processes.
+Gumbel noise from a hash of (seed, position, token) is added to the logits; the argmax of the sum is an exact draw from the
+softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). Completions that have ended leave the batch, so that the longest
+are not decoded together with padding.
 """
 
 import hashlib
@@ -29,27 +29,27 @@ GOLDEN, MIX_1, MIX_2 = (
 
 
 def seed_of(*parts: object) -> int:
-    """A signed 64-bit seed from whatever names a completion, such as (base seed, problem id, sample index)."""
+    """Return a signed 64-bit seed from the parts that identify a completion, such as (base seed, problem id, sample index)."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 def mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64, whose products wrap as unsigned ones do."""
+    """Return splitmix64's finaliser of int64 values, whose products wrap like unsigned ones."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * MIX_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * MIX_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 class SeededDraw(LogitsProcessor):
-    """Logits to scores whose argmax is a draw at `temperature` and `top_p`, from each row's own seed."""
+    """Turn logits into scores whose argmax is a draw at `temperature` and `top_p`, from each row's own seed."""
 
     def __init__(self, seeds: Tensor, prompt_length: int, temperature: float, top_p: float) -> None:
         self.seeds, self.prompt_length = seeds, prompt_length
         self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores`: (rows, vocabulary) logits of the next token."""
+        """Return the noisy scores; `scores` are the logits of the next token, (rows, vocabulary)."""
         scores = scores.float() / self.temperature
         if self.top_p < 1:
             scores = nucleus(scores, self.top_p)
@@ -61,7 +61,7 @@ class SeededDraw(LogitsProcessor):
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """Scores with everything outside the smallest set of probability ≥ `top_p` at -inf (Holtzman et al. 2020)."""
+    """Set scores outside the smallest set of tokens with probability ≥ `top_p` to -inf (Holtzman et al. 2020)."""
     ordered, order = scores.sort(dim=-1, descending=True)
     share = ordered.softmax(-1)
     outside = share.cumsum(-1) - share >= top_p
@@ -69,7 +69,7 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 class HalfEnded(StoppingCriteria):
-    """Ends a lap for all rows once at least half of those it began with have drawn an end token."""
+    """End a call of generate once at least half of its rows have drawn an end token."""
 
     def __init__(self, end_ids: Tensor) -> None:
         self.end_ids, self.ended = end_ids, torch.tensor(False, device=end_ids.device)
@@ -91,41 +91,45 @@ def sample(
     pad_id: int,
     end_ids: Sequence[int],
 ) -> list[list[int]]:
-    """One completion per prompt, as token ids; the end token is kept, so its absence means truncated."""
+    """Return one completion per prompt, as token ids with the end token; a completion without one was truncated."""
     if temperature <= 0:
-        raise ValueError(f"temperature {temperature} must be above 0")
+        raise ValueError(f"temperature must be above 0; the value is {temperature}")
     width = max(map(len, prompts))
     device = model.device
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    ends, going, noise = torch.tensor(end_ids, device=device), torch.arange(len(prompts), device=device), torch.tensor(seeds)
+    ends, active, row_seeds = (
+        torch.tensor(end_ids, device=device),
+        torch.arange(len(prompts), device=device),
+        torch.tensor(seeds),
+    )
     settings = GenerationConfig(
         max_length=width + max_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=list(end_ids), use_cache=True,
         return_dict_in_generate=True,
     )  # fmt: skip
-    cache, found = None, [list[int]() for _ in prompts]
+    cache, completions = None, [list[int]() for _ in prompts]
     was_training = model.training
     model.eval()
     try:
-        while len(going) and ids.shape[1] < width + max_tokens:  # a lap: until half of its rows have ended
-            draw = SeededDraw(noise.to(device)[going], width, temperature, top_p)
-            lap = model.generate(
+        while len(active) and ids.shape[1] < width + max_tokens:  # each call ends once half of its rows have ended
+            draw = SeededDraw(row_seeds.to(device)[active], width, temperature, top_p)
+            output = model.generate(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings,
                 logits_processor=LogitsProcessorList([draw]), stopping_criteria=StoppingCriteriaList([HalfEnded(ends)]),
             )  # fmt: skip
-            answers = lap.sequences[:, width:]
-            for place, row in zip(going.tolist(), answers.tolist(), strict=True):
-                found[place] = until_end(row, set(end_ids))
-            stay = (~torch.isin(answers, ends).any(1)).nonzero().squeeze(1)
-            mask = torch.cat([mask, mask.new_ones(len(ids), lap.sequences.shape[1] - mask.shape[1])], 1)[stay]
-            ids, going, cache = lap.sequences[stay], going[stay], rows_of(lap.past_key_values, stay)
+            answers = output.sequences[:, width:]
+            for index, row in zip(active.tolist(), answers.tolist(), strict=True):
+                completions[index] = until_end(row, set(end_ids))
+            unfinished = (~torch.isin(answers, ends).any(1)).nonzero().squeeze(1)
+            mask = torch.cat([mask, mask.new_ones(len(ids), output.sequences.shape[1] - mask.shape[1])], 1)[unfinished]
+            ids, active, cache = output.sequences[unfinished], active[unfinished], rows_of(output.past_key_values, unfinished)
     finally:
         model.train(was_training)
-    return found
+    return completions
 
 
 def rows_of(cache: Any, rows: Tensor) -> Any:
-    """The cache of those rows alone; None, so that it is computed again, where a model's cache cannot be cut."""
+    """Return the cache of these rows, or None where the model's cache cannot be cut, so that it is computed again."""
     if not len(rows) or not isinstance(cache, DynamicCache):
         return None
     cache.batch_select_indices(rows)
@@ -133,6 +137,8 @@ def rows_of(cache: Any, rows: Tensor) -> Any:
 
 
 def until_end(ids: list[int], end_ids: set[int]) -> list[int]:
+    """Return the ids up to the first end token, which is included."""
+
     for position, token in enumerate(ids):
         if token in end_ids:
             return ids[: position + 1]

@@ -1,4 +1,4 @@
-"""The train stage: one run's GRPO training, from its directory and into it."""
+"""The train stage: train one run with GRPO, and export the merged model into the run's directory."""
 
 import copy
 import shutil
@@ -23,18 +23,20 @@ from rlvr_sweeps.grading.grader import grade_all
 from rlvr_sweeps.runs.checkpoints import checkpoints, latest_complete_checkpoint, step_of
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training import build_check
-from rlvr_sweeps.training.callbacks import CheckpointKeeper, MetricsWriter, StopWhenAsked, WorstCaseFirst
+from rlvr_sweeps.training.callbacks import CheckpointKeeper, MetricsWriter, StopOnRequest, WorstCaseFirst
 from rlvr_sweeps.training.dynamic_sampling import overlong_punishment
 from rlvr_sweeps.training.early_stopping import EarlyStopping, last_step
 from rlvr_sweeps.training.methods.adapters import attach
 from rlvr_sweeps.training.methods.merging import policy_weights
-from rlvr_sweeps.training.methods.reach import PublishedWeights
-from rlvr_sweeps.training.models import load_model
+from rlvr_sweeps.training.models import PublishedWeights, load_model
 from rlvr_sweeps.training.trainer import RlvrTrainer
 
 
 def train(run: Run, cfg: Resolved) -> None:
-    """Train until `steps`, from the latest complete checkpoint where there is one, and export the merged model."""
+    """Train until `steps`, from the latest complete checkpoint where one exists, and export the merged model.
+
+    Raises Refused where the built trainer does not match the configuration, and Stopped where the run was asked to stop.
+    """
     trainer, facts = build(run, cfg)
     main = trainer.accelerator.is_main_process
     resume = latest_complete_checkpoint(run.checkpoints_path)
@@ -42,21 +44,21 @@ def train(run: Run, cfg: Resolved) -> None:
         write_json(run.record_path, facts)
         for folder in checkpoints(run.checkpoints_path):
             if folder != resume:
-                print(f"{folder} is incomplete and was removed")
+                print(f"Removed the incomplete checkpoint {folder}")
                 shutil.rmtree(folder)
         run.log_event("train", resumed_from=resume.name if resume else None)
-    build_check.compare(facts["asked"], facts["built"])
-    build_check.same_everywhere(trainer.accelerator, cfg)
+    build_check.refuse_differences(facts["asked"], facts["built"])
+    build_check.refuse_different_batch_sizes(trainer.accelerator, cfg)
     if resume:
         trainer.load_own_state(resume)
-    if resume and step_of(resume) >= last_step(run, cfg):  # killed after the last step: only the export is missing
+    if resume and step_of(resume) >= last_step(run, cfg):  # the run was killed between the last step and the export
         patches.load_checkpoint_weights(trainer, resume)
     else:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    stopper = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopWhenAsked))
+    stopper = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopOnRequest))
     if stopper.stopped:
         if main:
-            stopper.saved()
+            stopper.record_saved()
         trainer.accelerator.wait_for_everyone()
         raise Stopped
     if main:
@@ -65,10 +67,10 @@ def train(run: Run, cfg: Resolved) -> None:
 
 
 def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
-    """The trainer with its optimizer, and train.json: what was asked, what was built, and what surrounds it."""
+    """Return the trainer, and the content of train.json: the configuration's record, the built one, data and versions."""
     model, tokenizer = load_model(cfg)
     key = model_key(cfg)
-    wanted = build_check.asked(cfg, model)
+    expected = build_check.expected_record(cfg, model)
     rows, prompts, left_out = training_rows(cfg, tokenizer)
     overlap = overlap_by_benchmark(cfg["benchmark"], [row["prompt"][-1]["content"] for row in rows])
     trainer = RlvrTrainer(
@@ -79,18 +81,18 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
         rows=rows,
         processing_class=tokenizer,
     )
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
+    for console_callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(console_callback)
     trainer.add_callback(MetricsWriter(run, trainer))
     trainer.add_callback(WorstCaseFirst(run, trainer))
     if cfg["early_stopping"]["name"] != "none":
         trainer.add_callback(EarlyStopping(run, trainer))
-    trainer.add_callback(StopWhenAsked(run, trainer))
+    trainer.add_callback(StopOnRequest(run, trainer))
     trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
     trainer.create_optimizer()
     facts = {
-        "asked": wanted,
-        "built": build_check.built(trainer, cfg),
+        "asked": expected,
+        "built": build_check.built_record(trainer, cfg),
         "optimizer": type(trainer.optimizer).__name__,
         "parameters": build_check.parameter_counts(trainer.model),
         "data": {"problems": len(rows), "left_out_too_long": left_out, "overlap": overlap},
@@ -100,28 +102,34 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     if cfg["peft"]["not_the_base_in_training"] and trainer.accelerator.is_main_process and not run.start_path.exists():
         start = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
         save_file(start, run.start_path)
-    trainer.optimizer = None  # train() makes its own, after the model is on its device
+    trainer.optimizer = None  # Trainer.train makes it again, once the model is on its device
     return trainer, facts
 
 
 def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], list[list[int]], int]:
-    """The trainer's rows, their prompts as token ids, and how many problems were left out because theirs is too long."""
+    """Return the trainer's rows, their prompts as token ids, and the number of problems whose prompt is too long.
+
+    Raises Refused where no problem is left.
+    """
     system, limit = cfg["model"]["system_prompt"], cfg["data"]["max_prompt_tokens"]
     trained, _ = split(load_problems(cfg["data"]), cfg["data"].get("holdout", 0))
     prompts = all_prompt_ids(tokenizer, trained, system)
-    kept = [(problem, ids) for problem, ids in zip(trained, prompts, strict=True) if len(ids) <= limit]
-    if not kept:
-        raise Refused(f"No problem of {cfg['data']['path']} has a prompt of at most {limit} tokens (data.max_prompt_tokens).")
-    rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in kept]
-    return rows, [ids for _, ids in kept], len(trained) - len(kept)
+    short = [(problem, ids) for problem, ids in zip(trained, prompts, strict=True) if len(ids) <= limit]
+    if not short:
+        raise Refused(
+            f"No problem of {cfg['data']['path']} has a prompt of at most data.max_prompt_tokens={limit} tokens. Set a larger "
+            "limit."
+        )
+    rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in short]
+    return rows, [ids for _, ids in short], len(trained) - len(short)
 
 
 def rewards(cfg: Resolved) -> list[Any]:
-    """The verifier first; DAPO's overlong punishment beside it where the objective asks for it."""
+    """Return the reward functions: the verifier, and DAPO's overlong punishment where the objective has a buffer for it."""
     buffer = cfg["algo"]["overlong_buffer"]
 
     def accuracy(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
-        """The paper's reward: 1 for a right answer in the right form, else 0."""
+        """Return the paper's reward: 1 for a correct answer in the required form, else 0."""
         texts = [completion[0]["content"] for completion in completions]
         return [float(verdict.correct) for verdict in grade_all(texts, gold, cfg["grading"])]
 
@@ -129,7 +137,10 @@ def rewards(cfg: Resolved) -> list[Any]:
 
 
 def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
-    """GRPOConfig's arguments: what the YAML states, and what follows from the dials. Nothing is said twice."""
+    """Return GRPOConfig's arguments: those that follow from the dials, and the `trl` keys of training, algo and rollout.
+
+    Raises Refused for a key that is set twice.
+    """
     per_step = accumulation(cfg)
     derived = {
         "output_dir": str(run.checkpoints_path),
@@ -147,7 +158,7 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "save_steps": cfg["training"]["save_every"],
         "save_strategy": "steps",
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # on, it reports 0 for a loss that is NaN
+        "logging_nan_inf_filter": False,  # the filter would log 0 for a loss that is NaN
         "report_to": "none",
         "disable_tqdm": True,
         "bf16": cfg["model"]["autocast_bf16"] and not cfg["distributed"]["deepspeed"],  # DeepSpeed: torch_autocast
@@ -156,25 +167,28 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "deepspeed": copy.deepcopy(cfg["distributed"]["deepspeed"]) or None,
     }
     settings = dict(derived)
-    for origin, stated in [(name, cfg[name]["trl"]) for name in ("training", "algo", "rollout")]:
-        for key in stated:
+    for origin, keys in [(name, cfg[name]["trl"]) for name in ("training", "algo", "rollout")]:
+        for key in keys:
             if key in settings:
-                raise Refused(f"{origin}.trl.{key} is already decided elsewhere ({settings[key]!r}); say it in one place.")
-        settings |= stated
+                raise Refused(f"{origin}.trl.{key} is set elsewhere already, to {settings[key]!r}. Remove one of the two.")
+        settings |= keys
     return settings
 
 
 def export(trainer: RlvrTrainer, run: Run, cfg: Resolved) -> None:
-    """Write merged/ (and adapter/, for adapters) under temporary names, then rename."""
+    """Write merged/, and for adapters adapter/, under temporary names, then rename them.
+
+    Raises RuntimeError where the merged weights are not exactly those of the base model's architecture.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy_weights(model)}
     loaded = plain.load_state_dict(weights, strict=False, assign=True)
     plain.tie_weights()
-    lost = [name for name, parameter in plain.named_parameters() if parameter.is_meta]
-    if loaded.unexpected_keys or lost:
-        raise RuntimeError(f"the merged model does not fit its base: unexpected {loaded.unexpected_keys}, missing {lost}")
+    missing = [name for name, parameter in plain.named_parameters() if parameter.is_meta]
+    if loaded.unexpected_keys or missing:
+        raise RuntimeError(f"The merged model does not fit its base: unexpected {loaded.unexpected_keys}, missing {missing}.")
     plain.generation_config = model.generation_config
 
     def write(folder: Path) -> None:
@@ -186,11 +200,12 @@ def export(trainer: RlvrTrainer, run: Run, cfg: Resolved) -> None:
         replace_folder(run.adapter_path, model.save_pretrained)
 
 
-def replace_folder(place: Path, write: Any) -> None:
-    temporary = place.with_name(f".{place.name}")
+def replace_folder(path: Path, write: Any) -> None:
+    """Call `write` with a temporary folder, then rename it to `path`."""
+    temporary = path.with_name(f".{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT tries to ask the hub for the base's vocabulary
+        warnings.simplefilter("ignore")  # PEFT tries to read the base's vocabulary size from the hub
         write(temporary)
-    shutil.rmtree(place, ignore_errors=True)
-    temporary.rename(place)
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)

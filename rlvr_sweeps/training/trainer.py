@@ -101,7 +101,7 @@ class RlvrTrainer(GRPOTrainer):
         finally:
             self.vllm_importance_sampling_correction = is_corrected
         if self.use_vllm and is_corrected and not self.scores_once:
-            self.scores.note(scored["old_per_token_logps"], scored)
+            self.scores.add(scored["old_per_token_logps"], scored)
         return scored
 
     @property
@@ -200,7 +200,7 @@ class RlvrTrainer(GRPOTrainer):
             logps, batch = scored[0].detach(), self.batch_in_loss
             limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
             batch["importance_sampling_ratio"] = importance(logps, batch, *limits)
-            self.scores.note(logps, batch)
+            self.scores.add(logps, batch)
         return scored
 
     @contextmanager
@@ -227,7 +227,7 @@ class RlvrTrainer(GRPOTrainer):
             if inputs is None:
                 return torch.zeros((), device=self.accelerator.device)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.scores.noted and index == calls - 1:
+        if self.scores.pairs and index == calls - 1:
             self.columns |= self.scores.mismatch(self.accelerator)
         return loss
 

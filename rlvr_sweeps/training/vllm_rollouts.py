@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in the trainer's own process: TRL's colocate mode, with an exact sync and a seed per completion."""
+"""Rollouts by vLLM in the trainer's process: TRL's colocate mode, with an exact sync and a seed per completion."""
 
 import os
 import tempfile
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.elastic.utils.distributed import get_free_port
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import ensure_master_addr_port
 from vllm import LLM, SamplingParams, TokensPrompt
@@ -24,8 +25,9 @@ from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
 class VllmRollouts(VLLMGeneration):
     """One engine per process, beside the trainer on its GPU.
 
-    TRL merges adapters in place, pushes, and unmerges, which rounds a bfloat16 base at every step, and draws a whole batch from
-    one seed. Here weights are merged aside (`rollout.sync=merged`), or the adapter alone is handed over (`adapter`).
+    TRL merges adapters in place and subtracts them after the sync, which rounds a bfloat16 base at every step, and samples a
+    batch from one seed. Here weights are merged in copies (`rollout.sync=merged`), or vLLM loads the adapter beside the base's
+    weights (`rollout.sync=adapter`).
     """
 
     def __init__(self, cfg: Resolved, **trl: Any) -> None:
@@ -35,29 +37,33 @@ class VllmRollouts(VLLMGeneration):
 
     def _init_vllm(self) -> None:
         accelerator = self.accelerator
-        # vLLM's external launcher reads who it is, as torchrun says it.
+        # vLLM's external launcher reads the ranks from torchrun's variables.
         os.environ["RANK"] = str(accelerator.process_index)
         os.environ["LOCAL_RANK"] = str(accelerator.local_process_index)
         os.environ["WORLD_SIZE"] = str(accelerator.num_processes)
+        if "MASTER_PORT" not in os.environ:  # TRL would choose 29500 for every run that starts at this moment
+            os.environ["MASTER_PORT"] = str(get_free_port())
         ensure_master_addr_port()
         if current_platform.is_cpu():
             patches.keep_cpu_weights_unpacked()
         elif not torch.cuda.is_available():
-            raise Refused("rollout=vllm needs a GPU, and this process sees none. Use rollout=hf, or a node with GPUs.")
+            raise Refused("rollout=vllm needs a GPU, and no GPU is visible. Use rollout=hf, or a node with GPUs.")
         try:
             self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
         except ValueError as error:
-            raise Refused(f"vLLM does not start with these settings: {str(error).splitlines()[0]}") from error
+            raise Refused(
+                f"vLLM does not start with these settings: {str(error).splitlines()[0]} Change rollout.vllm, or use rollout=hf."
+            ) from error
         self._llm_weights_sleeping = False
         accelerator.wait_for_everyone()  # DeepSpeed hangs where one process is still loading
 
     @property
     def engine_model(self) -> torch.nn.Module:
-        """vLLM's own module, with its fused layers."""
+        """vLLM's torch module, with its fused layers."""
         return patches.vllm_module(self.llm)
 
-    def given(self) -> Iterator[tuple[str, Tensor]]:
-        """What the engine's own weights should be: the policy's, or the base's where the adapter stands beside them."""
+    def expected_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor) of what the engine should hold: the policy's weights, or the base's beside a loaded adapter."""
         policy = self.accelerator.unwrap_model(self.model)
         if self.adapter is None:
             return policy_weights(policy)
@@ -67,28 +73,28 @@ class VllmRollouts(VLLMGeneration):
         return policy_weights(self.accelerator.unwrap_model(self.model))
 
     def sync_weights(self) -> None:
-        """Make the engine's policy the trainer's."""
+        """Load the trainer's policy into the engine."""
         if self.cfg["rollout"]["sync"] == "merged":
             super().sync_weights()
             return
         with tempfile.TemporaryDirectory(prefix="rlvr-adapter-", dir=memory_backed()) as folder:
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, save_embedding_layers=False)
             self.llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
-        self.adapter = LoRARequest("policy", 1, folder)  # loaded: its folder is not read again
+        self.adapter = LoRARequest("policy", 1, folder)  # it is loaded, so the deleted folder is not read again
         self.llm.reset_prefix_cache()
 
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], end_ids: Sequence[int]
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """One completion per prompt from its own seed: token ids, the end token included, and their log-probabilities."""
-        drawing = [
+        """Return one completion per prompt, from its own seed: token ids with the end token, and their log-probabilities."""
+        parameters = [
             SamplingParams(
                 temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_completion_length, seed=seed, logprobs=0,
                 stop_token_ids=list(end_ids), detokenize=False,
             )
             for seed in seeds
         ]  # fmt: skip
-        outputs = [output.outputs[0] for output in self.answers(prompts, drawing)]
+        outputs = [output.outputs[0] for output in self.generate_outputs(prompts, parameters)]
         ids = [list(output.token_ids) for output in outputs]
         scores = [
             [scored[token].logprob for token, scored in zip(tokens, output.logprobs, strict=True)]
@@ -97,36 +103,36 @@ class VllmRollouts(VLLMGeneration):
         return ids, scores
 
     def score(self, ids: Sequence[int]) -> Tensor:
-        """Log-probabilities of a text's tokens from the second on, shape (len(ids) - 1,), at temperature 1."""
-        (output,) = self.answers([ids], [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False)])
-        self.llm.reset_prefix_cache()  # rollouts must not depend on whether something was scored before them
+        """Return the log-probabilities of a text's tokens from the second on, at temperature 1: (len(ids) - 1,)."""
+        (output,) = self.generate_outputs([ids], [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False)])
+        self.llm.reset_prefix_cache()  # rollouts must not depend on whether a text was scored before them
         scored = output.prompt_logprobs[1:]
-        return torch.tensor([place[token].logprob for place, token in zip(scored, ids[1:], strict=True)])
+        return torch.tensor([logprobs[token].logprob for logprobs, token in zip(scored, ids[1:], strict=True)])
 
-    def answers(self, prompts: Sequence[Sequence[int]], asked: Sequence[SamplingParams]) -> Any:
-        """The engine's outputs, in the order of the prompts.
+    def generate_outputs(self, prompts: Sequence[Sequence[int]], parameters: Sequence[SamplingParams]) -> Any:
+        """Return the engine's outputs, in the order of the prompts.
 
-        Random numbers of the process are put back: vLLM draws some when it is first used, and dropout would then differ
-        between a resumed run and one that was left alone.
+        The state of the process's random numbers is restored: vLLM draws some at its first use, and dropout would then differ
+        between a resumed run and an uninterrupted one.
         """
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return self.llm.generate(inputs, list(asked), use_tqdm=False, lora_request=self.adapter)
+            return self.llm.generate(inputs, list(parameters), use_tqdm=False, lora_request=self.adapter)
 
 
 def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
-    """vllm.LLM's arguments: what the YAML states (`rollout.vllm`) and what follows from the run. Nothing is said twice."""
-    place, revision = model_location(cfg)
+    """Return the arguments of vllm.LLM: those that follow from the run, and `rollout.vllm` over them."""
+    path, revision = model_location(cfg)
     derived: dict[str, Any] = {
-        "model": place,
+        "model": path,
         "tokenizer_revision": revision.get("revision"),
         "dtype": "bfloat16" if cfg["model"]["autocast_bf16"] else "float32",
         "max_model_len": cfg["data"]["max_prompt_tokens"] + cfg["rollout"]["max_tokens"],
         "max_num_seqs": sequences,
-        "generation_config": "vllm",  # a hub model's own decoding would act on top of the one that is configured
+        "generation_config": "vllm",  # a published generation config would act on top of the configured decoding
         "distributed_executor_backend": "external_launcher",
-        "logprobs_mode": "processed_logprobs",  # those that tokens were drawn by: the importance correction's denominator
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled: the importance correction's denominator
         "seed": 0,
         **revision,
     }
@@ -136,10 +142,11 @@ def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
 
 
 def lora_slots(rank: int) -> int:
-    """The smallest rank vLLM reserves room for that holds `rank`."""
+    """Return the smallest `max_lora_rank` that vLLM supports and that is at least `rank`."""
     return next(slots for slots in (8, 16, 32, 64, 128, 256, 320, 512) if slots >= rank)
 
 
 def memory_backed() -> str | None:
-    """A folder in memory, for what is written to be read once; None where the system has none."""
+    """Return a folder in memory for files that are read once, or None where the system has none."""
+
     return "/dev/shm" if Path("/dev/shm").is_dir() else None

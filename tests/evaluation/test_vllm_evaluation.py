@@ -66,7 +66,7 @@ def test_three_shards_are_one(base, monkeypatch):
     cfg = alone.config()
     problems = {"tier1": stage.load_problems(cfg["benchmark"]["tier1"])}
     for process in range(3):
-        stage.answer(alone, cfg, problems, process, 3)
-    assert stage.collect(alone, cfg, problems) == 0
+        stage.decode_missing(alone, cfg, problems, process, 3)
+    assert stage.gather_samples(alone, cfg, problems) == 0
     assert alone.samples_path("tier1").read_text() == text
     assert "RANK" not in os.environ

@@ -41,10 +41,10 @@ def test_a_process_that_read_another_batch_is_found_at_the_start(tmp_path):
     """Both processes end with the reason, and neither waits for the other."""
     code = (
         "import os\nfrom pathlib import Path\nfrom accelerate import Accelerator\n"
-        "from rlvr_sweeps.training.build_check import same_everywhere\n"
+        "from rlvr_sweeps.training.build_check import refuse_different_batch_sizes\n"
         "accelerator, rank = Accelerator(cpu=True), int(os.environ['RANK'])\n"
-        "same_everywhere(accelerator, {'training': {'per_device_batch_size': 8}})\n"
-        "try:\n    same_everywhere(accelerator, {'training': {'per_device_batch_size': 8 >> rank}})\n"
+        "refuse_different_batch_sizes(accelerator, {'training': {'per_device_batch_size': 8}})\n"
+        "try:\n    refuse_different_batch_sizes(accelerator, {'training': {'per_device_batch_size': 8 >> rank}})\n"
         "except RuntimeError as error:\n    Path(__file__).with_name(str(rank)).write_text(str(error))\n"
         "accelerator.end_training()"
     )

@@ -13,7 +13,7 @@ from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.runs.directory import all_runs
 from rlvr_sweeps.training import train as train_stage
 from rlvr_sweeps.training.early_stopping import why_collapsed
-from rlvr_sweeps.training.successive_halving import Competitor, journal
+from rlvr_sweeps.training.successive_halving import Competitor, journal_path
 from tests.launching.test_launch import SHORT, summaries
 
 RULE = {"window": 4, "standard_errors": 3.0, "truncated_share": 0.9}
@@ -86,7 +86,7 @@ def test_a_competition_that_cannot_be_is_refused(point, wrong):
 
 def trials_of(runs_dir):
     """The trials of the one study s, read by Optuna from its journal."""
-    journal_file = optuna.storages.journal.JournalFileBackend(str(journal(runs_dir, "s")))
+    journal_file = optuna.storages.journal.JournalFileBackend(str(journal_path(runs_dir, "s")))
     storage = optuna.storages.JournalStorage(journal_file)
     (study,) = optuna.get_all_study_summaries(storage)
     return optuna.load_study(study_name=study.study_name, storage=storage).trials

@@ -1,4 +1,4 @@
-"""What neither PEFT nor TRL drives of AdaLoRA: the rank budget, the orthogonality loss, both in the checkpoint."""
+"""The parts of AdaLoRA that neither PEFT nor TRL runs: the rank schedule and the orthogonality loss, with their checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-FILE = "adalora.pt"
+FILE = "adalora.pt"  # in each checkpoint
 
 
 class AdaLoraSchedule(TrainerCallback):
-    """Moves the rank budget after each optimizer step, while gradients are still there (Zhang et al. 2023, Algorithm 1).
+    """A callback that updates the rank budget after each optimizer step (Zhang et al. 2023, Algorithm 1).
 
-    The pattern of kept ranks stays out of PEFT's config between steps: there, saving would cut the tensors to it and a
-    resumed run would have other shapes.
+    It runs while the gradients still exist. Between steps the pattern of kept ranks is not in PEFT's config: with it there,
+    saving would cut the tensors to the pattern, and a resumed run would have other shapes.
     """
 
     def __init__(self, model: Any) -> None:
@@ -24,7 +24,10 @@ class AdaLoraSchedule(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.config.total_step != state.max_steps:
-            raise ValueError(f"AdaLoRA was scheduled for {self.config.total_step} steps, but {state.max_steps} are trained")
+            raise ValueError(
+                f"AdaLoRA's schedule has total_step={self.config.total_step}, but the run trains {state.max_steps} steps. "
+                "Both must be equal."
+            )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.config.rank_pattern = self.pattern
@@ -32,13 +35,13 @@ class AdaLoraSchedule(TrainerCallback):
         self.pattern, self.config.rank_pattern = self.config.rank_pattern, None
 
     def mean_rank(self) -> float:
-        """Ranks kept per module, on average: `init_r` before the schedule begins, `target_r` when it has ended."""
+        """Return the mean number of ranks kept per module: `init_r` before the schedule begins, `target_r` after its end."""
         if self.pattern is None:
             return float(self.config.init_r)
         return sum(map(sum, self.pattern.values())) / len(self.pattern)
 
     def orthogonality(self) -> Tensor:
-        """`orth_reg_weight` times the mean over P and Q of ‖PᵀP − I‖ (Eq. 4), a scalar with gradient."""
+        """Return `orth_reg_weight` times the mean over P and Q of ‖PᵀP − I‖ (Eq. 4): a scalar with gradient."""
         norms = []
         for name, parameter in self.tuner.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:
@@ -47,11 +50,14 @@ class AdaLoraSchedule(TrainerCallback):
         return self.config.orth_reg_weight * torch.stack(norms).mean()
 
     def save(self, folder: Path) -> None:
+        """Write the pattern of kept ranks and the moving averages of the importance scores into a checkpoint."""
         allocator = self.tuner.rankallocator
         averages = {"ipt": allocator.ipt, "exp_avg_ipt": allocator.exp_avg_ipt, "exp_avg_unc": allocator.exp_avg_unc}
         torch.save({"pattern": self.pattern, **averages}, folder / FILE)
 
     def load(self, folder: Path) -> None:
+        """Restore what `save` wrote."""
+
         state = torch.load(folder / FILE, weights_only=True, map_location=next(self.tuner.parameters()).device)
         self.pattern = state.pop("pattern")
         for name, value in state.items():

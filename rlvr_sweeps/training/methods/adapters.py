@@ -1,4 +1,7 @@
-"""A method attached to a model, and its optimizer: PEFT's own where PEFT has it."""
+"""Attach a method (a file of conf/peft) to a model: its adapter, initialisation, trained parameters, dropout and optimizer.
+
+PEFT's implementation is used where it has one.
+"""
 
 import math
 import warnings
@@ -26,10 +29,11 @@ def attach(
     model_key: str | None = None,
     prompts: Sequence[Sequence[int]] = (),
 ) -> Any:
-    """`model` with the method's trainable parameters; `method` is the resolved conf/peft file. `seed` fixes random parts.
+    """Return `model` with the method's trainable parameters; `method` is the resolved conf/peft file.
 
-    `model_key` names the model's exact weights: what is computed from them alone is then kept for the next run.
-    `prompts` are training prompts as token ids, for methods that look at activations.
+    `seed` fixes the random initialisation. `model_key` identifies the model's exact weights: with it, singular triplets are
+    stored for other runs. `prompts` are training prompts as token ids, for methods that start from activations. Raises Refused
+    where the method matches no layer of the model.
     """
     if method["trains"] == "everything":
         return model.requires_grad_(True)
@@ -40,7 +44,10 @@ def attach(
             adapted = peft.get_peft_model(model, peft.get_peft_config(dict(method["config"])))
     except ValueError as error:
         if "target_modules" in str(error) or "not found in the base model" in str(error):
-            raise Refused(f"peft={method['name']} matches no layer of this model: {error}") from error
+            raise Refused(
+                f"peft={method['name']} matches no layer of this model: {error}. Set target_modules in conf/peft/ to its "
+                "layers, or choose another peft."
+            ) from error
         raise
     if method["initialisation"] == "activations":
         start_from_activations(adapted, prompts)
@@ -55,16 +62,16 @@ def attach(
 
 
 def is_trained_parameter(name: str, method: Mapping[str, Any]) -> bool:
-    """Whether the method's file declares the parameter of this name as trained."""
+    """Return whether the method's file declares the parameter of this name as trained."""
     return any(part in name.split(".") for part in method["trained"])
 
 
 @torch.no_grad()
 def start_from_singular_triplets(adapted: Any, side: Side, model_key: str | None) -> None:
-    """B·A takes r singular triplets of W, the frozen weight keeps the rest; what the model computes is unchanged.
+    """Set B·A to r singular triplets of W and the frozen weight to the rest; the function of the model does not change.
 
-    PiSSA takes the largest (Meng et al. 2024, Eq. 2-4), MiLoRA the smallest (Wang et al. 2024, Eq. 3-5): A = √(S/s)·Vᵀ,
-    B = U·√(S/s), with s the adapter's scale.
+    PiSSA takes the largest triplets (Meng et al. 2024, Eq. 2-4), MiLoRA the smallest (Wang et al. 2024, Eq. 3-5):
+    A = √(S/s)·Vᵀ, B = U·√(S/s), where s is the adapter's scale.
     """
     layers = tuner_layers(adapted)
     weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
@@ -80,16 +87,16 @@ def start_from_singular_triplets(adapted: Any, side: Side, model_key: str | None
 
 
 def start_from_activations(adapted: Any, prompts: Sequence[Sequence[int]], batch: int = 8) -> None:
-    """EVA, by PEFT: an incremental SVD of every layer's inputs over `prompts`, until the directions settle."""
+    """Initialise by PEFT's EVA: an incremental SVD of every layer's inputs over `prompts`, until the directions converge."""
     device = next(adapted.parameters()).device
     if device.type == "meta":
-        return  # only counted
+        return  # the parameters are only counted
     if not prompts:
-        raise ValueError("EVA needs training prompts to look at")
+        raise ValueError("EVA starts from the activations of training prompts, and `prompts` is empty.")
     batches = []
     for start in range(0, len(prompts), batch):
         rows = prompts[start : start + batch]
-        width = min(map(len, rows))  # cut, not padded: a padded position would count as data
+        width = min(map(len, rows))  # prompts are cut, not padded: padding would count as data
         ids = torch.tensor([row[-width:] for row in rows], device=device)
         batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     adapted.eval()
@@ -99,7 +106,7 @@ def start_from_activations(adapted: Any, prompts: Sequence[Sequence[int]], batch
 
 
 def expected_scaling(method: Mapping[str, Any]) -> float | None:
-    """α/r, or α/√r for rsLoRA; None for methods without such a factor."""
+    """Return the adapter's scale, α/r or for rsLoRA α/√r; None for methods without such a factor."""
     config = method["config"]
     if "lora_alpha" not in config or "r" not in config:
         return None
@@ -108,7 +115,7 @@ def expected_scaling(method: Mapping[str, Any]) -> float | None:
 
 
 def loraplus_optimizer(model: Any, ratio: float, optimizer: type, lr: float, **settings: Any) -> torch.optim.Optimizer:
-    """PEFT's LoRA+ parameter groups: B learns `ratio` times faster than everything else."""
+    """Return an optimizer with PEFT's LoRA+ parameter groups: the learning rate of B is `ratio` times that of the others."""
     weight_decay = settings.pop("weight_decay", 0.0)
     return create_loraplus_optimizer(
         model, optimizer, lr=lr, loraplus_lr_ratio=ratio, loraplus_weight_decay=weight_decay, **settings
@@ -116,9 +123,12 @@ def loraplus_optimizer(model: Any, ratio: float, optimizer: type, lr: float, **s
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on the CPU from uniform numbers, in float32 whatever the input's type, so that `p` is what was asked."""
+    """nn.Dropout, faster on the CPU: it compares uniform float32 numbers with `p`.
 
-    def forward(self, input: Tensor) -> Tensor:  # torch's name
+    They are float32 for every input type, since bfloat16 numbers are too coarse for an exact `p`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # the parameter's name is torch's
         if input.device.type != "cpu" or not self.training or not 0 < self.p < 1:
             return super().forward(input)
         kept = torch.rand(input.shape, dtype=torch.float32).ge_(self.p).div_(1 - self.p)
@@ -126,7 +136,8 @@ class Dropout(nn.Dropout):
 
 
 def use_faster_dropout(model: Any) -> None:
-    """Give every nn.Dropout of `model` the faster way."""
+    """Replace every nn.Dropout of `model` by the faster class."""
+
     for module in model.modules():
         if type(module) is nn.Dropout:
             patches.change_class(module, Dropout)

@@ -1,7 +1,7 @@
-"""The policy's weights as a plain model would hold them: merged in float32, cast once, the base untouched.
+"""The policy's weights with the adapter merged, under the names of the plain model.
 
-Merging in place and unmerging afterwards, as is usual, rounds a bfloat16 base a little at every step; here each adapted
-layer's own tensors are put back as they were, so the base is bit-identical after any number of syncs.
+Weights are merged in float32 and cast once. The usual way, to merge in place and to subtract the adapter afterwards, rounds a
+bfloat16 base at every step; here the base's tensors are put back, so that it is bit-identical after any number of syncs.
 """
 
 from collections.abc import Iterator
@@ -15,25 +15,26 @@ from torch import Tensor
 
 from rlvr_sweeps import patches
 
-BASE = "base_model.model."  # where PEFT puts the model it adapts; beside it stand parameters that layers share
+BASE = "base_model.model."  # PEFT's prefix of the adapted model; parameters that layers share have other names
 
 
 def tuner_layers(model: torch.nn.Module) -> dict[str, Any]:
-    """Every adapted layer, by module name."""
+    """Return every adapted layer, by module name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def own_tensors(layer: Any) -> dict[str, torch.nn.Parameter]:
+def own_parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of the base layer that an adapted layer wraps, by name."""
     return dict(layer.get_base_layer().named_parameters(recurse=False))
 
 
 @torch.no_grad()
 def merged_tensors(layer: Any) -> dict[str, Tensor]:
-    """The layer's effective weight (and bias), in the base's dtype, whatever autocast is on; the layer is left as it was."""
-    if isinstance(layer, LNTuningLayer):  # a copy of the norm, not a change to it
+    """Return the layer's effective weight (and bias) in the base's dtype, also under autocast; the layer does not change."""
+    if isinstance(layer, LNTuningLayer):  # trains a copy of the norm; there is nothing to merge
         tuned = layer.ln_tuning_layers[layer.active_adapters[0]]
         return {key: value.data for key, value in tuned.named_parameters(recurse=False)}
-    parameters = own_tensors(layer)
+    parameters = own_parameters(layer)
     originals = {key: parameter.data for key, parameter in parameters.items()}
     try:
         for parameter in parameters.values():
@@ -49,15 +50,15 @@ def merged_tensors(layer: Any) -> dict[str, Tensor]:
 
 @contextmanager
 def merged(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the model's forward pass uses merged weights and no adapter; afterwards it is bit for bit what it was.
+    """Use merged weights and no adapter in the model's forward pass inside; restore the model bit for bit afterwards.
 
-    Holds the merged and the original weights of the adapted layers at once.
+    Memory holds the merged and the original weights of the adapted layers at the same time.
     """
     layers = [layer for layer in tuner_layers(model).values() if not isinstance(layer, LNTuningLayer)]
     originals = []
     try:
         for layer in layers:
-            effective, parameters = merged_tensors(layer), own_tensors(layer)
+            effective, parameters = merged_tensors(layer), own_parameters(layer)
             originals.append((layer, {key: parameter.data for key, parameter in parameters.items()}))
             for key, parameter in parameters.items():
                 parameter.data = effective[key]
@@ -65,18 +66,19 @@ def merged(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer, tensors in originals:
-            for key, parameter in own_tensors(layer).items():
+            for key, parameter in own_parameters(layer).items():
                 parameter.data = tensors[key]
             patches.forget_merge(layer)
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name in the model that was adapted."""
+    """Return a parameter's name in the plain model."""
     return name.removeprefix(BASE).replace(".base_layer.", ".")
 
 
 def policy_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name in the plain model, tensor) of every weight of the policy, one layer's merge in memory at a time."""
+    """Yield (name in the plain model, tensor) of every weight of the policy; one layer is merged at a time."""
+
     layers = tuner_layers(model)
     for name, layer in layers.items():
         for key, tensor in merged_tensors(layer).items():

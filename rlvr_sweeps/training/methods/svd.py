@@ -1,4 +1,4 @@
-"""Singular triplets and singular vectors of a model's layers, computed once per model and kept in the user's cache."""
+"""Singular triplets and singular vectors of a model's layers, computed once per model and stored in the user's cache."""
 
 import fcntl
 import os
@@ -27,77 +27,84 @@ class Triplets(NamedTuple):
 
 
 def triplets(weight: Tensor, count: int) -> dict[Side, Triplets]:
-    """The `count` largest and the `count` smallest singular triplets, by one full SVD in float64 of the faster orientation."""
+    """Return the `count` largest and the `count` smallest singular triplets, from one full SVD in float64.
+
+    The SVD is of the faster orientation, with at least as many rows as columns.
+    """
     wide = weight.shape[0] < weight.shape[1]
     u, s, vh = torch.linalg.svd((weight.T if wide else weight).double(), full_matrices=False)
     if wide:
         u, vh = vh.T, u.T
-    whole = Triplets(u.float(), s.float(), vh.float())
-    return {"principal": cut(whole, count, "principal"), "minor": cut(whole, count, "minor")}
+    full = Triplets(u.float(), s.float(), vh.float())
+    return {"principal": cut(full, count, "principal"), "minor": cut(full, count, "minor")}
 
 
-def cut(found: Triplets, rank: int, side: Side) -> Triplets:
-    """Of these triplets the first `rank`, or the last."""
+def cut(full: Triplets, rank: int, side: Side) -> Triplets:
+    """Return the first `rank` triplets for `principal`, the last for `minor`."""
     part = slice(None, rank) if side == "principal" else slice(-rank, None)
-    pieces = found.u[:, part], found.s[part], found.vh[part]
+    pieces = full.u[:, part], full.s[part], full.vh[part]
     return Triplets(*(piece.clone(memory_format=torch.contiguous_format) for piece in pieces))
 
 
 def cached_triplets(weights: Mapping[str, Tensor], rank: int, side: Side, model_key: str | None) -> dict[str, Triplets]:
-    """Triplets of every named weight; `model_key` names the model's exact weights, None keeps nothing.
+    """Return `rank` triplets of every named weight.
 
-    One SVD per layer serves both sides and all ranks up to 64. Each layer is kept as soon as it is done: 0.6 GB for the
-    model of 1.5B parameters. A larger rank is an SVD anew, kept up to the next power of two.
+    `model_key` identifies the model's exact weights; with None nothing is stored. One SVD per layer serves both sides and all
+    ranks up to 64, and each layer is stored as soon as it is computed: 0.6 GB for the model of 1.5B parameters. A larger rank
+    needs another SVD, which is stored up to the next power of two.
     """
     if model_key is None:
         return {name: triplets(weight, rank)[side] for name, weight in weights.items()}
     folder = cache_dir() / "svd" / model_key / "triplets"
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        name: kept_triplets(folder / f"{name}.safetensors", weight, rank, side)
+        name: cached_layer_triplets(folder / f"{name}.safetensors", weight, rank, side)
         for name, weight in tqdm(weights.items(), desc="Singular triplets", unit="layer", delay=1)
     }
 
 
-def kept_triplets(place: Path, weight: Tensor, rank: int, side: Side) -> Triplets:
+def cached_layer_triplets(path: Path, weight: Tensor, rank: int, side: Side) -> Triplets:
+    """Return one layer's triplets from the file `path`, which is written where it is missing or holds too few."""
     count = min(max(64, 1 << (rank - 1).bit_length()), *weight.shape)
-    with alone(place):
-        kept = load_file(place) if place.exists() else {}
-        if not kept or kept["principal.s"].numel() < count:
-            ends = triplets(weight, count)
-            kept = {f"{end}.{part}": value.cpu() for end, found in ends.items() for part, value in found._asdict().items()}
-            write(kept, place)
-    return cut(Triplets(*(kept[f"{side}.{part}"] for part in Triplets._fields)), rank, side)
+    with file_lock(path):
+        stored = load_file(path) if path.exists() else {}
+        if not stored or stored["principal.s"].numel() < count:
+            sides = triplets(weight, count)
+            stored = {f"{end}.{part}": value.cpu() for end, ends in sides.items() for part, value in ends._asdict().items()}
+            write_tensors(stored, path)
+    return cut(Triplets(*(stored[f"{side}.{part}"] for part in Triplets._fields)), rank, side)
 
 
 @contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """One process computes what is kept at `place`, the others wait and read."""
-    with place.with_suffix(".lock").open("w") as lock:
+def file_lock(path: Path) -> Iterator[None]:
+    """Lock `path` between processes: one computes its content, the others wait and read it."""
+    with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def write(tensors: dict[str, Tensor], place: Path) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write under a temporary name, then rename, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, temporary)
-    temporary.replace(place)
+    temporary.replace(path)
 
 
 def smaller_side(weight: Tensor) -> Tensor:
-    """All p = min(out, in) singular vectors of the smaller side of W as columns, s descending: (p, p), float64.
+    """Return all p = min(out, in) singular vectors of the smaller side of W as columns, s descending: (p, p), float64.
 
-    Eigenvectors of W Wᵀ (or Wᵀ W), many times faster than a full SVD. Squaring hides singular values under 1e-8 of the
-    largest; those of trained layers end far above.
+    They are the eigenvectors of W Wᵀ (or Wᵀ W), many times faster than a full SVD. Squaring hides singular values below 1e-8 of
+    the largest; those of trained layers are far larger.
     """
     small = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
     return torch.linalg.eigh(small @ small.T).eigenvectors.flip(1)
 
 
 def cached_smaller_side(model_key: str | None) -> SmallerSide:
-    """`smaller_side` by layer, kept in float32; `model_key` as above.
+    """Return a `smaller_side` that stores each layer's vectors in float32; `model_key` as in `cached_triplets`.
 
-    1.3 GB for the model of 1.5B parameters, once. The larger side would be as large as the model, and is one product away.
+    The files take 1.3 GB for the model of 1.5B parameters. The larger side is not stored: it would be as large as the model,
+    and is one matrix product away.
     """
     if model_key is None:
         return lambda _, weight: smaller_side(weight)
@@ -105,10 +112,10 @@ def cached_smaller_side(model_key: str | None) -> SmallerSide:
     folder.mkdir(parents=True, exist_ok=True)
 
     def provide(name: str, weight: Tensor) -> Tensor:
-        place = folder / f"{name}.safetensors"
-        with alone(place):
-            if not place.exists():
-                write({"vectors": smaller_side(weight).float().cpu().contiguous()}, place)
-        return load_file(place)["vectors"].to(weight.device).double()
+        path = folder / f"{name}.safetensors"
+        with file_lock(path):
+            if not path.exists():
+                write_tensors({"vectors": smaller_side(weight).float().cpu().contiguous()}, path)
+        return load_file(path)["vectors"].to(weight.device).double()
 
     return provide
