@@ -189,10 +189,8 @@ def submit_array(
         slurm_srun_args=srun, **{key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in options.items()},
     )  # fmt: skip
     try:
-        with (
-            queue.without_job_environment(),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # submitit prints the error that it raises
+        # submitit also prints the error that it raises.
+        with queue.without_job_environment(), contextlib.redirect_stderr(io.StringIO()):
             jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
     except patches.failed_submission() as error:
         lines = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]

@@ -141,9 +141,7 @@ class Supervisor:
             node_name=os.environ.get("SLURMD_NODENAME"), gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
         )  # fmt: skip
         name = f"{self.run.name} {self.task.stage}"
-        with contextlib.suppress(
-            OSError, subprocess.TimeoutExpired
-        ):  # the name is for squeue only; a container may lack scontrol
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # only a name for squeue; a container may lack scontrol
             subprocess.run(["scontrol", "update", f"JobId={self.job}", f"JobName={name}"], capture_output=True, timeout=10)
         self.write_heartbeat()
 
