@@ -27,12 +27,12 @@ VLLM, ROLLOUTS = "trl.generation.vllm_generation:VLLMGeneration", "rlvr_sweeps.t
 OVERRIDDEN = (
     Override(
         f"{GRPO}._generate_and_score_completions", TRAINER,
-        "Dynamic sampling scores whole rounds of rollouts before it chooses those to train on; TRL's rollout_func is called "
-        "once per step and returns unscored completions.",
+        "Dynamic sampling scores rounds of rollouts before it chooses those to train on. rollout_func cannot: TRL "
+        "calls it with fixed prompts, and computes rewards and token counts once, of what it returns.",
     ),
     Override(
         f"{GRPO}._get_per_token_logps_and_entropies", TRAINER,
-        "bfloat16 autocast under DeepSpeed too, the time spent, and the importance weights from the update's own forward pass.",
+        "Adds bfloat16 autocast under DeepSpeed, a timer, and importance weights from the update's own forward pass.",
     ),
     Override(f"{GRPO}._prepare_inputs", TRAINER, "Forward passes cut by length; TRL cuts equal numbers of completions."),
     Override(
@@ -40,7 +40,7 @@ OVERRIDDEN = (
         "AdaLoRA's orthogonality loss, and the weight of a pass that holds more or fewer completions than the others.",
     ),
     Override(
-        f"{GRPO}._load_optimizer_and_scheduler", TRAINER, "Optimizer states of several CPU processes: use_loadable_cpu_device."
+        f"{GRPO}._load_optimizer_and_scheduler", TRAINER, "Resume of several CPU processes: use_loadable_cpu_device."
     ),
     Override(
         f"{VLLM}._init_vllm", ROLLOUTS,
@@ -164,7 +164,7 @@ def use_loadable_cpu_device(args: Any) -> None:
 def forget_merge(layer: Any) -> None:
     """Mark a tuner layer as not merged, after its base weights were put back without PEFT's `unmerge`.
 
-    PEFT 0.21.2 caches DoRA's norm at a merge, for the unmerge; it would be kept for ever.
+    PEFT 0.21.2 caches DoRA's norm at a merge, for the unmerge; without one, the norm would stay in memory.
     https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py
     Remove when PEFT can return merged weights without changing the layer.
     """

@@ -45,7 +45,7 @@ DISTRIBUTIONS = {"hydra": "hydra-core", "vllm": "vllm"}
 
 
 def upstream(path):
-    """The object at `module:Class.method`; skips where the library is not installed."""
+    """Return the object at `module:Class.method`; skip the test where the library is not installed."""
     module, _, names = path.partition(":")
     pytest.importorskip("vllm" if "vllm_rollouts" in module else module.partition(".")[0])
     target = importlib.import_module(module)
@@ -122,7 +122,7 @@ def test_the_installed_version_is_the_pinned_one(library):
 
 
 def test_attributes_that_patches_use():
-    """The names that only exist on objects: found in the source of the class that sets them."""
+    """Attributes exist on instances only, so the source of the class that sets them is searched."""
     used = {
         "trl.trainer.grpo_trainer:GRPOTrainer": ["self._last_loaded_step = -1", "self._metrics[mode]", "self.rollout_func = "],
         "transformers.training_args:TrainingArguments": ["def _setup_devices(self)", "@cached_property"],
@@ -138,7 +138,7 @@ def test_attributes_that_patches_use():
 
 
 def test_no_private_name_of_an_upstream_library_is_used_elsewhere():
-    """Private imports, and private attributes of anything but `self`, outside patches.py."""
+    """Outside patches.py no private module is imported and no private attribute of another object is used."""
     documented = {
         "_exit",
         "_asdict",

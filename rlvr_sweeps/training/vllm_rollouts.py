@@ -42,7 +42,7 @@ class VllmRollouts(VLLMGeneration):
         os.environ["LOCAL_RANK"] = str(accelerator.local_process_index)
         os.environ["WORLD_SIZE"] = str(accelerator.num_processes)
         if "MASTER_PORT" not in os.environ:  # TRL would choose 29500 for every run that starts at this moment
-            os.environ["MASTER_PORT"] = str(get_free_port())
+            os.environ["MASTER_PORT"] = str(get_free_port())  # type: ignore[no-untyped-call]
         ensure_master_addr_port()
         if current_platform.is_cpu():
             patches.keep_cpu_weights_unpacked()

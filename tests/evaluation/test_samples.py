@@ -1,4 +1,4 @@
-"""What is done with stored samples: votes, regrading, comparing, auditing."""
+"""Commands on stored samples: majority votes, regrading, comparing, auditing."""
 
 import json
 
@@ -23,8 +23,8 @@ def test_majority_by_hand(right, rivals, won):
 
 
 def test_votes_for_one_answer_count_together_however_it_is_written():
-    spelled = [("1/2", True), (r"\frac12", True), ("0.3", False), ("0.30", False), (r"\frac{3}{10}", False), (None, False)]
-    rows = [{"problem": "p", "answer": answer, "correct": correct} for answer, correct in spelled]
+    answers = [("1/2", True), (r"\frac12", True), ("0.3", False), ("0.30", False), (r"\frac{3}{10}", False), (None, False)]
+    rows = [{"problem": "p", "answer": answer, "correct": correct} for answer, correct in answers]
     assert majority(rows) == 0  # two for the right answer, three for 0.3
     assert majority(rows[:4]) == 0.5
     assert majority(rows[:3]) == 1
@@ -53,25 +53,25 @@ def test_reasons_are_shares(evaluated):
     assert summary["grader"] == VERSION and summary["avg_over_samples"] == pytest.approx((1 + 0.25) / 2)
 
 
-def spoil(run):
-    """As if an older grader had been wrong about two samples of tier1."""
+def write_wrong_verdicts(run):
+    """Give two samples of tier1 a wrong verdict, by an older version of the grader."""
     rows = read_rows(run.samples_path("tier1"))
-    for place in (0, 5):
-        rows[place] |= {"correct": False, "reason": "wrong"}
+    for index in (0, 5):
+        rows[index] |= {"correct": False, "reason": "wrong"}
     regrade.write_samples(run, "tier1", rows)
     write_json(run.summary_path, json.loads(run.summary_path.read_text()) | {"grader": VERSION - 1, "engine": "transformers"})
 
 
-def test_regrading_finds_what_changed_and_keeps_the_old(evaluated, capsys):
+def test_regrading_prints_the_changes_and_copies_the_old_samples(evaluated, capsys):
     run = evaluated()
-    true = json.loads(run.summary_path.read_text())
-    spoil(run)
+    correct = json.loads(run.summary_path.read_text())
+    write_wrong_verdicts(run)
     before = run.samples_path("tier1").read_text()
     cli.main(["regrade", "--dry-run", str(run.path)])
     assert "2 wrong → correct" in capsys.readouterr().out
     assert run.samples_path("tier1").read_text() == before
     cli.main(["regrade", str(run.path)])
-    assert json.loads(run.summary_path.read_text()) == true | {"engine": "transformers"}
+    assert json.loads(run.summary_path.read_text()) == correct | {"engine": "transformers"}
     (old,) = run.path.glob("old/*/tier1.jsonl")
     assert old.read_text() == before
     assert run.state() == "done"
@@ -79,8 +79,8 @@ def test_regrading_finds_what_changed_and_keeps_the_old(evaluated, capsys):
     assert "no verdict changed" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_regrading_keeps_its_hands_off_what_was_asked_again(evaluated):
-    """k is 5 since: the old samples must not be judged by the new request, nor lost."""
+def test_regrading_refuses_samples_of_another_evaluation(evaluated):
+    """k was set to 5 afterwards: the stored samples must neither be scored for it nor be lost."""
     run = evaluated()
     before = {path: path.read_text() for path in (run.summary_path, run.right_path, run.samples_path("tier1"))}
     cfg = run.config()
@@ -90,31 +90,31 @@ def test_regrading_keeps_its_hands_off_what_was_asked_again(evaluated):
     assert {path: path.read_text() for path in before} == before
 
 
-def test_regrading_that_was_killed_goes_on(evaluated, monkeypatch):
+def test_regrading_continues_after_a_kill(evaluated, monkeypatch):
     run = evaluated()
-    true = json.loads(run.summary_path.read_text())
-    spoil(run)
+    correct = json.loads(run.summary_path.read_text())
+    write_wrong_verdicts(run)
     monkeypatch.setattr(regrade, "summarise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         regrade.regrade(run)
     monkeypatch.undo()
     assert len(read_rows(run.samples_path("tier1"))) == 12 and run.summary_path.exists()
     regrade.regrade(run)
-    assert json.loads(run.summary_path.read_text()) == true | {"engine": "transformers"}
+    assert json.loads(run.summary_path.read_text()) == correct | {"engine": "transformers"}
 
 
-def test_answers_are_shown_as_they_are(evaluated, capsys):
+def test_answers_are_printed_verbatim(evaluated, capsys):
     run = evaluated()
     rows = read_rows(run.samples_path("tier1"))
-    for place, answer in enumerate(["[a,b]", r"\left[/x\right]", "\ud800"]):
-        rows[place] |= {"text": f"</think>\\boxed{{{answer}}}"}
+    for index, answer in enumerate(["[a,b]", r"\left[/x\right]", "\ud800"]):
+        rows[index] |= {"text": f"</think>\\boxed{{{answer}}}"}
     regrade.write_samples(run, "tier1", rows)
     cli.main(["regrade", str(run.path)])
     out = capsys.readouterr().out
     assert "[a,b]" in out and r"\left[/x\right]" in out and r"\ud800" in out
 
 
-def test_regrading_needs_samples_and_a_run_at_rest(evaluated, point):
+def test_regrading_refuses_a_running_or_unevaluated_run(evaluated, point):
     run = evaluated()
     with run.claim(), pytest.raises(Refused, match="is running"):
         regrade.regrade(run)
@@ -138,46 +138,51 @@ def test_comparing_by_name_id_and_seeds(evaluated, tmp_path, capsys):
 
 
 def refused(*arguments):
-    """What `rlvr` says as it refuses."""
+    """Return the message with which `rlvr` refuses."""
     with pytest.raises(SystemExit) as refusal:
         cli.main([str(argument) for argument in arguments])
     return str(refusal.value)
 
 
-def test_what_was_evaluated_differently_is_not_compared(evaluated, tmp_path):
-    one, other, third = evaluated("seed=1"), evaluated("seed=2", "evaluation.temperature=1"), evaluated("seed=3")
-    assert "benchmarks, k, decoding or grading" in refused("compare", one.path, other.path)
-    spoil(third)
-    assert "versions of the grader" in refused("compare", one.path, third.path)
-    assert "needs two runs" in refused("compare", one.path)
-    assert "the same run is not two seeds" in refused("compare", f"{one.path},{one.path}", third.path)
+def test_compare_refuses_runs_with_different_evaluations(evaluated, tmp_path):
+    first, second, third = evaluated("seed=1"), evaluated("seed=2", "evaluation.temperature=1"), evaluated("seed=3")
+    assert "benchmarks, k, decoding or grading" in refused("compare", first.path, second.path)
+    write_wrong_verdicts(third)
+    assert "versions of the grader" in refused("compare", first.path, third.path)
+    assert "needs two runs" in refused("compare", first.path)
+    assert "the same run is not two seeds" in refused("compare", f"{first.path},{first.path}", third.path)
     dora = evaluated("peft=dora")
-    assert "are no seeds of one row: they differ in" in refused("compare", f"{one.path},{dora.path}", one.path)
-    one.right_path.unlink()
-    assert f"rlvr regrade {one.name}" in refused("compare", one.path, third.path)
-    assert f"Did you mean {one.name}" in refused("compare", one.name[:-1], "x", "--runs-dir", tmp_path / "runs")
+    assert "are not seeds of one row: they differ in" in refused("compare", f"{first.path},{dora.path}", first.path)
+    first.right_path.unlink()
+    assert f"rlvr regrade {first.name}" in refused("compare", first.path, third.path)
+    assert f"Did you mean {first.name}" in refused("compare", first.name[:-1], "x", "--runs-dir", tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold", "said"),
+    ("answer", "gold", "expected"),
     [("17", "17", "same"), (r"\frac{1}{2}", "0.5", "same"), ("x^2+2x+1", "(x+1)^2", "same"), ("18", "17", "different"),
      ("x", "|x|", "different"), ("4.5e33", r"4.5 \cdot 10^{33}", "same"),
          (r"2\pi", r"\pi", "different"), ("(1,2)", "(1,2)", None), ("hm?", "17", None)],
 )  # fmt: skip
-def test_the_second_reader(answer, gold, said):
-    assert opinions([(answer, gold)]) == [said]
+def test_the_second_reader(answer, gold, expected):
+    assert opinions([(answer, gold)]) == [expected]
 
 
 def test_an_audit_lists_disagreements(evaluated, capsys):
     run = evaluated()
     rows = read_rows(run.samples_path("tier1"))
     rows[0] |= {"answer": "2+2", "gold": "4", "correct": False, "reason": "wrong form"}
-    rows[1] |= {"answer": "5", "gold": "6", "correct": True, "reason": "correct"}  # a grader's mistake
-    rows[2] |= {"answer": r"9^{9^{9^9}}", "gold": r"\sqrt{2}", "correct": False, "reason": "too large"}  # hangs a reader
-    write_text(run.samples_path("tier1"), "".join(json.dumps(one) + "\n" for one in rows))
-    found, total = audit.audit([run], size=50, seed=0)
-    assert total == len(found) and sum(one["opinion"] is None for one in found) >= 1
-    assert {(one["answer"], one["gold"]) for one in found if audit.disagrees(one)} == {("2+2", "4"), ("5", "6")}
+    rows[1] |= {"answer": "5", "gold": "6", "correct": True, "reason": "correct"}  # a wrong verdict
+    rows[2] |= {
+        "answer": r"9^{9^{9^9}}",
+        "gold": r"\sqrt{2}",
+        "correct": False,
+        "reason": "too large",
+    }  # ends at the time limit
+    write_text(run.samples_path("tier1"), "".join(json.dumps(row) + "\n" for row in rows))
+    audited, total = audit.audit([run], size=50, seed=0)
+    assert total == len(audited) and sum(row["opinion"] is None for row in audited) >= 1
+    assert {(row["answer"], row["gold"]) for row in audited if audit.disagrees(row)} == {("2+2", "4"), ("5", "6")}
     cli.main(["audit", str(run.path), "--sample", "50"])
     assert "2 disagreements" in capsys.readouterr().out
-    assert read_json(run.summary_path)["grader"] == VERSION  # an audit changes nothing
+    assert read_json(run.summary_path)["grader"] == VERSION  # an audit writes nothing

@@ -1,4 +1,4 @@
-"""Statistics against closed forms, brute force and simulation."""
+"""Scores and standard errors against closed forms, enumeration and simulation."""
 
 import itertools
 import math
@@ -30,18 +30,18 @@ def test_standard_errors_against_simulation():
     rng = np.random.default_rng(0)
     k, n = 8, 30
     p = rng.beta(1, 1, n)
-    again = [rng.binomial(k, p) for _ in range(4000)]
-    spread = np.std([avg_at_k(c, k) for c in again])
-    assert np.sqrt(np.mean([standard_error(c, k) ** 2 for c in again])) == pytest.approx(spread, rel=0.04)
-    fresh = [rng.binomial(k, rng.beta(1, 1, n)) for _ in range(4000)]
-    spread = np.std([avg_at_k(c, k) for c in fresh])
-    assert np.sqrt(np.mean([standard_error_new_problems(c, k) ** 2 for c in fresh])) == pytest.approx(spread, rel=0.04)
+    same_problems = [rng.binomial(k, p) for _ in range(4000)]
+    spread = np.std([avg_at_k(c, k) for c in same_problems])
+    assert np.sqrt(np.mean([standard_error(c, k) ** 2 for c in same_problems])) == pytest.approx(spread, rel=0.04)
+    new_problems = [rng.binomial(k, rng.beta(1, 1, n)) for _ in range(4000)]
+    spread = np.std([avg_at_k(c, k) for c in new_problems])
+    assert np.sqrt(np.mean([standard_error_new_problems(c, k) ** 2 for c in new_problems])) == pytest.approx(spread, rel=0.04)
 
 
-def test_edges():
+def test_undefined_errors_are_nan_and_impossible_counts_are_refused():
     assert math.isnan(standard_error([1, 0], 1))
     assert math.isnan(standard_error_new_problems([1], 4))
     assert mean_of_benchmarks([0.2, 0.4], [0.03, 0.04]) == (pytest.approx(0.3), pytest.approx(0.025))
-    for bad in ([], [5], [-1]):
+    for counts in ([], [5], [-1]):
         with pytest.raises(ValueError, match=r"scores need|counts must"):
-            avg_at_k(bad, 4)
+            avg_at_k(counts, 4)
