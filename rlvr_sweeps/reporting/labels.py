@@ -1,17 +1,18 @@
-"""TODO: rlvr_sweeps.reporting.labels."""
+"""Labels of report rows, unique within a report, and the number formats that tables, figures and pages share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.sweeps import DIAL_LABELS
 from rlvr_sweeps.reporting.rows import Cell
 
-DIALS = {"rank": "r", "lr": "lr", "batch_size": "batch", "dropout": "dropout", "steps": "steps"}
+DIALS = {dial: DIAL_LABELS[dial] for dial in ("rank", "lr", "batch_size", "dropout", "steps")}  # in the order of a label
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row to be shown: its runs, what it is called among all rows and in its own panel, the paper's values in percent."""
+class ReportRow:
+    """A row of a report: its runs, its label among all rows and within its section, and the paper's values in percent."""
 
     cell: Cell
     label: str
@@ -20,28 +21,30 @@ class Row:
     printed: dict[str, float] = field(default_factory=dict)
 
 
-def rows_of(cells: Sequence[Cell]) -> list[Row]:
-    """The cells of a report as rows, no two of one name; the section is the objective."""
-    said = [named(cell, cells) for cell in cells]
-    apart = [text if said.count(text) == 1 else f"{text} ({cell.runs[0].id})" for text, cell in zip(said, cells, strict=True)]
+def report_rows(cells: Sequence[Cell]) -> list[ReportRow]:
+    """Return the cells of a report as rows with unique labels; the section is the objective."""
+    labels = [label_with_objective(cell, cells) for cell in cells]
+    unique_labels = [
+        text if labels.count(text) == 1 else f"{text} ({cell.runs[0].id})" for text, cell in zip(labels, cells, strict=True)
+    ]
     return [
-        Row(cell, text, cell.cfg["algo"]["title"], label(cell, cells) if said.count(name) == 1 else text)
-        for cell, name, text in zip(cells, said, apart, strict=True)
+        ReportRow(cell, text, cell.cfg["algo"]["title"], label(cell, cells) if labels.count(name) == 1 else text)
+        for cell, name, text in zip(cells, labels, unique_labels, strict=True)
     ]
 
 
-def trained(rows: Sequence[Row]) -> list[Row]:
+def trained_rows(rows: Sequence[ReportRow]) -> list[ReportRow]:
     return [row for row in rows if is_trained(row.cell.cfg)]
 
 
-def named(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
-    """The label of a cell, with its objective where trained cells have several."""
+def label_with_objective(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
+    """Return the label of a cell, followed by its objective where the trained cells have several objectives."""
     several = len({other.cfg["algo"]["name"] for other in among if is_trained(other.cfg)}) > 1 and is_trained(cell.cfg)
     return label(cell, among, dials) + (f" {cell.cfg['algo']['title']}" if several else "")
 
 
 def label(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
-    """The method's title, and whatever of the dials tells rows of this method and objective apart."""
+    """Return the method's title and the dials that differ between rows of this method and objective."""
     cfg = cell.cfg
     rivals = [
         other.cfg for other in among
@@ -56,23 +59,23 @@ def label(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)
     return " ".join(parts)
 
 
-def counted(shown: Sequence[Row], rows: Sequence[Row]) -> str:
-    """` 5 of 14 rows have the numbers.` where some lack them; nothing where none does."""
+def coverage_note(shown: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:
+    """Return ` 5 of 14 rows have these numbers.`, or an empty string where all rows have them."""
     return f" {len(shown)} of {len(rows)} rows have these numbers." if len(shown) < len(rows) else ""
 
 
 def plus_minus(value: float, error: float | None, unit: str = "%") -> str:
-    """`61.3 ± 1.2 %`."""
+    """Return a value with its standard error and unit: `61.3 ± 1.2 %`."""
     return f"{value:.1f}" + (f" ± {error:.1f}" if error is not None else "") + f" {unit}"
 
 
-def short(value: float) -> str:
-    """Three significant digits: `0.00123`, `1.5e-05`, `12,300`."""
+def three_digits(value: float) -> str:
+    """Return a value with three significant digits, or from 1000 on as an integer: `0.00123`, `1.5e-05`, `12,300`."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def percent(value: float | None, error: float | None = None) -> str:
-    """`61.3 ± 1.2`, in percent; a dash where there is no number."""
+    """Return a share with its standard error in percent, `61.3 ± 1.2`; a dash for None."""
     if value is None:
         return "-"
     return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")

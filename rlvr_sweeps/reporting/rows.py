@@ -1,8 +1,8 @@
-"""From finished runs to rows: what tables, figures and the status show.
+"""Group finished runs into rows: the cells that tables, figures and the status show.
 
-The seam between tables and where results are kept is `Result`: a run's summary row and its right samples by problem, both plain
-data. `from_files` reads them from a run's directory; another source (W&B) supplies the same two for the same run names, and
-every table comes out the same. Curves and samples are in the run's directory alone.
+Tables read a run only through `Result`: its summary row and its right samples by problem, both plain data. `from_files` reads
+them from the run's directory; another source (W&B) returns the same for the same run names, so the tables are equal. Curves and
+samples exist only in the run's directory.
 """
 
 import statistics
@@ -23,7 +23,7 @@ SEEDS = ("seed", "random_seed")  # the run's, and a method's own that is set to 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run says, wherever it is kept."""
+    """The results of a finished run, from any source."""
 
     summary: Row  # summary.json
     right: Right
@@ -33,7 +33,7 @@ Source = Callable[[Run, Resolved], Result | None]  # None where the run is not e
 
 
 def from_files(run: Run, cfg: Resolved) -> Result | None:
-    """A run's result from its directory."""
+    """Return a run's result from its directory; None where it is not evaluated as `cfg` specifies."""
     if run.state(cfg) == "new" or not run.is_done("evaluate", cfg):
         return None
     return Result(read_json(run.summary_path), read_json(run.right_path) or {})
@@ -41,7 +41,7 @@ def from_files(run: Run, cfg: Resolved) -> Result | None:
 
 @dataclass
 class Cell:
-    """Runs that differ in their seed alone: one row of a table."""
+    """Runs that differ only in their seed: one row of a table."""
 
     cfg: Resolved
     summaries: list[Row] = field(default_factory=list)
@@ -49,22 +49,22 @@ class Cell:
     right: list[Right] = field(default_factory=list)  # by run, where the source gave it
 
     def value(self, column: str) -> float | None:
-        """Mean over seeds; None where a seed has no such number."""
+        """Return the mean of a summary column over the seeds; None where a seed lacks it."""
         values = [summary.get(column) for summary in self.summaries]
         known = [float(value) for value in values if value is not None]
         return statistics.fmean(known) if known and len(known) == len(values) else None
 
     @property
     def stopped_early(self) -> list[str]:
-        """A sentence on each run that did not take all its steps."""
+        """Return a sentence for each run that was stopped before its last step."""
         early = [summary for summary in self.summaries if summary.get("stopped_early")]
         return [f"{row['run']} was stopped after {row['steps_done']} steps: {row['stopped_early']}." for row in early]
 
     def error(self, column: str) -> float | None:
-        """Standard error of that mean: from the spread of the seeds, or, of one seed, from its samples.
+        """Return the standard error of that mean: from the spread of the seeds or, for one seed, from its samples.
 
-        All seeds are evaluated with the same random numbers, so runs that hardly differ err alike, and their spread hides it:
-        where it is smaller than sampling alone would make it, the rest of the sampling variance is common to them and is added.
+        All seeds are evaluated with the same random numbers, so the sampling errors of similar runs are correlated. Where the
+        variance over seeds is smaller than the sampling variance, the difference is common to all seeds and is added.
         """
         errors = [summary.get(f"{column}_se") for summary in self.summaries]
         if len(self.summaries) == 1:
@@ -79,10 +79,10 @@ class Cell:
         return float((spread / len(known) + max(0.0, sampling - spread)) ** 0.5)
 
 
-def cells(found: Sequence[RunStatus]) -> list[Cell]:
-    """The evaluated runs that were evaluated alike, seeds together."""
+def cells(runs: Sequence[RunStatus]) -> list[Cell]:
+    """Return the evaluated runs as cells; runs of one cell differ only in their seed and were evaluated in the same way."""
     by_key: dict[str, Cell] = {}
-    for item in found:
+    for item in runs:
         if item.cfg is None or not item.evaluated:
             continue
         key = digest(row_of(item.cfg) | {"evaluation": evaluation_spec(item.cfg), "grader": item.summary.get("grader")})
@@ -92,26 +92,26 @@ def cells(found: Sequence[RunStatus]) -> list[Cell]:
     return sorted(by_key.values(), key=order)
 
 
-def row_of(cfg: Resolved) -> dict[str, Any]:
-    """What runs of one row share: their science, but for the seeds."""
+def row_of(cfg: Resolved) -> Row:
+    """Return the settings that the runs of one row share: those of the run id without the seeds."""
     return {name: value for name, value in science(cfg).items() if name.rpartition(".")[2] not in SEEDS}
 
 
 def order(cell: Cell) -> tuple[Any, ...]:
-    """Base first, then by model, method, objective and dials."""
+    """Return the sort key of a cell: the base model first, then by model, method, objective and dials."""
     cfg, dials = cell.cfg, ("rank", "alpha", "dropout", "lr", "batch_size", "steps")
     numbers = tuple(cell.summaries[0].get(dial) or 0 for dial in dials)
     return (is_trained(cfg), cfg["model"]["name"], cfg["peft"]["name"], cfg["algo"]["name"], numbers, cell.runs[0].name)
 
 
-def benchmarks(found_cells: Sequence[Cell]) -> list[str]:
-    """The benchmarks that any of the rows was evaluated on, in the order of their first appearance."""
+def benchmarks(rows: Sequence[Cell]) -> list[str]:
+    """Return the benchmarks that any of the rows was evaluated on, in the order of their first appearance."""
     names: dict[str, None] = {}
-    for cell in found_cells:
+    for cell in rows:
         names |= dict.fromkeys(cell.cfg["benchmark"])
     return list(names)
 
 
 def reward_curves(cell: Cell) -> list[list[float]]:
-    """Per seed, the mean reward of every step."""
+    """Return the mean reward of every step, one list per seed."""
     return [[row["reward_mean"] for row in read_rows(run.metrics_path)] for run in cell.runs]

@@ -1,4 +1,4 @@
-"""TODO: rlvr_sweeps.reporting.sweep_results."""
+"""Read the results of a sweep file's rows (conf/sweep/*.yaml) for one model, from the same overrides as the launch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from rlvr_sweeps.runs.directory import Run
 
 
 @dataclass(frozen=True)
-class Filled:
-    """A row of a product with what there is of its runs: `cell` is None where none is done."""
+class RowResult:
+    """A row of a product and the results of its finished runs; `cell` is None where no run is finished."""
 
     row: RowSpec
     cfg: Resolved  # of its first seed
     cell: Cell | None
-    asked: tuple[Run, ...]  # one per seed; a row that trains nothing has one
+    runs: tuple[Run, ...]  # one per seed; a row that trains nothing has one
 
 
-def fill(
+def read_row_results(
     product: Product, composer: Composer, base: Sequence[str], seeds: Sequence[int] | None = None, source: Source = from_files
-) -> list[Filled]:
-    """Every row of a product and its results.
+) -> list[RowResult]:
+    """Return every row of a product with its results.
 
     `base`: overrides that all rows share, `model=` and `runs_dir=` among them; `seeds`: by default as many as the product asks.
     """
@@ -46,24 +46,27 @@ def fill(
                 cell.runs.append(run)
                 cell.summaries.append(result.summary)
                 cell.right.append(result.right)
-        filled.append(Filled(row, first, cell if cell.runs else None, tuple(run for run, _ in by_name.values())))
+        filled.append(RowResult(row, first, cell if cell.runs else None, tuple(run for run, _ in by_name.values())))
     return filled
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A product for one model, with what there is of its runs."""
+class SweepResults:
+    """A product for one model, with the results of its finished runs."""
 
     product: Product
     composer: Composer
     typed: tuple[str, ...]  # the overrides as given
-    base: tuple[str, ...]  # those of them that all rows share: without seeds
-    rows: list[Filled]
-    model: str  # as asked: a row may name another (Table 6)
+    base: tuple[str, ...]  # the overrides that all rows share: those of `typed` without the seeds
+    rows: list[RowResult]
+    model: str  # the model of the overrides; a row may set another (Table 6)
 
 
-def gather(name: str, overrides: Sequence[str], source: Source = from_files) -> Asked:
-    """The product's rows for the same overrides that launch.py was given: model=, seed=, runs_dir= and whatever else."""
+def read_sweep_results(name: str, overrides: Sequence[str], source: Source = from_files) -> SweepResults:
+    """Return a product's rows and results for the overrides of its launch (model=, seed=, runs_dir=, …).
+
+    Raises Refused for a list of values of a key other than `seed`, and for a key that the rows set.
+    """
     composer = offline_composer()
     base, seeds = [], None
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -77,4 +80,6 @@ def gather(name: str, overrides: Sequence[str], source: Source = from_files) -> 
     model = str(composer.compose([one for one in base if not key_of(one).startswith("hydra")]).model.name)
     product = load_product(name, model, composer)
     refuse_fixed_keys(product.sections, model, overrides)
-    return Asked(product, composer, tuple(overrides), tuple(base), fill(product, composer, base, seeds, source), model)
+    return SweepResults(
+        product, composer, tuple(overrides), tuple(base), read_row_results(product, composer, base, seeds, source), model
+    )

@@ -16,7 +16,7 @@ from rlvr_sweeps.config.sweeps import (
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.estimates import refuse_unfit
 from rlvr_sweeps.planning.plan import make_plan
-from rlvr_sweeps.reporting.sweep_results import fill
+from rlvr_sweeps.reporting.sweep_results import read_row_results
 from rlvr_sweeps.runs.directory import Run
 
 
@@ -33,8 +33,9 @@ def names(composer, product, model, *arguments):
 @pytest.mark.parametrize("name", ["table5", "released", "seeds"])  # several panels; other objective and decoding; seeds
 def test_a_table_shows_the_runs_that_its_sweep_launches(composer, name):
     product = load_product(name, "tiny", composer)
-    shown = {run.name for row in fill(product, composer, ["model=tiny"]) if product.sections[row.row.section].launched
-             for run in row.asked}  # fmt: skip
+    rows = read_row_results(product, composer, ["model=tiny"])
+    shown = {run.name for row in rows if product.sections[row.row.section].launched
+             for run in row.runs}  # fmt: skip
     assert names(composer, name, "tiny") == shown
 
 

@@ -17,7 +17,7 @@ from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
 from rlvr_sweeps.reporting.figures.spectra import cumulative, spectrum
 from rlvr_sweeps.reporting.figures.tradeoffs import costs, forest, frontier, learning_rates, parameters, reaches
 from rlvr_sweeps.reporting.figures.training_curves import WINDOW, batch_sizes, rewards, smooth
-from rlvr_sweeps.reporting.labels import Row, rows_of
+from rlvr_sweeps.reporting.labels import ReportRow, report_rows
 from rlvr_sweeps.reporting.rows import cells
 from rlvr_sweeps.runs.reading import find_runs
 from tests.conftest import choices, requested
@@ -51,7 +51,7 @@ def trained(evaluated):
 
 
 def rows_in(tmp_path):
-    return rows_of(cells(find_runs(tmp_path / "runs")))
+    return report_rows(cells(find_runs(tmp_path / "runs")))
 
 
 def by_label(panel):
@@ -101,7 +101,7 @@ def test_printed_values_stand_beside_ours_where_they_are_given(trained, tmp_path
     trained("peft=lora")
     [row] = rows_in(tmp_path)
     assert "printed" not in {series.look for series in parameters([row]).panels[0].series}
-    given = Row(row.cell, row.label, printed={"overall": 42.5})
+    given = ReportRow(row.cell, row.label, printed={"overall": 42.5})
     [printed] = [series for series in parameters([given]).panels[0].series if series.look == "printed"]
     assert (printed.x, printed.y) == ([1.0], [42.5])
 

@@ -12,7 +12,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.evaluation.samples import summarise
 from rlvr_sweeps.reporting.differences.baselines import contrasts, smallest_difference
 from rlvr_sweeps.reporting.rows import Cell, Result
-from rlvr_sweeps.reporting.sweep_results import Filled
+from rlvr_sweeps.reporting.sweep_results import RowResult
 from rlvr_sweeps.reporting.tables.learning_rates import choose
 from rlvr_sweeps.reporting.tables.render import make
 from rlvr_sweeps.runs.directory import Run
@@ -31,7 +31,7 @@ def filled(cfg, levels, seed):
         cell.runs.append(Run.of({**cfg, "seed": seed * 100 + len(cell.runs)}))
         cell.summaries.append({"evaluation": "x", "grader": "1"})
         cell.right.append({"tier1": {"k": 8, "golds": "g", "right": {str(n): int(c) for n, c in enumerate(right)}}})
-    return Filled(RowSpec("s", str(levels), (), "", {}), cfg, cell, tuple(cell.runs))
+    return RowResult(RowSpec("s", str(levels), (), "", {}), cfg, cell, tuple(cell.runs))
 
 
 def test_stars_need_a_difference_and_three_seeds(point):
@@ -42,11 +42,11 @@ def test_stars_need_a_difference_and_three_seeds(point):
     two_seeds, one_seed = row([0.7, 0.71], 4), row([0.7], 5)
     untrained = filled(point("peft=none"), [0.3], 6)
     rows = [base, higher, same, two_seeds, one_seed, untrained]
-    found = contrasts([*rows, base], base.asked[0].name)  # the baseline stands in two panels
+    found = contrasts([*rows, base], base.runs[0].name)  # the baseline stands in two panels
     assert len(found) == 5
-    starred = [found[one.asked[0].name].star for one in rows[1:]]
+    starred = [found[one.runs[0].name].star for one in rows[1:]]
     assert starred == [True, False, False, False, True]
-    assert all(found[one.asked[0].name].p_holm < 0.05 for one in (two_seeds, one_seed))
+    assert all(found[one.runs[0].name].p_holm < 0.05 for one in (two_seeds, one_seed))
     assert all(one.p_holm >= one.difference.p for one in found.values())
     assert 0.005 < smallest_difference(list(found.values())) < 0.2
     assert contrasts(rows, "another") == {} and smallest_difference([]) is None
@@ -58,7 +58,7 @@ def test_a_methods_own_rate_and_how_sensitive_it_is(point):
         for lr, score in zip(("1e-3", "1e-4", "1e-5", "1e-6"), scores, strict=True):
             cfg = point("peft=lora", f"lr={lr}")
             cell = Cell(cfg, [{"heldout/avg": score, "heldout/avg_se": 0.004}], [Run.of(cfg)])
-            rows.append(Filled(RowSpec("s", lr, (), "", {}), cfg, cell if score is not None else None, (Run.of(cfg),)))
+            rows.append(RowResult(RowSpec("s", lr, (), "", {}), cfg, cell if score is not None else None, (Run.of(cfg),)))
         return choose("LoRA", rows)
 
     peaked = rates(0.2, 0.5, 0.495, 0.4)

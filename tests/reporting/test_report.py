@@ -7,8 +7,8 @@ import pytest
 
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.reporting.differences import compare
-from rlvr_sweeps.reporting.differences.baselines import centre_of, families
-from rlvr_sweeps.reporting.labels import rows_of
+from rlvr_sweeps.reporting.differences.baselines import baseline_index, families
+from rlvr_sweeps.reporting.labels import report_rows
 from rlvr_sweeps.reporting.page.costs import cost_rows, spent
 from rlvr_sweeps.reporting.page.deviations import ABSENT, choices, deviations, settings, value_of
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
@@ -22,7 +22,7 @@ def rows_in(tmp_path):
 
 
 def labels_of(rows):
-    return [row.label for row in rows_of(rows)]
+    return [row.label for row in report_rows(rows)]
 
 
 def page_of(tmp_path):
@@ -56,10 +56,10 @@ def test_the_baseline_is_the_centre_of_the_sweep(point):
     """Table 5's star: LoRA at the shared settings differs least from all others."""
     star = [point(*dials) for dials in (("rank=4",), ("lr=1e-4",), (), ("algo=grpo",), ("peft=dora",), ("peft=none",))]
     rows = [Cell(cfg, [{}], [SimpleNamespace(name=str(place))]) for place, cfg in enumerate(star)]
-    assert centre_of(rows, range(6)) == 2
-    assert centre_of(rows, [3, 4, 5]) == 3  # the LoRA that is there
-    assert centre_of(rows, [4, 5]) == 4  # what is trained
-    assert centre_of(rows, [5]) == 5
+    assert baseline_index(rows, range(6)) == 2
+    assert baseline_index(rows, [3, 4, 5]) == 3  # the LoRA that is there
+    assert baseline_index(rows, [4, 5]) == 4  # what is trained
+    assert baseline_index(rows, [5]) == 5
 
 
 def test_differences_are_those_of_compare_and_p_needs_seeds(evaluated, tmp_path):

@@ -1,4 +1,7 @@
-"""Each row of a report against its baseline: paired differences with intervals, and Holm's p where there are training seeds."""
+"""Compare rows with their baseline: `families` for a report's rows, `contrasts` for the rows of a table.
+
+Both give paired differences with 95 % intervals, p-values after Holm's correction, and stars.
+"""
 
 import math
 import statistics
@@ -11,9 +14,9 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.reporting.differences.bootstrap import Arm, Difference, difference, holm
 from rlvr_sweeps.reporting.differences.compare import Side, against, read_scores, refuse_unlike, request, request_of, scores_of
 from rlvr_sweeps.reporting.rows import Cell, row_of
-from rlvr_sweeps.reporting.sweep_results import Filled
+from rlvr_sweeps.reporting.sweep_results import RowResult
 
-SEEDS_FOR_P = 2  # in every trained arm: with one, p would speak of two trained models, not of two methods
+SEEDS_FOR_P = 2  # in every trained arm: with one seed, p would compare two trained models, not two methods
 SEEDS_FOR_A_STAR = 3
 ALPHA = 0.05
 
@@ -31,7 +34,7 @@ def families(rows: Sequence[Cell]) -> tuple[list[Family], list[str]]:
     """Every family of at least two rows, and what could not be compared, in words."""
     groups: dict[str, list[int]] = {}
     left_out = []
-    for place, cell in enumerate(rows):
+    for index, cell in enumerate(rows):
         try:
             requests = {str((cell.cfg["model"]["name"], *request_of(run))) for run in cell.runs}
         except Refused as refusal:
@@ -40,37 +43,37 @@ def families(rows: Sequence[Cell]) -> tuple[list[Family], list[str]]:
         if len(requests) > 1:
             left_out.append(f"The seeds of {cell.runs[0].name} did not answer the same problems.")
             continue
-        groups.setdefault(requests.pop(), []).append(place)
-    return [family(rows, places) for places in groups.values() if len(places) > 1], left_out
+        groups.setdefault(requests.pop(), []).append(index)
+    return [family(rows, indices) for indices in groups.values() if len(indices) > 1], left_out
 
 
-def family(rows: Sequence[Cell], places: Sequence[int]) -> Family:
-    centre = centre_of(rows, places)
-    others = [place for place in places if place != centre]
-    sides = {place: Side(rows[place].runs[0].name, rows[place].runs, read_scores(rows[place].runs)) for place in places}
-    found: dict[int, dict[str, dict[str, Any]]] = {place: {} for place in others}
-    tested = [place for place in others if min(seeds(rows[place]), seeds(rows[centre])) >= SEEDS_FOR_P]
-    for part in (tested, [place for place in others if place not in tested]):
-        by_label = {sides[place].label: place for place in part}
-        for row in against(sides[centre], [sides[place] for place in part]) if part else ():
-            place = by_label[row["b"]]
-            star = row["p_holm"] < ALPHA and min(seeds(rows[place]), seeds(rows[centre])) >= SEEDS_FOR_A_STAR
+def family(rows: Sequence[Cell], indices: Sequence[int]) -> Family:
+    baseline = baseline_index(rows, indices)
+    others = [index for index in indices if index != baseline]
+    sides = {index: Side(rows[index].runs[0].name, rows[index].runs, read_scores(rows[index].runs)) for index in indices}
+    differences: dict[int, dict[str, dict[str, Any]]] = {index: {} for index in others}
+    tested = [index for index in others if min(seeds(rows[index]), seeds(rows[baseline])) >= SEEDS_FOR_P]
+    for part in (tested, [index for index in others if index not in tested]):
+        by_label = {sides[index].label: index for index in part}
+        for row in against(sides[baseline], [sides[index] for index in part]) if part else ():
+            index = by_label[row["b"]]
+            star = row["p_holm"] < ALPHA and min(seeds(rows[index]), seeds(rows[baseline])) >= SEEDS_FOR_A_STAR
             p_holm = row["p_holm"] if part is tested else None
-            found[place][row["benchmark"]] = row | {"p_holm": p_holm, "star": star}
-    return Family(centre, others, found)
+            differences[index][row["benchmark"]] = row | {"p_holm": p_holm, "star": star}
+    return Family(baseline, others, differences)
 
 
-def centre_of(rows: Sequence[Cell], places: Sequence[int]) -> int:
+def baseline_index(rows: Sequence[Cell], indices: Sequence[int]) -> int:
     """The baseline: of the LoRA rows (or the trained, or all) the one that differs in the fewest settings from the others."""
-    trained = [place for place in places if is_trained(rows[place].cfg)]
-    lora = [place for place in trained if rows[place].cfg["peft"]["name"] == "lora"]
-    settings = {place: row_of(rows[place].cfg) for place in places}
+    trained = [index for index in indices if is_trained(rows[index].cfg)]
+    lora = [index for index in trained if rows[index].cfg["peft"]["name"] == "lora"]
+    settings = {index: row_of(rows[index].cfg) for index in indices}
 
-    def apart(place: int) -> int:
-        mine = settings[place]
-        return sum(mine.get(key) != other.get(key) for other in settings.values() for key in mine.keys() | other.keys())
+    def apart(index: int) -> int:
+        own = settings[index]
+        return sum(own.get(key) != other.get(key) for other in settings.values() for key in own.keys() | other.keys())
 
-    return min(lora or trained or places, key=lambda place: (apart(place), place))
+    return min(lora or trained or indices, key=lambda index: (apart(index), index))
 
 
 def seeds(cell: Cell) -> float:
@@ -90,12 +93,12 @@ class Contrast:
     star: bool
 
 
-def contrasts(rows: Sequence[Filled], baseline: str) -> dict[str, Contrast]:
+def contrasts(rows: Sequence[RowResult], baseline: str) -> dict[str, Contrast]:
     """By a row's first run, its contrast to the row whose first run is called `baseline`. Rows that share a run are one.
 
     None for rows without a result, and none at all where the baseline has none. Refused where rows were evaluated differently.
     """
-    cells = {row.asked[0].name: row.cell for row in rows if row.cell and all(row.cell.right)}
+    cells = {row.runs[0].name: row.cell for row in rows if row.cell and all(row.cell.right)}
     base = cells.pop(baseline, None)
     if base is None or not cells:
         return {}
@@ -104,11 +107,11 @@ def contrasts(rows: Sequence[Filled], baseline: str) -> dict[str, Contrast]:
         for cell in (base, *cells.values())
         for run, summary, right in zip(cell.runs, cell.summaries, cell.right, strict=True)
     })  # fmt: skip
-    found = {name: difference(arm(cell), arm(base)) for name, cell in cells.items()}
-    adjusted = holm([one.p for one in found.values()])
+    differences = {name: difference(arm(cell), arm(base)) for name, cell in cells.items()}
+    adjusted = holm([one.p for one in differences.values()])
     return {
         name: Contrast(one, p, p < ALPHA and min(seeds(cells[name]), seeds(base)) >= SEEDS_FOR_A_STAR)
-        for (name, one), p in zip(found.items(), adjusted, strict=True)
+        for (name, one), p in zip(differences.items(), adjusted, strict=True)
     }
 
 
@@ -117,11 +120,11 @@ def arm(cell: Cell) -> Arm:
     return [scores[name] for name in averaged_benchmarks(scores)]
 
 
-def smallest_difference(found: Sequence[Contrast]) -> float | None:
+def smallest_difference(contrasts: Sequence[Contrast]) -> float | None:
     """The accuracy difference to the baseline that is found four times in five at the 5 % level, before Holm's correction.
 
     From the intervals of the table itself: the median half width, which holds problems, samples and, where there are several,
     seeds; times (1.96 + 0.84)/1.96. None without contrasts.
     """
-    widths = [(one.difference.high - one.difference.low) / 2 for one in found]
+    widths = [(one.difference.high - one.difference.low) / 2 for one in contrasts]
     return POWER * statistics.median(widths) if widths else None

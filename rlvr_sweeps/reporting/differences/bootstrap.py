@@ -56,9 +56,9 @@ def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
     rng = np.random.default_rng(seed + 1)
     by_seed = sum((draw_seeds(noise.deviations, draws, rng) for noise in seeds), np.zeros(draws))
     by_problem, by_sign = np.zeros(draws), np.zeros(draws)
-    for place, (gap, noise) in enumerate(zip(gaps, problems, strict=True)):
-        by_problem += resampling(len(gap), draws, seed, place) @ noise.deviations / count
-        by_sign += signs(len(gap), draws, seed, place) @ gap / count
+    for index, (gap, noise) in enumerate(zip(gaps, problems, strict=True)):
+        by_problem += resampling(len(gap), draws, seed, index) @ noise.deviations / count
+        by_sign += signs(len(gap), draws, seed, index) @ gap / count
     low, high = value - np.quantile((by_problem + by_seed) * stretch, [0.975, 0.025])
     p = (1 + np.count_nonzero(np.abs(by_sign + by_seed * stretch) >= abs(value) - 1e-12)) / (1 + draws)
     return Difference(value, float(low), float(high), float(p))
@@ -108,17 +108,17 @@ def draw_seeds(deviations: Array, draws: int, rng: np.random.Generator) -> Array
 
 
 @cache
-def resampling(n: int, draws: int, seed: int, place: int) -> NDArray[np.float32]:
+def resampling(n: int, draws: int, seed: int, index: int) -> NDArray[np.float32]:
     """(draws, n): how often each problem is drawn, over n. The same for every comparison of the benchmark at `place`."""
-    rng = np.random.default_rng([seed, n, place])
-    places = rng.integers(0, n, (draws, n)) + np.arange(draws)[:, None] * n
-    return (np.bincount(places.ravel(), minlength=draws * n).reshape(draws, n) / n).astype(np.float32)
+    rng = np.random.default_rng([seed, n, index])
+    indices = rng.integers(0, n, (draws, n)) + np.arange(draws)[:, None] * n
+    return (np.bincount(indices.ravel(), minlength=draws * n).reshape(draws, n) / n).astype(np.float32)
 
 
 @cache
-def signs(n: int, draws: int, seed: int, place: int) -> NDArray[np.float32]:
+def signs(n: int, draws: int, seed: int, index: int) -> NDArray[np.float32]:
     """(draws, n): random signs over n; under the null hypothesis a paired difference is as likely as its negative."""
-    rng = np.random.default_rng([seed, n, place, 2])
+    rng = np.random.default_rng([seed, n, index, 2])
     return ((rng.integers(0, 2, (draws, n), dtype=np.int8) * 2 - 1) / n).astype(np.float32)
 
 
@@ -126,7 +126,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (1979): p-values that hold for all the comparisons together."""
     order = np.argsort(p_values)
     adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
     return adjusted

@@ -1,4 +1,4 @@
-"""`rlvr compare A B…`: paired differences to the first, by benchmark and overall, from the runs' samples."""
+"""Compare runs (`rlvr compare A B…`): paired differences to the first, by benchmark and overall, from their samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def refuse_no_seeds(runs: Sequence[Run]) -> None:
     arms = [row_of(run.config()) for run in runs]
     for run, arm in zip(runs[1:], arms[1:], strict=True):
         if apart := sorted(key for key in arms[0].keys() | arm.keys() if arms[0].get(key) != arm.get(key)):
-            raise Refused(f"{runs[0].name} and {run.name} are no seeds of one row: they differ in {', '.join(apart[:4])}.")
+            raise Refused(f"{runs[0].name} and {run.name} are not seeds of one row: they differ in {', '.join(apart[:4])}.")
 
 
 def read_scores(runs: Sequence[Run]) -> dict[str, Array]:
@@ -90,10 +90,10 @@ def request(summary: Row, right: Right) -> tuple[Any, ...]:
 
 
 def refuse_unlike(requests: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise Refused where two runs, by name, were not asked the same."""
+    """Raise Refused where two runs were evaluated differently; `requests` is by run name."""
     (name, first), *rest = requests.items()
-    for other, asked in rest:
-        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, asked, strict=True):
+    for other, request in rest:
+        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, request, strict=True):
             if one != another:
                 raise Refused(f"{name} and {other} were evaluated with different {what}. {cure}.")
 
@@ -108,11 +108,11 @@ def against(base: Side, others: Sequence[Side]) -> list[dict[str, Any]]:
     """The rows of `compare`; Holm's correction is over `others`, for each benchmark and overall."""
     rows = []
     for name in [*base.scores, "overall"]:
-        found: list[tuple[Side, Difference]] = []
+        differences: list[tuple[Side, Difference]] = []
         for side in others:
-            found.append((side, difference(tables(side, name), tables(base, name))))
-        adjusted = holm([result.p for _, result in found])
-        for (side, result), p in zip(found, adjusted, strict=True):
+            differences.append((side, difference(tables(side, name), tables(base, name))))
+        adjusted = holm([result.p for _, result in differences])
+        for (side, result), p in zip(differences, adjusted, strict=True):
             rows.append({
                 "benchmark": name, "a": base.label, "b": side.label, "a_avg": average(base, name), "b_avg": average(side, name),
                 "difference": result.value, "low": result.low, "high": result.high, "p": result.p, "p_holm": p,

@@ -19,11 +19,11 @@ from rlvr_sweeps.reporting.figures.plots import Panel, Plot
 from rlvr_sweeps.reporting.figures.spectra import by_kind, spectrum
 from rlvr_sweeps.reporting.figures.tradeoffs import costs, forest, learning_rates, parameters, reaches
 from rlvr_sweeps.reporting.figures.training_curves import batch_sizes, rewards
-from rlvr_sweeps.reporting.labels import Row, rows_of
+from rlvr_sweeps.reporting.labels import ReportRow, report_rows
 from rlvr_sweeps.reporting.rows import Cell
-from rlvr_sweeps.reporting.sweep_results import gather
+from rlvr_sweeps.reporting.sweep_results import read_sweep_results
 
-Make = Callable[[Sequence[Row]], Plot | None]
+Make = Callable[[Sequence[ReportRow]], Plot | None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Definition:
 def side_by_side(title: str, *makes: Make) -> Make:
     """Several plots as the panels of one; a plot without numbers is left out."""
 
-    def make(rows: Sequence[Row]) -> Plot | None:
+    def make(rows: Sequence[ReportRow]) -> Plot | None:
         plots = [plot for each in makes if (plot := each(rows))]
         if not plots:
             return None
@@ -70,7 +70,7 @@ class Drawn(NamedTuple):
 
 def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> list[Drawn]:
     """Every figure that these rows of a report have the numbers for, in reading order; `compared`: their differences."""
-    rows = rows_of(cells)
+    rows = report_rows(cells)
     makes: dict[str, Make] = {
         "rewards": rewards, "parameters": parameters, "forest": partial(forest, found=compared), "lr": learning_rates,
         "reach": reaches, "spectrum": spectrum, "cost": costs,
@@ -81,11 +81,11 @@ def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> lis
 
 def reward_figure(cells: Sequence[Cell]) -> str | None:
     """Reward against step, a panel per objective, as `<svg …>`; None without a trained row."""
-    plot = rewards(rows_of(cells))
+    plot = rewards(report_rows(cells))
     return as_svg(plot, "rewards") if plot else None
 
 
-def hardest(rows: Sequence[Row]) -> str:
+def hardest(rows: Sequence[ReportRow]) -> str:
     """The benchmark of Figure 5: AIME24, or else the last one of the rows' own, the embedded model's hardest tier."""
     names = averaged_benchmarks(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
     return "aime24" if "aime24" in names else names[-1]
@@ -98,9 +98,9 @@ def make_figure(name: str, overrides: Sequence[str]) -> tuple[str, Plot]:
     """
     if name not in FIGURES:
         raise Refused(f"There is no figure {name}. There are: {', '.join(FIGURES)}.")
-    asked = gather(FIGURES[name].product, overrides)
+    asked = read_sweep_results(FIGURES[name].product, overrides)
     rows = [
-        Row(one.cell, one.row.label, one.row.section, printed=one.row.printed if asked.model in paper_models() else {})
+        ReportRow(one.cell, one.row.label, one.row.section, printed=one.row.printed if asked.model in paper_models() else {})
         for one in asked.rows
         if one.cell
     ]

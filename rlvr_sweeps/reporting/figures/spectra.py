@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
-from rlvr_sweeps.reporting.labels import Row, counted, trained
+from rlvr_sweeps.reporting.labels import ReportRow, coverage_note, trained_rows
 
 Side = Literal["e", "f"]
 BINS = 32  # of the distribution; cumulative curves have twice as many points
@@ -18,7 +18,7 @@ WHAT = (
 )
 
 
-def spectra_of(row: Row) -> list[dict[str, Any]]:
+def spectra_of(row: ReportRow) -> list[dict[str, Any]]:
     """By seed, the spectra of the kinds of layer that moved; empty where a seed was not analysed, or moved no such layer."""
     found = [(read_json(run.analysis_path) or {}).get("spectra", {}) for run in row.cell.runs]
     moved = [{kind: curves for kind, curves in one.items() if curves["layers"]} for one in found]
@@ -38,7 +38,7 @@ def cumulative(curve: Sequence[float], points: int) -> list[float]:
     return found
 
 
-def mean_cumulative(row: Row, side: Side, points: int, kinds: Sequence[str] | None = None) -> list[list[float]]:
+def mean_cumulative(row: ReportRow, side: Side, points: int, kinds: Sequence[str] | None = None) -> list[list[float]]:
     """By seed, the mean cumulative energy over the kinds that moved (or those named)."""
     found = []
     for seed in spectra_of(row):
@@ -48,7 +48,7 @@ def mean_cumulative(row: Row, side: Side, points: int, kinds: Sequence[str] | No
     return found
 
 
-def cumulative_series(row: Row, side: Side, kinds: Sequence[str] | None = None) -> Series | None:
+def cumulative_series(row: ReportRow, side: Side, kinds: Sequence[str] | None = None) -> Series | None:
     seeds = [[100 * value for value in seed] for seed in mean_cumulative(row, side, 2 * BINS, kinds)]
     if not seeds:
         return None
@@ -59,7 +59,7 @@ def cumulative_series(row: Row, side: Side, kinds: Sequence[str] | None = None) 
     return Series(row.label, x, y, says, "line", low, high)
 
 
-def distribution_series(row: Row, side: Side) -> Series | None:
+def distribution_series(row: ReportRow, side: Side) -> Series | None:
     """Energy over what an even spread would have, by bin; 1 is even."""
     seeds = [[BINS * (high - low) for low, high in pairwise(seed)] for seed in mean_cumulative(row, side, BINS)]
     if not seeds:
@@ -70,7 +70,7 @@ def distribution_series(row: Row, side: Side) -> Series | None:
     return Series(row.label, x, y, says, "stairs")
 
 
-def spectrum_panels(rows: Sequence[Row]) -> list[Panel]:
+def spectrum_panels(rows: Sequence[ReportRow]) -> list[Panel]:
     """Figure 3 left and centre, of the input side (right singular vectors)."""
     spread = [made for row in rows if (made := distribution_series(row, "e"))]
     summed = [made for row in rows if (made := cumulative_series(row, "e"))]
@@ -83,15 +83,17 @@ def spectrum_panels(rows: Sequence[Row]) -> list[Panel]:
     ]
 
 
-def spectrum(rows: Sequence[Row]) -> Plot | None:
-    panels = spectrum_panels(trained(rows))
-    shown = [row for row in trained(rows) if spectra_of(row)]
-    return Plot("Where ΔW lies in W0's spectrum", panels, f"{WHAT}.{counted(shown, trained(rows))}") if panels else None
+def spectrum(rows: Sequence[ReportRow]) -> Plot | None:
+    panels = spectrum_panels(trained_rows(rows))
+    shown = [row for row in trained_rows(rows) if spectra_of(row)]
+    return (
+        Plot("Where ΔW lies in W0's spectrum", panels, f"{WHAT}.{coverage_note(shown, trained_rows(rows))}") if panels else None
+    )
 
 
-def by_kind(rows: Sequence[Row]) -> Plot | None:
+def by_kind(rows: Sequence[ReportRow]) -> Plot | None:
     """Cumulative energy for every kind of layer, from the input side (v_j, above) and the output side (u_j, below)."""
-    shown = [row for row in trained(rows) if spectra_of(row)]
+    shown = [row for row in trained_rows(rows) if spectra_of(row)]
     moved = {kind for row in shown for seed in spectra_of(row) for kind in seed}
     kinds = [kind for kind in shown[0].cell.cfg["model"]["linear_modules"] if kind in moved] if shown else []
     panels = []
@@ -102,6 +104,6 @@ def by_kind(rows: Sequence[Row]) -> Plot | None:
             panels.append(Panel("components, %" if side == "f" else "", words if not place else "", series, kind))
     caption = (
         "Cumulative energy of ΔW over the singular components of W0, largest first: ‖ΔW v_j‖² above, ‖u_jᵀΔW‖² below. What a "
-        f"wide or a tall ΔW has outside of W0's components is left out.{counted(shown, trained(rows))}"
+        f"wide or a tall ΔW has outside of W0's components is left out.{coverage_note(shown, trained_rows(rows))}"
     )
     return Plot("ΔW in W0's spectrum, by kind of layer", panels, caption, columns=len(kinds), share_y=True) if panels else None

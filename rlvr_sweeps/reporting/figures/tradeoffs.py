@@ -7,16 +7,24 @@ from rlvr_sweeps.config.sweeps import format_value
 from rlvr_sweeps.evaluation.samples import mean
 from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, Family, families
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
-from rlvr_sweeps.reporting.labels import DIALS, Row, counted, named, plus_minus, short, trained
+from rlvr_sweeps.reporting.labels import (
+    DIALS,
+    ReportRow,
+    coverage_note,
+    label_with_objective,
+    plus_minus,
+    three_digits,
+    trained_rows,
+)
 from rlvr_sweeps.reporting.page.costs import Cost, cost
 from rlvr_sweeps.reporting.rows import Cell
 
 ACCURACY = "accuracy, Avg@k, %"
 BARS = "Bars: ± the standard error, over seeds where there are several, from sampling where there is one."
-Measure = Callable[[Row], float | None]
+Measure = Callable[[ReportRow], float | None]
 
 
-def point(row: Row, x: float, x_says: str) -> Series | None:
+def point(row: ReportRow, x: float, x_says: str) -> Series | None:
     """A row's accuracy at x, with its standard error; None where it was not evaluated."""
     value, error = row.cell.value("avg"), row.cell.error("avg")
     if value is None:
@@ -36,17 +44,17 @@ def joined(label: str, points: Sequence[Series]) -> Series:
     return Series(label, x, y, says, "joined" if len(points) > 1 else "points", low, high)
 
 
-def base_level(rows: Sequence[Row]) -> dict[str, float]:
+def base_level(rows: Sequence[ReportRow]) -> dict[str, float]:
     """The untrained model's accuracy, where it is among the rows."""
     values = [row.cell.value("avg") for row in rows if not is_trained(row.cell.cfg)]
     return {f"{row.label}": 100 * value for row, value in zip(untrained(rows), values, strict=True) if value is not None}
 
 
-def untrained(rows: Sequence[Row]) -> list[Row]:
+def untrained(rows: Sequence[ReportRow]) -> list[ReportRow]:
     return [row for row in rows if not is_trained(row.cell.cfg)]
 
 
-def trained_percent(row: Row) -> float | None:
+def trained_percent(row: ReportRow) -> float | None:
     """Share of the base's parameters that were trained."""
     trainable, whole = row.cell.value("trainable"), row.cell.value("parameters")
     return 100 * trainable / whole if trainable and whole else None
@@ -63,11 +71,13 @@ def frontier(points: Sequence[Series]) -> Series | None:
     return Series("Pareto frontier", [b.x[0] for b in best], [b.y[0] for b in best], [b.label for b in best], "frontier")
 
 
-def parameters(rows: Sequence[Row]) -> Plot | None:
+def parameters(rows: Sequence[ReportRow]) -> Plot | None:
     """Figure 1 left: accuracy against the share of trained parameters."""
-    by_label = {row.label: row for row in trained(rows)}
+    by_label = {row.label: row for row in trained_rows(rows)}
     shares = {name: share for name, row in by_label.items() if (share := trained_percent(row)) is not None}
-    points = [made for name, share in shares.items() if (made := point(by_label[name], share, f"{short(share)} % trained"))]
+    points = [
+        made for name, share in shares.items() if (made := point(by_label[name], share, f"{three_digits(share)} % trained"))
+    ]
     if not points:
         return None
     printed = [
@@ -83,16 +93,18 @@ def parameters(rows: Sequence[Row]) -> Plot | None:
     shown = [by_label[one.label] for one in points]
     caption = f"{BARS} The dotted line joins the points that none with fewer trained parameters beats."
     caption += " Crosses: the paper's printed value at our trained share." if printed else ""
-    return Plot("Accuracy against trained parameters", [panel], caption + counted(shown, trained(rows)))
+    return Plot("Accuracy against trained parameters", [panel], caption + coverage_note(shown, trained_rows(rows)))
 
 
-def lines(rows: Sequence[Row], measure: Measure, x_says: Callable[[float, Row], str]) -> tuple[list[Series], list[Row]]:
+def lines(
+    rows: Sequence[ReportRow], measure: Measure, x_says: Callable[[float, ReportRow], str]
+) -> tuple[list[Series], list[ReportRow]]:
     """A line per method (and whatever else varies) through its learning rates in order; and the rows on them."""
-    methods: dict[str, list[Row]] = {}
+    methods: dict[str, list[ReportRow]] = {}
     cells, dials = [row.cell for row in rows], [dial for dial in DIALS if dial != "lr"]
-    for row in sorted(trained(rows), key=lambda row: float(row.cell.cfg["lr"])):
+    for row in sorted(trained_rows(rows), key=lambda row: float(row.cell.cfg["lr"])):
         if measure(row) is not None and row.cell.value("avg") is not None:
-            methods.setdefault(named(row.cell, cells, dials), []).append(row)
+            methods.setdefault(label_with_objective(row.cell, cells, dials), []).append(row)
     series, shown = [], []
     for method, own in methods.items():
         points = [made for row in own if (made := point(row, measure(row) or 0.0, x_says(measure(row) or 0.0, row)))]
@@ -101,7 +113,7 @@ def lines(rows: Sequence[Row], measure: Measure, x_says: Callable[[float, Row], 
     return series, shown
 
 
-def learning_rates(rows: Sequence[Row]) -> Plot | None:
+def learning_rates(rows: Sequence[ReportRow]) -> Plot | None:
     """Accuracy against learning rate, a line per method; None where no method has two rates."""
     series, shown = lines(rows, lambda row: float(row.cell.cfg["lr"]), lambda x, _: f"lr {format_value(str(x))}")
     if all(len(one.x) < 2 for one in series):
@@ -109,32 +121,34 @@ def learning_rates(rows: Sequence[Row]) -> Plot | None:
     panel = Panel("learning rate", ACCURACY, series, x_log=True, levels=base_level(rows))
     caption = (
         f"{BARS} Methods move their weights by different amounts at one rate: compare their best points, not a column."
-        f"{counted(shown, trained(rows))}"
+        f"{coverage_note(shown, trained_rows(rows))}"
     )
     return Plot("Accuracy against learning rate", [panel], caption)
 
 
-def reaches(rows: Sequence[Row]) -> Plot | None:
+def reaches(rows: Sequence[ReportRow]) -> Plot | None:
     """Accuracy against how far the weights moved."""
-    series, shown = lines(rows, percent_moved, lambda x, row: f"lr {format_value(str(row.cell.cfg['lr']))}, moved {short(x)} %")
+    series, shown = lines(
+        rows, percent_moved, lambda x, row: f"lr {format_value(str(row.cell.cfg['lr']))}, moved {three_digits(x)} %"
+    )
     if not series:
         return None
     panel = Panel("reach ‖ΔW‖/‖W0‖, %", ACCURACY, series, x_log=True, levels=base_level(rows))
     caption = (
         f"{BARS} Reach is how far training moved the weights from the published ones. A line joins one method's learning rates."
-        f"{counted(shown, trained(rows))}"
+        f"{coverage_note(shown, trained_rows(rows))}"
     )
     return Plot("Accuracy against reach", [panel], caption)
 
 
-def percent_moved(row: Row) -> float | None:
+def percent_moved(row: ReportRow) -> float | None:
     moved = row.cell.value("reach")
     return 100 * moved if moved else None
 
 
-def costs(rows: Sequence[Row]) -> Plot | None:
+def costs(rows: Sequence[ReportRow]) -> Plot | None:
     """Accuracy against a run's device time and generated tokens, mean over seeds; minutes where no GPU was used."""
-    shown = [row for row in trained(rows) if row.cell.value("avg") is not None]
+    shown = [row for row in trained_rows(rows) if row.cell.value("avg") is not None]
     spent = {row.label: costs_of(row.cell) for row in shown}
     on_gpus = any(one.device for costs in spent.values() for one in costs)
     unit, each = ("GPU-hours", 1) if on_gpus else ("core-minutes", 60)
@@ -148,20 +162,20 @@ def costs(rows: Sequence[Row]) -> Plot | None:
         ("tokens generated in training, millions", "million tokens", tokens),
     ):
         known = [(row, mean(of_row)) for row in shown if (of_row := values[row.label]) and mean(of_row) > 0]
-        series = [made for row, x in known if (made := point(row, x, f"{short(x)} {x_unit}"))]
+        series = [made for row, x in known if (made := point(row, x, f"{three_digits(x)} {x_unit}"))]
         if series:
             panels.append(Panel(x_label, ACCURACY, series, x_log=True, levels=base_level(rows)))
     if not panels:
         return None
     caption = f"{BARS} Time is of one run, all of its attempts, from start to end."
-    return Plot("Accuracy against cost", panels, caption + counted(shown, trained(rows)), share_y=True)
+    return Plot("Accuracy against cost", panels, caption + coverage_note(shown, trained_rows(rows)), share_y=True)
 
 
 def costs_of(cell: Cell) -> list[Cost]:
     return [cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)]
 
 
-def forest(rows: Sequence[Row], found: Sequence[Family] | None = None) -> Plot | None:
+def forest(rows: Sequence[ReportRow], found: Sequence[Family] | None = None) -> Plot | None:
     """Paired differences to the baseline with 95 % intervals, the largest first, a panel per model; None without two rows.
 
     `found`: the differences, where they are computed already.
@@ -176,10 +190,10 @@ def forest(rows: Sequence[Row], found: Sequence[Family] | None = None) -> Plot |
         f"*: Holm's p < .05 and at least {SEEDS_FOR_A_STAR} seeds."
         + (" With one seed an interval speaks of two trained models, not of their methods." if few else "")
     )
-    return Plot("Differences to the baseline", [panel(family, rows) for family in found], caption + counted(shown, rows))
+    return Plot("Differences to the baseline", [panel(family, rows) for family in found], caption + coverage_note(shown, rows))
 
 
-def panel(family: Family, rows: Sequence[Row]) -> Panel:
+def panel(family: Family, rows: Sequence[ReportRow]) -> Panel:
     base = rows[family.baseline].label
     overall = {place: family.differences[place]["overall"] for place in family.others}
     order = sorted(family.others, key=lambda place: -overall[place]["difference"])

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
-from rlvr_sweeps.reporting.labels import Row, counted, trained
+from rlvr_sweeps.reporting.labels import ReportRow, coverage_note, trained_rows
 from rlvr_sweeps.reporting.rows import reward_curves
 
 WINDOW = 9  # steps of the moving average
@@ -23,7 +23,7 @@ def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
     return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def reward_series(row: Row) -> Series | None:
+def reward_series(row: ReportRow) -> Series | None:
     """Mean over seeds of the smoothed reward, in percent, as far as all seeds have come; None without a step."""
     curves = [smooth(curve) for curve in reward_curves(row.cell)]
     steps = min(map(len, curves), default=0)
@@ -39,25 +39,25 @@ def reward_series(row: Row) -> Series | None:
     return Series(row.in_section or row.label, [float(place + 1) for place in places], means, says, "line", low, high)
 
 
-def reward_panel(rows: Sequence[Row], title: str = "") -> Panel | None:
-    series = [made for row in trained(rows) if (made := reward_series(row))]
+def reward_panel(rows: Sequence[ReportRow], title: str = "") -> Panel | None:
+    series = [made for row in trained_rows(rows) if (made := reward_series(row))]
     return Panel("optimizer step", REWARD, series, title, from_zero=True) if series else None
 
 
-def rewards(rows: Sequence[Row]) -> Plot | None:
+def rewards(rows: Sequence[ReportRow]) -> Plot | None:
     """A panel per section: objectives in a report, what is varied in Figure 4."""
-    sections = list(dict.fromkeys(row.section for row in trained(rows)))
+    sections = list(dict.fromkeys(row.section for row in trained_rows(rows)))
     by_section = {section: [row for row in rows if row.section == section] for section in sections}
     panels = [panel for section in sections if (panel := reward_panel(by_section[section], PANELS.get(section, section)))]
-    shown = [row for row in trained(rows) if any(reward_curves(row.cell))]
-    caption = BAND + counted(shown, trained(rows))
+    shown = [row for row in trained_rows(rows) if any(reward_curves(row.cell))]
+    caption = BAND + coverage_note(shown, trained_rows(rows))
     return Plot("Reward during training", panels, caption, share_y=True) if panels else None
 
 
-def batch_sizes(rows: Sequence[Row], benchmark: str) -> Plot | None:
+def batch_sizes(rows: Sequence[ReportRow], benchmark: str) -> Plot | None:
     """Figure 5: reward by batch size, and what the trained models score on one benchmark."""
     curves = reward_panel(rows, "during training")
-    scored = [row for row in trained(rows) if row.cell.value(f"{benchmark}/avg") is not None]
+    scored = [row for row in trained_rows(rows) if row.cell.value(f"{benchmark}/avg") is not None]
     if not curves or not scored:
         return None
     series = []
@@ -69,5 +69,6 @@ def batch_sizes(rows: Sequence[Row], benchmark: str) -> Plot | None:
         series.append(Series(row.label, [float(row.cell.cfg["batch_size"])], [value], [says], "points", low, high))
     k = scored[0].cell.cfg["benchmark"][benchmark]["k"]
     right = Panel("batch size, completions", f"{benchmark}, Avg@{k}, %", series, f"{benchmark} after training", x_log=True)
-    caption = f"{BAND} Right: accuracy on {benchmark} after training, ± its standard error.{counted(scored, trained(rows))}"
+    coverage = coverage_note(scored, trained_rows(rows))
+    caption = f"{BAND} Right: accuracy on {benchmark} after training, ± its standard error.{coverage}"
     return Plot("Batch size", [curves, right], caption)

@@ -8,11 +8,14 @@ from rich.table import Table
 
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.sweeps import DIAL_LABELS
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.reporting.rows import Cell
 
-DIALS = {"rank": "rank", "alpha": "α", "dropout": "dropout", "lr": "lr", "batch_size": "batch", "steps": "steps"}
+DIALS = {dial: text for dial, text in DIAL_LABELS.items() if dial != "seed"} | {
+    "rank": "rank"
+}  # a column title has room for the full word
 
 
 def one_k(rows: Sequence[Cell]) -> str:

@@ -19,7 +19,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.reporting.differences.baselines import Family, families
 from rlvr_sweeps.reporting.figures.catalogue import figures_for_report
-from rlvr_sweeps.reporting.labels import rows_of
+from rlvr_sweeps.reporting.labels import report_rows
 from rlvr_sweeps.reporting.page.costs import cost_rows
 from rlvr_sweeps.reporting.page.deviations import choices, deviations
 from rlvr_sweeps.reporting.page.main_table import DIALS, constant, notes, one_k, shown, varying
@@ -46,7 +46,7 @@ def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
 
 def page(runs_dir: Path, found: Sequence[RunStatus], rows: Sequence[Cell]) -> str:
     """The whole page; the completions get the room that everything else leaves."""
-    names, labels = benchmarks(rows), [row.label for row in rows_of(rows)]
+    names, labels = benchmarks(rows), [row.label for row in report_rows(rows)]
     compared, left_out = families(rows)
     unit, spent = cost_rows(rows, labels)
     script = asset("browser.js")

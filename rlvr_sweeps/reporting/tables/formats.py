@@ -1,4 +1,4 @@
-"""A table in every format: terminal, Markdown, LaTeX (booktabs), CSV, JSON. Knows nothing of runs."""
+"""Write a table in every format: terminal, Markdown, LaTeX (booktabs), CSV, JSON. This module reads no runs."""
 
 import csv
 import io
@@ -32,12 +32,12 @@ class Column:
     group: str = ""
     align: Literal["left", "right"] = "right"
     form: str = ".1f"  # of its numbers
-    detail: bool = False  # left out in the terminal, where columns are dear
+    detail: bool = False  # left out in the terminal, where width is limited
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell. None is a number that is not there: a dash, in CSV nothing, in JSON null."""
+    """One entry of a table. A missing number is None: shown as a dash, empty in CSV, null in JSON."""
 
     value: float | str | None
     error: float | None = None  # standard error
@@ -74,9 +74,9 @@ def text_of(entry: Entry, column: Column) -> str:
 
 
 def cells(line: Line, columns: Sequence[Column]) -> list[tuple[str, bool]]:
-    """(text, bold) of a row."""
-    found = [(line.entries.get(column.key, Entry(None)), column) for column in columns]
-    return [(text_of(entry, column), entry.best) for entry, column in found]
+    """Return (text, bold) for every column of a line."""
+    entries = [(line.entries.get(column.key, Entry(None)), column) for column in columns]
+    return [(text_of(entry, column), entry.best) for entry, column in entries]
 
 
 def heading(column: Column) -> str:
@@ -84,7 +84,7 @@ def heading(column: Column) -> str:
 
 
 def show(sheet: Sheet, console: Console) -> None:
-    """In the terminal, each row under its panel's title where there are several."""
+    """Print the table in the terminal; where it has several panels, each stands below its title."""
     table = Table(title=sheet.title, title_justify="left", box=None, header_style="dim", pad_edge=False, padding=(0, 1))
     columns = [column for column in sheet.columns if not column.detail]
     for column in columns:
@@ -100,7 +100,7 @@ def show(sheet: Sheet, console: Console) -> None:
 
 
 def as_markdown(sheet: Sheet) -> str:
-    """A table per panel, the notes below."""
+    """Return a Markdown table per panel, followed by the notes."""
     lines = [f"# {sheet.title}", ""]
     for title, rows in sheet.blocks.items():
         lines += [f"## {title}", ""] if len(sheet.blocks) > 1 else []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from rlvr_sweeps.config.settings import HELD_OUT
 from rlvr_sweeps.config.sweeps import format_value, printed_values
 from rlvr_sweeps.reporting.differences.baselines import Contrast, contrasts
-from rlvr_sweeps.reporting.sweep_results import Asked, Filled
+from rlvr_sweeps.reporting.sweep_results import RowResult, SweepResults
 from rlvr_sweeps.reporting.tables.cells import difference_entry, mean_of, row_facts, with_best
 from rlvr_sweeps.reporting.tables.footnotes import footnotes
 from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
@@ -26,7 +26,7 @@ class Choice:
     """A method's rates: each with its row, in rising order; the places of the best and of the good ones around it."""
 
     title: str
-    rows: list[Filled]
+    rows: list[RowResult]
     best: int
     first: int
     last: int
@@ -38,7 +38,7 @@ class Choice:
     @property
     def complete(self) -> bool:
         """Whether every rate has all of its runs: until then none is chosen."""
-        return all(row.cell and len(row.cell.runs) == len(row.asked) for row in self.rows)
+        return all(row.cell and len(row.cell.runs) == len(row.runs) for row in self.rows)
 
     @property
     def width(self) -> float:
@@ -51,12 +51,12 @@ class Choice:
         return self.best in (0, len(self.rows) - 1)
 
 
-def choose(title: str, rows: Sequence[Filled]) -> Choice:
+def choose(title: str, rows: Sequence[RowResult]) -> Choice:
     """The best rate on the held-out prompts, and the good ones around it."""
     ordered = sorted(rows, key=lambda row: float(row.cfg["lr"]))
     scores = [held_out(row) for row in ordered]
-    known = [place for place, (value, _) in enumerate(scores) if not math.isnan(value)]
-    best = max(known, key=lambda place: scores[place][0], default=0)
+    known = [index for index, (value, _) in enumerate(scores) if not math.isnan(value)]
+    best = max(known, key=lambda index: scores[index][0], default=0)
     first = last = best
     while first > 0 and is_good(scores[first - 1], scores[best]):
         first -= 1
@@ -69,25 +69,25 @@ def is_good(score: tuple[float, float], best: tuple[float, float]) -> bool:
     return best[0] - score[0] <= max(POINT, math.hypot(score[1], best[1]))
 
 
-def held_out(row: Filled) -> tuple[float, float]:
+def held_out(row: RowResult) -> tuple[float, float]:
     """Accuracy on the held-out prompts and its standard error; NaN where there is none."""
     value = row.cell.value(f"{HELD_OUT}/avg") if row.cell else None
     error = row.cell.error(f"{HELD_OUT}/avg") if row.cell else None
     return (math.nan if value is None else value), (error or 0.0)
 
 
-def common_lr(asked: Asked) -> float:
+def common_lr(results: SweepResults) -> float:
     """The rate that the model's configuration has for all methods."""
-    return float(asked.composer.compose([one for one in asked.base if not one.startswith("hydra")]).lr)
+    return float(results.composer.compose([one for one in results.base if not one.startswith("hydra")]).lr)
 
 
-def sheet(asked: Asked) -> Sheet:
+def sheet(results: SweepResults) -> Sheet:
     """A row per method: the common rate, its own rate, what that gains, how sensitive it is to it."""
-    by_method: dict[str, list[Filled]] = {}
-    for row in asked.rows:
+    by_method: dict[str, list[RowResult]] = {}
+    for row in results.rows:
         by_method.setdefault(row.cfg["peft"]["title"], []).append(row)
     choices = [choose(title, rows) for title, rows in by_method.items()]
-    common = common_lr(asked)
+    common = common_lr(results)
     shared = [row for choice in choices for row in choice.rows if float(row.cfg["lr"]) == common]
     own = [choice.rows[choice.best] for choice in choices if choice.complete]
     at_common, at_own = against_lora(shared), against_lora(own)
@@ -99,12 +99,12 @@ def sheet(asked: Asked) -> Sheet:
         Column("gain", "gain", form="+.1f"), Column("width", "sensitivity"), Column("paper", "paper"),
     ]  # fmt: skip
     lines = with_best(lines, ["common/avg", "own/avg"])
-    notes = [*explanation(choices), *footnotes(asked.product, asked.typed, asked.rows, at_own)]
-    return Sheet(asked.product.name, asked.product.title, columns, {"Methods": lines}, notes)
+    notes = [*explanation(choices), *footnotes(results.product, results.typed, results.rows, at_own)]
+    return Sheet(results.product.name, results.product.title, columns, {"Methods": lines}, notes)
 
 
-def against_lora(rows: Sequence[Filled]) -> Mapping[str, Contrast]:
-    lora = next((row.asked[0].name for row in rows if row.cfg["peft"]["name"] == "lora"), "")
+def against_lora(rows: Sequence[RowResult]) -> Mapping[str, Contrast]:
+    lora = next((row.runs[0].name for row in rows if row.cfg["peft"]["name"] == "lora"), "")
     return contrasts(rows, lora)
 
 
@@ -113,8 +113,8 @@ def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at
     shared, own = at.get(common), choice.rows[choice.best] if choice.complete else None
     entries = {"row": Entry(choice.title), "paper": Entry(printed_values("table3", choice.title).get("overall"))}
     facts: dict[str, object] = {}
-    for key, row, found in (("common", shared, at_common), ("own", own, at_own)):
-        contrast = found.get(row.asked[0].name) if row else None
+    for key, row, contrast_by_run in (("common", shared, at_common), ("own", own, at_own)):
+        contrast = contrast_by_run.get(row.runs[0].name) if row else None
         average = mean_of(row.cell if row else None, "avg", with_error=True)
         entries[f"{key}/avg"] = replace(average, star=contrast is not None and contrast.star)
         entries[f"{key}/difference"], more = difference_entry(contrast, row is not None and row.cfg["peft"]["name"] == "lora")

@@ -1,4 +1,4 @@
-"""TODO: rlvr_sweeps.reporting.tables.parameters."""
+"""Build Table 4: count each method's trained parameters on the true shapes of the paper's models, without weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlvr_sweeps.config.compose import Composer
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.sweeps import paper_models, reference
-from rlvr_sweeps.reporting.sweep_results import Asked
+from rlvr_sweeps.reporting.sweep_results import SweepResults
 from rlvr_sweeps.reporting.tables.cells import mean_of, row_facts, row_head
 from rlvr_sweeps.reporting.tables.footnotes import footnotes
 from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
@@ -18,22 +18,20 @@ from rlvr_sweeps.training.build_check import parameter_counts
 from rlvr_sweeps.training.methods.adapters import attach
 
 
-def trained_parameters(asked: Asked) -> Sheet:
-    """Table 4: trained parameters on the true shapes of the paper's models (this needs torch, but no weights), and accuracy."""
-    from rlvr_sweeps.reporting.tables.parameters import count_rows
-
+def trained_parameters(results: SweepResults) -> Sheet:
+    """Return Table 4: trained parameters on the shapes of the paper's models, and accuracy."""
     shapes = dict(paper_models())
-    if own := asked.model not in paper_models() and any(row.cell for row in asked.rows):
-        shapes["own"] = asked.model
+    if own := results.model not in paper_models() and any(row.cell for row in results.rows):
+        shapes["own"] = results.model
     columns = [Column("row", "", align="left")]
     for key, model in shapes.items():
         columns += [Column(f"{key}/trained", "trained", model, form=",.0f"), Column(f"{key}/share", "%", model, form=".4g")]
     columns += [Column("printed", "printed %", form=".4g"), Column("seeds", "seeds")]
     columns += [Column("overall/avg", "Avg", "Overall"), Column("overall/paper", "paper", "Overall")]
-    counted = count_rows(asked.composer, [" ".join(row.row.overrides).removeprefix("peft=") for row in asked.rows])
+    count_of_rows = count_rows(results.composer, [" ".join(row.row.overrides).removeprefix("peft=") for row in results.rows])
     blocks: dict[str, list[Line]] = {}
     explained = []
-    for row, count in zip(asked.rows, counted, strict=True):
+    for row, count in zip(results.rows, count_of_rows, strict=True):
         sizes = {
             key: (float(trained), share)
             for key, trained, share in zip(paper_models(), count.trained, count.shares, strict=True)
@@ -46,10 +44,10 @@ def trained_parameters(asked: Asked) -> Sheet:
             entries |= {f"{key}/trained": Entry(trained), f"{key}/share": Entry(share)}
         entries |= {"overall/avg": mean_of(row.cell, "avg", True), "overall/paper": Entry(row.row.printed.get("overall"))}
         explained += [f"{row.row.label}: {count.note}"] if count.note else []
-        blocks.setdefault(asked.product.sections[row.row.section].title, []).append(Line(entries, row_facts(row)))
-    notes = footnotes(asked.product, asked.typed, asked.rows, {})
+        blocks.setdefault(results.product.sections[row.row.section].title, []).append(Line(entries, row_facts(row)))
+    notes = footnotes(results.product, results.typed, results.rows, {})
     differs = f"* The printed share is not what counting gives. {'. '.join(explained)}." if explained else ""
-    return Sheet(asked.product.name, asked.product.title, columns, blocks, [differs, *notes] if differs else notes)
+    return Sheet(results.product.name, results.product.title, columns, blocks, [differs, *notes] if differs else notes)
 
 
 EXPLAINED = {
@@ -75,9 +73,9 @@ class CountRow:
 
 
 def count_rows(composer: Composer, rows: Sequence[str]) -> list[CountRow]:
-    """`rows`: methods and their dials, as in "lora rank=1"."""
+    """Return the counts of each row; a row is a method and its dials, as in "lora rank=1"."""
     printed = printed_shares()
-    counted = []
+    count_of_rows = []
     for row in rows:
         peft, *dials = row.split()
         sizes = []
@@ -85,12 +83,12 @@ def count_rows(composer: Composer, rows: Sequence[str]) -> list[CountRow]:
             cfg = composer.point([f"model={model}", "rollout=hf", "distributed=single", f"peft={peft}", *dials]).cfg
             sizes.append(parameter_counts(skeleton(cfg)))
         shares = tuple(100 * size["trainable"] / size["base"] for size in sizes)
-        said = printed.get(row)
-        differs = said is not None and abs(shares[0] - said) > ROUNDING * said
+        printed_share = printed.get(row)
+        differs = printed_share is not None and abs(shares[0] - printed_share) > ROUNDING * printed_share
         title = " ".join([cfg["peft"]["title"], *(dial.replace("rank=", "r=") for dial in dials)])
         note = EXPLAINED.get(row, "not explained") if differs else ""
-        counted.append(CountRow(row, title, tuple(size["trainable"] for size in sizes), shares, said, note))
-    return counted
+        count_of_rows.append(CountRow(row, title, tuple(size["trainable"] for size in sizes), shares, printed_share, note))
+    return count_of_rows
 
 
 def skeleton(cfg: Resolved) -> Any:
@@ -103,5 +101,5 @@ def skeleton(cfg: Resolved) -> Any:
 
 def printed_shares() -> dict[str, float]:
     """The trainable shares of the paper's Table 4, in percent, by method and dials."""
-    wanted = ("table4", "trainable")
-    return {one["method"]: float(one["percent"]) for one in reference() if (one["table"], one["metric"]) == wanted}
+    key = ("table4", "trainable")
+    return {line["method"]: float(line["percent"]) for line in reference() if (line["table"], line["metric"]) == key}

@@ -1,4 +1,4 @@
-"""The paper's tables from what there is of their runs: ours beside the printed value, intervals, stars, what is missing."""
+"""Show and write the paper's tables from the finished runs (`rlvr table`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,23 +6,23 @@ from pathlib import Path
 from rich.console import Console
 
 from rlvr_sweeps.reporting.rows import Source, from_files
-from rlvr_sweeps.reporting.sweep_results import gather
+from rlvr_sweeps.reporting.sweep_results import read_sweep_results
 from rlvr_sweeps.reporting.tables.accuracy import accuracy
 from rlvr_sweeps.reporting.tables.formats import Sheet, show, write
 
 
 def make(name: str, overrides: Sequence[str], source: Source = from_files) -> tuple[str, Sheet]:
-    """(the model's name, the table)."""
-    asked = gather(name, overrides, source)
+    """Return (the model's name, the table)."""
+    results = read_sweep_results(name, overrides, source)
     if name == "lr_fair":
         from rlvr_sweeps.reporting.tables import learning_rates
 
-        return asked.model, learning_rates.sheet(asked)
+        return results.model, learning_rates.sheet(results)
     if name == "table4":
         from rlvr_sweeps.reporting.tables.parameters import trained_parameters  # counts on torch's meta device
 
-        return asked.model, trained_parameters(asked)
-    return asked.model, accuracy(asked)
+        return results.model, trained_parameters(results)
+    return results.model, accuracy(results)
 
 
 def render(name: str, overrides: Sequence[str], out: Path | None, console: Console, source: Source = from_files) -> list[Path]:

@@ -14,7 +14,7 @@ from rlvr_sweeps.config.compose import offline_composer
 from rlvr_sweeps.config.schema import TrackingConf
 from rlvr_sweeps.config.sweeps import key_of, load_product
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.reporting.sweep_results import Filled, fill
+from rlvr_sweeps.reporting.sweep_results import RowResult, read_row_results
 from rlvr_sweeps.reporting.tracking.names import GROUPS, STEP
 from rlvr_sweeps.reporting.tracking.sync import require_key
 
@@ -23,19 +23,19 @@ SCORES = ("avg", "avg_se", "pass", "majority", "truncated_share", "stopped_early
 WIDE = {"w": 12, "h": 8}
 
 
-def axes_of(rows: Sequence[Filled]) -> list[str]:
+def axes_of(rows: Sequence[RowResult]) -> list[str]:
     """What sets the rows of a product apart: the keys of their overrides that differ."""
     keys = dict.fromkeys(key_of(override) for row in rows for override in row.row.overrides)
     stated = [dict(override.split("=", 1) for override in row.row.overrides) for row in rows]
     return [key for key in keys if len({values.get(key) for values in stated}) > 1]
 
 
-def make_workspace(title: str, axes: Sequence[str], rows: Sequence[Filled], where: dict[str, Any]) -> Any:
+def make_workspace(title: str, axes: Sequence[str], rows: Sequence[RowResult], where: dict[str, Any]) -> Any:
     """A `wandb_workspaces` workspace: a section of curves for each axis, its values averaged over what else differs."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
 
-    ids = sorted({run.id for row in rows for run in row.asked})
+    ids = sorted({run.id for row in rows for run in row.runs})
     sections = [views.Section(name=f"by {axis}", panels=curves(reports, axis), is_open=True) for axis in axes]
     scores = views.Section(name="benchmarks", panels=[bars(reports, rows)], is_open=True)
     return views.Workspace(
@@ -45,12 +45,12 @@ def make_workspace(title: str, axes: Sequence[str], rows: Sequence[Filled], wher
     )  # fmt: skip
 
 
-def make_report(title: str, axes: Sequence[str], rows: Sequence[Filled], where: dict[str, Any]) -> Any:
+def make_report(title: str, axes: Sequence[str], rows: Sequence[RowResult], where: dict[str, Any]) -> Any:
     """A `wandb_workspaces` report: the sweep's rows as a table of runs, their benchmarks, then curves for each axis."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
 
-    names = {run.id: run.name for row in rows for run in row.asked}
+    names = {run.id: run.name for row in rows for run in row.runs}
 
     def grid(*panels: Any) -> Any:
         runs = reports.Runset(
@@ -83,7 +83,7 @@ def curves(reports: Any, axis: str) -> list[Any]:
     ]  # fmt: skip
 
 
-def bars(reports: Any, rows: Sequence[Filled]) -> Any:
+def bars(reports: Any, rows: Sequence[RowResult]) -> Any:
     """Avg@k of each run, over all benchmarks and on each."""
     names = dict.fromkeys(f"{benchmark}/avg" for row in rows for benchmark in row.cfg["benchmark"])
     return reports.BarPlot(
@@ -103,7 +103,7 @@ def save(way: str, sweep: str, model: str, given: dict[str, str], console: Conso
 
     composer = offline_composer()
     product = load_product(sweep, model, composer)
-    rows = fill(product, composer, [f"model={model}"], source=lambda *_: None)
+    rows = read_row_results(product, composer, [f"model={model}"], source=lambda *_: None)
     tracking = asdict(TrackingConf()) | rows[0].cfg["tracking"] | given
     where = {"entity": tracking["entity"] or wandb.Api().default_entity, "project": tracking["project"]}
     make = make_workspace if way == "workspace" else make_report
