@@ -125,7 +125,7 @@ class RlvrTrainer(GRPOTrainer):
         rows = [row for _, row in draws for _ in range(size)]
         seeds = [seed_of(self.cfg["seed"], "rollout", position, index) for position, _ in draws for index in range(size)]
         with self.timed("rollout"):
-            prompt_ids = [ids for _, row in draws for ids in [token_ids(self.processing_class, row["prompt"])] * size]
+            prompt_ids = [ids for _, row in draws for ids in [self.prompt_ids(row["prompt"])] * size]
             completion_ids, logprobs = self.sample(prompt_ids, seeds)
             texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
             completions = [[{"role": "assistant", "content": text}] for text in texts]
@@ -144,6 +144,13 @@ class RlvrTrainer(GRPOTrainer):
                 Group(rows, prompt_ids, completion_ids, completions, scores if logprobs else None, torch.tensor(rewards))
             )
         return rolled
+
+    def prompt_ids(self, conversation: list[dict[str, str]]) -> list[int]:
+        """Return the token ids of a prompt, with `training.trl.chat_template_kwargs` as TRL applies them."""
+        ids: list[int] = self.processing_class.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=False, **self.chat_template_kwargs
+        )
+        return ids
 
     def score(self, rows: list[Row], completions: list[Any], completion_ids: list[list[int]]) -> list[list[float]]:
         """Return the rewards of every completion, one of each reward function."""
@@ -190,6 +197,7 @@ class RlvrTrainer(GRPOTrainer):
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """Return TRL's values under autocast; in the update, count positions and compute the importance weights."""
         if not torch.is_grad_enabled():
             with self.autocast(), self.timed("logprobs"):
                 return super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -267,6 +275,7 @@ class RlvrTrainer(GRPOTrainer):
         return loss
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Load TRL's states; several CPU processes need a device that torch.load accepts."""
         patches.use_loadable_cpu_device(self.args)
         super()._load_optimizer_and_scheduler(checkpoint)
 
