@@ -1,4 +1,4 @@
-"""hydra/launcher=rlvr_local and rlvr_slurm, hydra/sweeper=rlvr: a grid is composed, planned and run as one."""
+"""Hydra plugins: hydra/launcher=rlvr_local and rlvr_slurm, hydra/sweeper=rlvr. A grid is composed, planned and run together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 @dataclass
 class LocalLauncherConf:
     _target_: str = "hydra_plugins.rlvr_launcher.LocalLauncher"
-    workers: int | None = None  # runs at once; by default one per GPU, or one per core where there is none
+    workers: int | None = None  # runs at the same time; by default one per GPU, or one per core on a machine without GPUs
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SweeperConf:
 
 
 class LocalLauncher(Launcher):
-    """Runs the points of a grid on this machine, each in processes of its own."""
+    """Run the points of a grid on this machine, each in its own processes."""
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
@@ -52,16 +52,16 @@ class LocalLauncher(Launcher):
 
 @dataclass
 class RlvrSlurmConf(SlurmQueueConf):
-    """Every key of hydra-submitit-launcher's submitit_slurm, and these."""
+    """The keys of hydra-submitit-launcher's submitit_slurm, and three more."""
 
     _target_: str = "hydra_plugins.rlvr_launcher.RlvrSlurmLauncher"
     max_array_size: int | None = None  # tasks in an array; by default the cluster's MaxArraySize
-    srun_args: list[str] = field(default_factory=list)  # of the srun in each job: a container, a binding
-    poll_s: float = 5.0  # wait=true: seconds between two looks at the queue
+    srun_args: list[str] = field(default_factory=list)  # of the srun in each job, for a container or a binding
+    poll_s: float = 5.0  # with wait=true: seconds between two queries of the queue
 
 
 class RlvrSlurmLauncher(SlurmLauncher):
-    """Composes and freezes the grid here, submits what is missing, and leaves."""
+    """Compose the grid, submit its unfinished runs to Slurm, and return without waiting unless wait=true."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from rlvr_sweeps.launching.slurm import launch
@@ -76,24 +76,24 @@ class RlvrSlurmLauncher(SlurmLauncher):
 
 
 def composed(context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
-    """The grid's points, resolved and checked."""
+    """Return the grid's points, resolved and checked."""
     from rlvr_sweeps.config import compose
 
     composer = compose.Composer(context.config_loader)
-    given = OmegaConf.to_container(config.hydra.overrides.hydra)
-    assert isinstance(given, list)
-    return composer.points([[*given, *overrides] for overrides in job_overrides])
+    hydra_overrides = OmegaConf.to_container(config.hydra.overrides.hydra)
+    assert isinstance(hydra_overrides, list)
+    return composer.points([[*hydra_overrides, *overrides] for overrides in job_overrides])
 
 
 def finished(overrides: Sequence[str]) -> JobReturn:
-    """What Hydra wants to hear of a point: failures were raised before."""
+    """Return Hydra's record of a completed point; a failed launch has raised its error already."""
     job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
     job.return_value = None
     return job
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own grid, or a product's rows; without composing every point twice, or a folder for what is only looked at."""
+    """Sweep Hydra's grid, or the rows of a product (conf/sweep/); points are composed once, and a plan makes no folder."""
 
     def __init__(
         self,
