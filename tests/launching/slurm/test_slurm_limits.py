@@ -1,4 +1,4 @@
-"""On a real Slurm: arrays and accounts have limits, and what a cluster cannot carry out is refused, in its own words."""
+"""On a real Slurm: the limits of arrays and accounts, and launches refused because the cluster could not run them."""
 
 import json
 import os
@@ -10,16 +10,16 @@ import pytest
 
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.runs.directory import all_runs
-from tests.launching.slurm.conftest import all_ended, only, queue, sh, until
+from tests.launching.slurm.conftest import only_run, queue, sh, wait_for_empty_queue
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is up: make test-slurm starts one"),
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is running: make test-slurm starts one"),
 ]
 
 
 def untrained(count):
-    """A grid of runs that are only evaluated: one job each."""
+    """Return the overrides of a grid of runs that are only evaluated: one job each."""
     return "-m", "peft=none", "model.system_prompt=" + ",".join("abcdefghijkl"[:count])
 
 
@@ -28,58 +28,58 @@ def states(slurm):
 
 
 def test_arrays_are_cut(slurm):
-    """Nine runs on a cluster whose arrays hold eight."""
-    assert "submitted 9 runs as jobs" in slurm(*untrained(9)).stdout
-    until(all_ended)
-    assert states(slurm) == ["done"] * 9
+    """Four runs on a cluster whose arrays hold three."""
+    assert "submitted 4 runs as jobs" in slurm(*untrained(4)).stdout
+    wait_for_empty_queue()
+    assert states(slurm) == ["done"] * 4
     assert len({run.jobs()["evaluate"].partition("_")[0] for run in all_runs(slurm.runs)}) == 2
 
 
-def test_a_training_without_memory_goes_on_with_smaller_passes(slurm):
-    """The job's memory is really too little for 1,024 full-length completions at once."""
-    worst = ("batch_size=1024", "rollout.max_tokens=8", "data.max_prompt_tokens=180", "training.worst_case_first=always")
-    slurm(*worst, "training.per_device_batch_size=1024", "steps=1", "hydra.launcher.setup=[ulimit -v 7000000]")
-    until(all_ended)
-    (run,) = all_runs(slurm.runs)
-    assert run.state() == "done" and read_json(run.per_device_path)["fits"] in (128, 256, 512)
-    whys = [row["why"] for row in read_rows(run.attempts_path) if row["event"] == "again"]
-    assert whys and all("out of memory" in why for why in whys)
+def test_a_training_without_memory_continues_with_smaller_passes(slurm):
+    """The job's memory is too small for 256 full-length completions in one pass."""
+    largest = ("batch_size=256", "rollout.max_tokens=8", "data.max_prompt_tokens=180", "training.worst_case_first=always")
+    slurm(*largest, "training.per_device_batch_size=256", "steps=1", "hydra.launcher.setup=[ulimit -v 4000000]")
+    wait_for_empty_queue()
+    run = only_run(slurm.runs)
+    assert run.state() == "done" and read_json(run.per_device_path)["fits"] in (32, 64, 128)
+    reasons = [row["why"] for row in read_rows(run.attempts_path) if row["event"] == "again"]
+    assert reasons and all("out of memory" in reason for reason in reasons)
+
+
+def make_account(name, max_submit_jobs):
+    """Make an account in which root may have so many jobs; returns the override that launches with it."""
+    sh("sacctmgr", "-i", "add", "account", name, "Cluster=testcluster")
+    sh("sacctmgr", "-i", "add", "user", "root", f"Account={name}", f"MaxSubmitJobs={max_submit_jobs}")
+    return f"hydra.launcher.account={name}"
 
 
 @pytest.mark.accounting
-def test_an_account_may_have_five_jobs(slurm):
-    """What fits is submitted, the rest is said; the same command again brings it, until all is done."""
-    sh("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
-    try:
-        said = slurm(*untrained(6)).stdout
-        assert "submitted 5 runs as jobs" in said
-        assert "1 runs are not submitted yet" in said and "AssocMaxSubmitJobLimit" in said
-        again = slurm(*untrained(6)).stdout
-        assert "1 runs are not submitted yet" in again or "submitted 1 runs" in again
-        until(all_ended)
-        slurm(*untrained(6))
-        until(all_ended)
-        assert states(slurm) == ["done"] * 6
-        assert "6 done; nothing to do" in slurm(*untrained(6)).stdout
-    finally:
-        sh("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+def test_an_account_may_have_two_jobs(slurm):
+    """As many runs as allowed are submitted, the rest is listed; the same command submits it later, until all runs are done."""
+    few = make_account("few", max_submit_jobs=2)
+    output = slurm(*untrained(3), few).stdout
+    assert "submitted 2 runs as jobs" in output
+    assert "1 runs are not submitted yet" in output and "AssocMaxSubmitJobLimit" in output
+    output = slurm(*untrained(3), few).stdout
+    assert "1 runs are not submitted yet" in output or "submitted 1 runs" in output
+    wait_for_empty_queue()
+    slurm(*untrained(3), few)
+    wait_for_empty_queue()
+    assert states(slurm) == ["done"] * 3
+    assert "3 done; nothing to do" in slurm(*untrained(3), few).stdout
 
 
 @pytest.mark.accounting
 def test_an_expired_account(slurm):
-    """Sites close an account by taking its association away, or its jobs."""
+    """Sites close an account by the removal of its association, or of its jobs."""
     assert "invalid account" in slurm("hydra.launcher.account=gone", expect=1).stderr.lower()
-    sh("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=0")
-    try:
-        refused = slurm(expect=1).stderr
-        assert "AssocMaxSubmitJobLimit" in refused and "waiting changes nothing" in refused
-    finally:
-        sh("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
-    assert only(slurm.runs).state() == "new" and not queue()
+    refused = slurm(make_account("expired", max_submit_jobs=0), expect=1).stderr
+    assert "AssocMaxSubmitJobLimit" in refused and "waiting changes nothing" in refused
+    assert only_run(slurm.runs).state() == "new" and not queue()
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("hydra.launcher.partition=nowhere", "invalid partition"),
         ("hydra.launcher.gres=gpu:h100:99", "node configuration"),
@@ -87,30 +87,32 @@ def test_an_expired_account(slurm):
         ("hydra.launcher.partition=far", "cluster.train.timeout_min=60"),
     ],
 )
-def test_refused_by_slurm_or_for_it(slurm, setting, said):
+def test_refused_by_slurm_or_for_it(slurm, setting, message):
     refused = slurm(setting, expect=1)
-    assert said in refused.stdout.lower() + refused.stderr.lower()
+    assert message in refused.stdout.lower() + refused.stderr.lower()
     assert not queue() and [run.state() for run in all_runs(slurm.runs)] in ([], ["new"])
 
 
 def test_a_folder_that_the_nodes_do_not_see(slurm, tmp_path):
-    elsewhere = ("hydra.launcher.partition=far", "cluster.train.timeout_min=30", "cluster.evaluate.timeout_min=30")
-    memory = Path("/dev/shm") / tmp_path.name
-    refused = slurm(*elsewhere, expect=1, runs=memory).stderr
+    options = ("hydra.launcher.partition=far", "cluster.train.timeout_min=30", "cluster.evaluate.timeout_min=30")
+    in_memory = Path("/dev/shm") / tmp_path.name
+    refused = slurm(*options, expect=1, runs=in_memory).stderr
     assert "on tmpfs, which only this machine sees" in refused
-    (memory / ".submitting").unlink()
-    memory.rmdir()
+    (in_memory / ".submitting").unlink()
+    in_memory.rmdir()
 
 
-def test_the_doctor_looks_from_a_node(slurm):
-    """Here Slurm's GPUs are pretended and torch sees none: that, and nothing else of the cluster, is bad."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rlvr_sweeps.cli", "doctor", str(slurm.runs), "--job", "--json"], capture_output=True, text=True
-    )
-    found = {row["what"]: row for row in json.loads(done.stdout)}
-    assert found["a job (sbatch, srun)"]["found"] in ("ran on node1", "ran on node2")
-    assert found["shared folder"]["verdict"] == found["Python on the node"]["verdict"] == "good"
-    assert found["GPUs on the node"] | {"cure": ""} == {
+def test_the_doctor_examines_a_node(slurm):
+    """Slurm's GPUs are pretended here and torch sees none: nothing else of the cluster is bad."""
+    environment = {
+        key: value for key, value in os.environ.items() if key != "SQUEUE_PARTITION"
+    }  # its job is in the default one
+    command = [sys.executable, "-m", "rlvr_sweeps.cli", "doctor", str(slurm.runs), "--job", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    rows = {row["what"]: row for row in json.loads(done.stdout)}
+    assert rows["a job (sbatch, srun)"]["found"] in ("ran on node1", "ran on node2")
+    assert rows["shared folder"]["verdict"] == rows["Python on the node"]["verdict"] == "good"
+    assert rows["GPUs on the node"] | {"cure": ""} == {
         "what": "GPUs on the node", "verdict": "bad", "found": "Slurm gave 1, torch sees 0", "cure": "",
     }  # fmt: skip
     assert done.returncode == 1 and not list(slurm.runs.iterdir())

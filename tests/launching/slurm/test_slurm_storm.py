@@ -1,4 +1,4 @@
-"""On a real Slurm: faults of every kind at random moments on runs of one grid, until they are done all the same."""
+"""On a real Slurm: faults of every kind at random moments in the runs of one grid, which are all done in the end."""
 
 import contextlib
 import os
@@ -11,19 +11,30 @@ from collections import Counter
 import pytest
 
 from rlvr_sweeps.runs.directory import all_runs
-from tests.launching.slurm.conftest import SMALL, events, hasten, job_of, numbers, queue, record, sh, trainer_of, weights
+from tests.launching.slurm.conftest import (
+    SMALL,
+    events,
+    numbers,
+    queue,
+    record,
+    sh,
+    start_requeued,
+    trainer_pid,
+    training_job,
+    weights,
+)
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.long,
-    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is up: make faults starts one"),
+    pytest.mark.exhaustive,
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm is running: make faults starts one"),
 ]
 FAULTS = {
-    "kill -9 of a trainer": lambda run: os.kill(trainer_of(run), signal.SIGKILL),
+    "kill -9 of a trainer": lambda run: os.kill(trainer_pid(run), signal.SIGKILL),
     "kill -9 of a supervisor": lambda run: os.kill(events(run, "start")[-1]["pid"], signal.SIGKILL),
-    "scontrol requeue": lambda run: sh("scontrol", "requeue", job_of(run)),
-    "scancel": lambda run: sh("scancel", job_of(run)),
-    "USR2": lambda run: sh("timeout", "10", "scancel", "--signal=USR2", "--full", job_of(run)),
+    "scontrol requeue": lambda run: sh("scontrol", "requeue", training_job(run)),
+    "scancel": lambda run: sh("scancel", training_job(run)),
+    "USR2": lambda run: sh("timeout", "10", "scancel", "--signal=USR2", "--full", training_job(run)),
 }
 COUNT = 20
 GRID = ("-m", "peft=lora,dora", "seed=1,2", "cluster.retries=10")
@@ -31,27 +42,27 @@ GRID = ("-m", "peft=lora,dora", "seed=1,2", "cluster.retries=10")
 
 def test_a_storm(slurm, tmp_path, record_property):
     slurm.launch("-m", "cluster=local", *SMALL, *GRID[1:], runs=tmp_path / "local")
-    whole = {run.name: run for run in all_runs(tmp_path / "local")}
+    local_runs = {run.name: run for run in all_runs(tmp_path / "local")}
     slurm(*GRID)
-    dice, injected = random.Random(int(os.environ.get("RLVR_FAULT_SEED", "0"))), Counter()
+    generator, injected = random.Random(int(os.environ.get("RLVR_FAULT_SEED", "0"))), Counter()
     deadline = time.monotonic() + 1500
     while any(run.state() != "done" for run in all_runs(slurm.runs)):
         assert time.monotonic() < deadline, (injected, queue())
-        time.sleep(dice.uniform(1, 4))
-        hasten()
+        time.sleep(generator.uniform(1, 4))
+        start_requeued()
         if not queue():
             slurm(*GRID, "retry=true")
-        training = [run for run in all_runs(slurm.runs) if run.state() == "running" and not run.stage_path("train").exists()]
-        begun = [run for run in training if events(run, "train")]
-        if begun and injected.total() < COUNT:
-            fault, run = dice.choice(sorted(FAULTS)), dice.choice(begun)
-            with contextlib.suppress(ProcessLookupError, subprocess.CalledProcessError):  # it ended a moment before
+        unfinished = [run for run in all_runs(slurm.runs) if run.state() == "running" and not run.stage_path("train").exists()]
+        training = [run for run in unfinished if events(run, "train")]
+        if training and injected.total() < COUNT:
+            fault, run = generator.choice(sorted(FAULTS)), generator.choice(training)
+            with contextlib.suppress(ProcessLookupError, subprocess.CalledProcessError):  # the process or job has just ended
                 FAULTS[fault](run)
                 injected[fault] += 1
     runs = all_runs(slurm.runs)
-    assert {run.name for run in runs} == set(whole)
+    assert {run.name for run in runs} == set(local_runs)
     for run in runs:
-        assert weights(run) == weights(whole[run.name]) and numbers(run) == numbers(whole[run.name]), run.name
-    assert injected, "the storm never came"
+        assert weights(run) == weights(local_runs[run.name]) and numbers(run) == numbers(local_runs[run.name]), run.name
+    assert injected, "no fault was injected"
     kinds = ", ".join(f"{count} × {fault}" for fault, count in sorted(injected.items()))
     record(record_property, "a storm at random moments", kinds, times=injected.total(), runs=len(runs))
