@@ -140,7 +140,7 @@ def write_rows(run: Run, cfg: Resolved, completions: list[Completion], process: 
     for (request, text, tokens, truncated), verdict in zip(completions, verdicts, strict=True):
         row = {
             "problem": request.problem.id, "sample": request.index, "seed": request.seed, "text": text,
-            "decode_missing": verdict.answer, "gold": request.problem.answer, "correct": verdict.correct,
+            "answer": verdict.answer, "gold": request.problem.answer, "correct": verdict.correct,
             "reason": verdict.reason, "tokens": tokens, "truncated": truncated, "engine": engine,
         }  # fmt: skip
         by_benchmark.setdefault(request.benchmark, []).append(row)
