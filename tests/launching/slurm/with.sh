@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# with.sh COMMAND...: run a command with a real Slurm of two virtual nodes up, and take it down again, whatever happens.
+# with.sh COMMAND...: start a real Slurm of virtual nodes, run a command, and stop the Slurm, also after an error or a signal.
 set -euo pipefail
 if [ "$(id -u)" != 0 ]; then
   echo "SKIPPED: the tests on a real Slurm; its daemons need root."
