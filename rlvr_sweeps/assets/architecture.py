@@ -1,4 +1,8 @@
-"""What a model's layers measure, from its configuration alone: no weights, no torch."""
+"""Compute layer shapes and parameter counts from a model's config.json, without its weights and without torch.
+
+`linear_shapes` and `base_parameters` describe the base model, `adapter_parameters` and `trained_parameters` what a method
+adds and trains. tests/assets/test_architecture.py compares all counts with the models that PEFT and transformers build.
+"""
 
 import json
 import math
@@ -10,30 +14,31 @@ from typing import Any
 from rlvr_sweeps.assets.locations import EMBEDDED, locate
 
 Architecture = dict[str, Any]
-DECODERS = ("qwen2", "qwen3", "llama", "mistral")  # whose layers are named and shaped alike
+Shape = tuple[int, int]  # (out_features, in_features)
+CountsByKind = dict[str, int]  # parameters by name part, as in conf/peft's `trained`; "shared": frozen, one for all layers
+KNOWN_DECODERS = ("qwen2", "qwen3", "llama", "mistral")  # model types with the same names and shapes of layers
 
 
 def architecture(cfg: Mapping[str, Any]) -> Architecture | None:
-    """The model's config.json: as its local directory holds it, or its conf/model file states it; None where neither does."""
-    if cfg["model"]["path"].startswith(EMBEDDED):  # also of a run on a world that is no longer here
+    """Return the model's config.json from its local folder, else from its conf/model file; None where neither has it."""
+    if cfg["model"]["path"].startswith(EMBEDDED):  # from the configuration, so that runs on a removed world can be reported
         return cfg["model"]["architecture"]
     file = Path(locate(cfg["model"]["path"], cfg["model"]["revision"])) / "config.json"
-    known: Architecture | None = json.loads(file.read_text()) if file.exists() else cfg["model"]["architecture"] or None
-    return known
+    result: Architecture | None = json.loads(file.read_text()) if file.exists() else cfg["model"]["architecture"] or None
+    return result
 
 
-def linear_shapes(model: Architecture) -> dict[str, tuple[int, int]] | None:
-    """(out, in) of each linear layer by the last part of its name; None for an architecture not known here."""
-    if model["model_type"] not in DECODERS:
+def linear_shapes(model: Architecture) -> dict[str, Shape] | None:
+    """Return (out_features, in_features) of each linear layer by the last part of its name; None for an unknown model type."""
+    if model["model_type"] not in KNOWN_DECODERS:
         return None
-    hidden, heads, intermediate = model["hidden_size"], model["num_attention_heads"], model["intermediate_size"]
-    head = model.get("head_dim") or hidden // heads
-    keys = model["num_key_value_heads"] * head
+    hidden, intermediate = model["hidden_size"], model["intermediate_size"]
+    queries, keys = (model[heads] * head_size(model) for heads in ("num_attention_heads", "num_key_value_heads"))
     return {
-        "q_proj": (heads * head, hidden),
+        "q_proj": (queries, hidden),
         "k_proj": (keys, hidden),
         "v_proj": (keys, hidden),
-        "o_proj": (hidden, heads * head),
+        "o_proj": (hidden, queries),
         "gate_proj": (intermediate, hidden),
         "up_proj": (intermediate, hidden),
         "down_proj": (hidden, intermediate),
@@ -41,12 +46,8 @@ def linear_shapes(model: Architecture) -> dict[str, tuple[int, int]] | None:
     }
 
 
-Shape = tuple[int, int]  # (out, in)
-Kinds = dict[str, int]  # parameters by the name parts that conf/peft's `trained` lists; "shared": frozen, one for all layers
-
-
 def base_parameters(model: Architecture) -> int | None:
-    """All parameters of the plain model; None for an architecture not known here."""
+    """Return the number of parameters of the base model; None for an unknown model type."""
     shapes = linear_shapes(model)
     if shapes is None:
         return None
@@ -65,13 +66,14 @@ def base_parameters(model: Architecture) -> int | None:
 
 
 def head_size(model: Architecture) -> int:
+    """Return the size of one attention head."""
     return int(model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"])
 
 
-def adapter_parameters(method: Mapping[str, Any], model: Architecture) -> Kinds | None:
-    """What the method adds, by kind; None for an architecture or a PEFT type not known here. Nothing for full and none.
+def adapter_parameters(method: Mapping[str, Any], model: Architecture) -> CountsByKind | None:
+    """Return the parameters that a method adds, by kind; empty for full and none; None for an unknown model or PEFT type.
 
-    EVA moves ranks between layers when it sees activations: its sum is that of the even start.
+    EVA redistributes ranks between layers according to activations; the count is that of equal ranks.
     """
     shapes = linear_shapes(model)
     if shapes is None:
@@ -83,53 +85,63 @@ def adapter_parameters(method: Mapping[str, Any], model: Architecture) -> Kinds 
     if config["peft_type"] == "LN_TUNING":
         per_layer = sum(target in ("input_layernorm", "post_attention_layernorm") for target in targets)
         return {"ln_tuning_layers": model["hidden_size"] * (per_layer * layers + ("norm" in targets))}
-    if config["peft_type"] not in OF_A_LAYER:
+    if config["peft_type"] not in LAYER_PARAMETERS:
         return None
     adapted = {target: shapes[target] for target in targets if target in shapes}
-    total: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for target, shape in adapted.items():
-        for kind, count in OF_A_LAYER[config["peft_type"]](config, target, shape).items():
-            total[kind] += count * layers
-    if config["peft_type"] in SHARED and adapted:
-        widest = max(out for out, _ in adapted.values()), max(into for _, into in adapted.values())
-        total["shared"] = SHARED[config["peft_type"]](config["r"], *widest)
-    return dict(total)
+        for kind, count in LAYER_PARAMETERS[config["peft_type"]](config, target, shape).items():
+            counts[kind] += count * layers
+    if config["peft_type"] in SHARED_PARAMETERS and adapted:
+        widest = max(shape[0] for shape in adapted.values()), max(shape[1] for shape in adapted.values())
+        counts["shared"] = SHARED_PARAMETERS[config["peft_type"]](config["r"], *widest)
+    return dict(counts)
 
 
 def trained_parameters(cfg: Mapping[str, Any], model: Architecture) -> int | None:
-    """How many a run trains; None where it cannot be told from shapes."""
+    """Return the number of parameters that a run trains; None where shapes do not determine it."""
     if cfg["peft"]["trains"] == "everything":
         return base_parameters(model)
     kinds = adapter_parameters(cfg["peft"], model)
     return None if kinds is None else sum(count for kind, count in kinds.items() if kind in cfg["peft"]["trained"])
 
 
-def lora(config: Mapping[str, Any], _: str, shape: Shape) -> Kinds:
-    (out, into), rank = shape, config["r"]
-    magnitude = {"lora_magnitude_vector": out} if config.get("use_dora") else {}
-    return {"lora_A": rank * into, "lora_B": out * rank} | magnitude
+def activation_kind(method: Mapping[str, Any]) -> str:
+    """Return the method's row of activations in conf/hardware.yaml: what a layer stores depends on what is trained."""
+    if method["trains"] != "adapter":
+        return "full"
+    return "dora" if method["config"].get("use_dora") else str(method["config"]["peft_type"]).lower()
 
 
-def adalora(config: Mapping[str, Any], _: str, shape: Shape) -> Kinds:
-    (out, into), rank = shape, config["init_r"]
-    return {"lora_A": rank * into, "lora_B": out * rank, "lora_E": rank, "ranknum": 1}
+# Parameters that a method adds to one linear layer
 
 
-def ia3(config: Mapping[str, Any], target: str, shape: Shape) -> Kinds:
+def lora(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    (out_features, in_features), rank = shape, config["r"]
+    magnitude = {"lora_magnitude_vector": out_features} if config.get("use_dora") else {}
+    return {"lora_A": rank * in_features, "lora_B": out_features * rank} | magnitude
+
+
+def adalora(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    (out_features, in_features), rank = shape, config["init_r"]
+    return {"lora_A": rank * in_features, "lora_B": out_features * rank, "lora_E": rank, "ranknum": 1}
+
+
+def ia3(config: Mapping[str, Any], target: str, shape: Shape) -> CountsByKind:
     return {"ia3_l": shape[1] if target in config["feedforward_modules"] else shape[0]}
 
 
-def oft(config: Mapping[str, Any], _: str, shape: Shape) -> Kinds:
+def oft(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
     block = config["oft_block_size"]
     return {"oft_R": shape[1] // block * (block * (block - 1) // 2)}
 
 
-def randlora(config: Mapping[str, Any], _: str, shape: Shape) -> Kinds:
+def randlora(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
     bases = math.ceil(min(shape) / config["r"])
     return {"randlora_lambda": config["r"] * bases, "randlora_gamma": bases * min(shape)}
 
 
-OF_A_LAYER: dict[str, Callable[[Mapping[str, Any], str, Shape], Kinds]] = {
+LAYER_PARAMETERS: dict[str, Callable[[Mapping[str, Any], str, Shape], CountsByKind]] = {
     "LORA": lora,
     "ADALORA": adalora,
     "IA3": ia3,
@@ -141,14 +153,8 @@ OF_A_LAYER: dict[str, Callable[[Mapping[str, Any], str, Shape], Kinds]] = {
     "SHIRA": lambda config, _, shape: {"shira_weight": config["r"] * sum(shape)},
     "TINYLORA": lambda config, *_: {"tinylora_v": config["u"]},
 }
-SHARED: dict[str, Callable[[int, int, int], int]] = {  # random matrices that all layers share: rank, widest out, widest in
-    "VERA": lambda rank, out, into: rank * (out + into),
-    "RANDLORA": lambda rank, out, into: rank * min(out, into) + max(out, into) * math.ceil(min(out, into) / rank) * rank,
+# Random matrices that all layers share, from the rank, the largest out_features and the largest in_features
+SHARED_PARAMETERS: dict[str, Callable[[int, int, int], int]] = {
+    "VERA": lambda rank, out, in_: rank * (out + in_),
+    "RANDLORA": lambda rank, out, in_: rank * min(out, in_) + max(out, in_) * math.ceil(min(out, in_) / rank) * rank,
 }
-
-
-def activation_kind(method: Mapping[str, Any]) -> str:
-    """Which of hardware.yaml's rows on activations a method has: what is trained decides what a layer keeps."""
-    if method["trains"] != "adapter":
-        return "full"
-    return "dora" if method["config"].get("use_dora") else str(method["config"]["peft_type"]).lower()

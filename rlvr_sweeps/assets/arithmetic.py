@@ -1,9 +1,9 @@
-"""The embedded task: labelled modular arithmetic, and a careless teacher who writes traces for it.
+"""The task of the embedded world: modular arithmetic with labelled steps, and a teacher that writes solutions with errors.
 
     Start with 7 A:+8 B:*3 mod 10.   ->   <think> A:7+8=5 B:5*3=5</think>\\boxed{5}
 
-The number of operations is the difficulty tier. The teacher has fixed misconceptions, slips, skips operations and breaks
-the format, so that a model it taught knows better answers than it gives: there is something for reinforcement to find.
+The number of operations is the difficulty tier. The teacher uses some false facts, miscalculates at random, skips operations
+and breaks the format. A model trained on its solutions samples right and wrong answers, as reinforcement learning requires.
 """
 
 import random
@@ -14,7 +14,7 @@ LABELS = "ABCDE"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what is made."""
+    """Everything that determines the embedded world; stored as its recipe.json."""
 
     seed: int = 0
     hidden: int = 128
@@ -25,9 +25,9 @@ class Recipe:
     teaching_steps: int = 400
     teaching_batch: int = 64
     teaching_lr: float = 3e-3
-    misconceptions: float = 0.3  # share of the 300 facts the teacher has wrong ...
-    misconception_rate: float = 0.5  # ... half of the times it uses them
-    slip_rate: float = 0.03
+    misconceptions: float = 0.3  # share of the 300 facts a op b that the teacher has wrong
+    misconception_rate: float = 0.5  # how often the teacher uses its false result of such a fact
+    slip_rate: float = 0.03  # how often a step's result is random
     skip_rate: float = 0.1
     broken_format_rate: float = 0.05
     evaluated_per_tier: int = 40
@@ -35,7 +35,9 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ArithmeticProblem:
+    """A start value and (operator, operand) of each step, all modulo 10."""
+
     start: int
     operations: tuple[tuple[str, int], ...]
 
@@ -53,52 +55,55 @@ class Problem:
 
 
 def apply(a: int, op: str, b: int) -> int:
+    """Return `a op b` modulo 10."""
     return (a + b if op == "+" else a - b if op == "-" else a * b) % 10
 
 
-def draw(rng: random.Random, tier: int) -> Problem:
-    return Problem(rng.randrange(10), tuple((rng.choice("+-*"), rng.randrange(10)) for _ in range(tier)))
+def draw_problem(rng: random.Random, tier: int) -> ArithmeticProblem:
+    """Draw a random problem of `tier` operations."""
+    return ArithmeticProblem(rng.randrange(10), tuple((rng.choice("+-*"), rng.randrange(10)) for _ in range(tier)))
 
 
-def problems(recipe: Recipe) -> tuple[dict[int, list[Problem]], list[Problem]]:
-    """Evaluation problems by tier, and training problems that are none of them; all distinct."""
+def draw_problems(recipe: Recipe) -> tuple[dict[int, list[ArithmeticProblem]], list[ArithmeticProblem]]:
+    """Return the evaluation problems by tier, and the training problems; no problem occurs twice."""
     rng = random.Random(f"problems-{recipe.seed}")
-    seen: set[Problem] = set()
+    seen: set[ArithmeticProblem] = set()
 
-    def distinct(tier: int, count: int) -> list[Problem]:
-        found: list[Problem] = []
-        while len(found) < count:
-            problem = draw(rng, tier)
+    def distinct(tier: int, count: int) -> list[ArithmeticProblem]:
+        drawn: list[ArithmeticProblem] = []
+        while len(drawn) < count:
+            problem = draw_problem(rng, tier)
             if problem not in seen:
                 seen.add(problem)
-                found.append(problem)
-        return found
+                drawn.append(problem)
+        return drawn
 
     tiers = range(1, len(LABELS) + 1)
     evaluated = {tier: distinct(tier, recipe.evaluated_per_tier) for tier in tiers}
-    few = recipe.trained_problems // 10  # tier 1 has 300 problems in all
-    rest = recipe.trained_problems - few
-    trained = distinct(1, few)
+    tier_1_count = recipe.trained_problems // 10  # tier 1 has 300 problems in all
+    others_count = recipe.trained_problems - tier_1_count
+    trained = distinct(1, tier_1_count)
     for tier in tiers[1:]:
-        trained += distinct(tier, rest // (len(LABELS) - 1))
+        trained += distinct(tier, others_count // (len(LABELS) - 1))
     rng.shuffle(trained)
     return evaluated, trained
 
 
 class Teacher:
-    """Writes the traces the model first learns from, with the mistakes the recipe names."""
+    """Writes the solutions for the model's supervised training, with errors at the rates of the recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
         rng = random.Random(f"teacher-{recipe.seed}")
         self.recipe = recipe
-        self.wrong: dict[tuple[int, str, int], int] = {}
+        self.false_facts: dict[tuple[int, str, int], int] = {}
         for op in "+-*":
             for a in range(10):
                 for b in range(10):
                     if rng.random() < recipe.misconceptions:
-                        self.wrong[a, op, b] = rng.choice([d for d in range(10) if d != apply(a, op, b)])
+                        self.false_facts[a, op, b] = rng.choice([d for d in range(10) if d != apply(a, op, b)])
 
-    def trace(self, rng: random.Random, problem: Problem) -> str:
+    def trace(self, rng: random.Random, problem: ArithmeticProblem) -> str:
+        """Return one solution of the problem, from after <think> to the boxed answer."""
         recipe, value, body = self.recipe, problem.start, ""
         count = len(problem.operations)
         skipped = rng.randrange(count) if count > 1 and rng.random() < recipe.skip_rate else None
@@ -106,8 +111,8 @@ class Teacher:
             if index == skipped:
                 continue
             result = apply(value, op, x)
-            if (value, op, x) in self.wrong and rng.random() < recipe.misconception_rate:
-                result = self.wrong[value, op, x]
+            if (value, op, x) in self.false_facts and rng.random() < recipe.misconception_rate:
+                result = self.false_facts[value, op, x]
             elif rng.random() < recipe.slip_rate:
                 result = rng.randrange(10)
             body += f" {LABELS[index]}:{value}{op}{x}={result}"

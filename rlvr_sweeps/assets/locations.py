@@ -1,7 +1,7 @@
-"""Where a model or a set of problems lives: a hub id, a path on this machine, or part of an embedded world.
+"""Resolve where a model or a problem set is: a hub id, a path on this machine, or part of an embedded world.
 
-An embedded world is a folder of this package: `tiny.py` made it once, since the same recipe ends in other weights on another
-kind of processor. Configurations pin its content as they pin a hub commit.
+An embedded world is a folder of this package with a tiny model and its problems. It is stored rather than generated, since the
+same recipe gives different weights on another type of processor. Configurations pin its content key as they pin a hub commit.
 """
 
 import hashlib
@@ -17,79 +17,84 @@ from huggingface_hub import snapshot_download
 from rlvr_sweeps.errors import Refused
 
 EMBEDDED = "embedded:"
-WORLDS = Path(__file__).parent / "embedded"
+WORLDS_FOLDER = Path(__file__).parent / "embedded"
 
 
 def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/rlvr_sweeps`, or `~/.cache/rlvr_sweeps`."""
+    """Return `$XDG_CACHE_HOME/rlvr_sweeps`, or `~/.cache/rlvr_sweeps`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlvr_sweeps"
 
 
 @cache
 def content_key(world: Path) -> str:
-    """Names a world by every file in it: eight hexadecimal digits."""
-    total = hashlib.sha256()
+    """Return eight hexadecimal digits of a hash over all files of an embedded world."""
+    digest = hashlib.sha256()
     for file in sorted(path for path in world.rglob("[!.]*") if path.is_file()):
-        total.update(f"{file.relative_to(world).as_posix()} {file.stat().st_size}\n".encode() + file.read_bytes())
-    return total.hexdigest()[:8]
+        digest.update(f"{file.relative_to(world).as_posix()} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def locate(path: str, revision: str | None) -> str:
-    """A local path for an embedded or local asset; a hub id comes back as it is. Refused where a world is not as pinned."""
+    """Return the local path of an embedded or local asset, a hub id unchanged.
+
+    Raise Refused if an embedded world does not exist or its content key is not `revision`.
+    """
     if not path.startswith(EMBEDDED):
         return str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     name, _, member = path.removeprefix(EMBEDDED).partition("/")
-    world = WORLDS / name
+    world = WORLDS_FOLDER / name
     if not world.is_dir():
-        raise Refused(f"{path} does not exist. Embedded worlds: {', '.join(sorted(place.name for place in WORLDS.iterdir()))}.")
+        worlds = ", ".join(sorted(folder.name for folder in WORLDS_FOLDER.iterdir()))
+        raise Refused(f"{path} does not exist. Embedded worlds: {worlds}.")
     if content_key(world) != revision:
         raise Refused(
-            f"{path} is {content_key(world)} here, and this configuration pins {revision}. A run of another version of the "
-            "world is launched again; a world that was edited gets its key from python -m rlvr_sweeps.assets.tiny --key."
+            f"{path} has the content key {content_key(world)}, but this configuration pins {revision}. Launch a run of an "
+            "older version of the world again. If you edited the world, set model.revision to the key that "
+            "`python -m rlvr_sweeps.assets.tiny --key` prints."
         )
     return str(world / (member or "model"))
 
 
-def place_of(cfg: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """Where the run's model is, and the revision to ask the hub for; none for a local folder."""
+def model_location(cfg: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return the model's path or hub id, and the `revision` argument for a hub id, {} for a local folder."""
     source = cfg["model"]
-    place = locate(source["path"], source["revision"])
-    return place, {} if Path(place).exists() else {"revision": source["revision"]}
+    location = locate(source["path"], source["revision"])
+    return location, {} if Path(location).exists() else {"revision": source["revision"]}
 
 
 def sources(cfg: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Everything a run loads: its model, its training problems, its benchmarks."""
+    """Return the configuration of everything a run loads: its model, its training problems, its benchmarks."""
     return [cfg["model"], cfg["data"], *cfg["benchmark"].values()]
 
 
 def refuse_missing(cfgs: list[Mapping[str, Any]]) -> None:
-    """Raise Refused for a path that is not there, or is another version; hub ids are the hub's to judge."""
+    """Raise Refused for a local path that does not exist or has another content key. Hub ids are not checked."""
     for cfg in cfgs:
         for source in sources(cfg):
             path = source["path"]
             local = path.startswith((EMBEDDED, "/", "./", "../", "~")) or path.endswith(".jsonl")
             if local and not Path(locate(path, source["revision"])).exists():
-                raise Refused(f"{path} does not exist on this machine. Give a path that does, or a hub id.")
+                raise Refused(f"{path} does not exist on this machine. Give an existing path, or a hub id.")
 
 
 def weights_folder(cfg: Mapping[str, Any]) -> Path:
-    """The local folder of the model's weights: its own, or the hub's snapshot in the cache."""
-    place = locate(cfg["model"]["path"], cfg["model"]["revision"])
-    if Path(place).is_dir():
-        return Path(place)
-    return Path(snapshot_download(place, revision=cfg["model"]["revision"], allow_patterns=["*.safetensors", "*.json"]))
+    """Return the local folder of the model's weights; a hub model is downloaded into the hub's cache."""
+    location = locate(cfg["model"]["path"], cfg["model"]["revision"])
+    if Path(location).is_dir():
+        return Path(location)
+    return Path(snapshot_download(location, revision=cfg["model"]["revision"], allow_patterns=["*.safetensors", "*.json"]))
 
 
 def model_key(cfg: Mapping[str, Any]) -> str:
-    """Names the model's exact weights: a hash over the hub id and commit, or over the files where no commit is pinned."""
+    """Return a hash that identifies the model's weights: of the hub id and commit, or of the files where no commit is pinned."""
     path, revision = cfg["model"]["path"], cfg["model"]["revision"] or ""
     if not Path(locate(path, revision)).is_dir() and re.fullmatch("[0-9a-f]{40}", revision):
         return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()[:16]
     files = sorted(weights_folder(cfg).glob("*.safetensors"))
     if not files:
         raise Refused(f"{path} has no .safetensors files. Save the model with transformers' save_pretrained first.")
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
-    return total.hexdigest()[:16]
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]

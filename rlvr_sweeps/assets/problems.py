@@ -130,11 +130,11 @@ def all_prompt_ids(tokenizer: Any, problems: Sequence[Problem], system_prompt: s
     return kept
 
 
-WORDS = 13
-TOKEN = re.compile(r"[a-z0-9]+|[^\x00-\x7f]")  # words of the Latin alphabet, single characters of others
+WINDOW = 13
+WORD = re.compile(r"[a-z0-9]+|[^\x00-\x7f]")  # words of the Latin alphabet, single characters of others
 
 
-def by_benchmark(benchmarks: Mapping[str, Any], training: Sequence[str]) -> dict[str, list[str]]:
+def overlap_by_benchmark(benchmarks: Mapping[str, Any], training: Sequence[str]) -> dict[str, list[str]]:
     """By benchmark, the problems that share 13 words in a row with a training prompt; printed as warnings too.
 
     The benchmarks are loaded for it, so that one that cannot be loaded stops a run before its training, not after.
@@ -142,29 +142,29 @@ def by_benchmark(benchmarks: Mapping[str, Any], training: Sequence[str]) -> dict
     found = {}
     for name, source in benchmarks.items():
         problems = load_problems(source)
-        if ids := shared(training, [(problem.id, problem.question) for problem in problems]):
+        if ids := overlapping_ids(training, [(problem.id, problem.question) for problem in problems]):
             found[name] = ids
-            print(f"warning: {len(ids)} of {len(problems)} problems of {name} share {WORDS} words with a training prompt")
+            print(f"warning: {len(ids)} of {len(problems)} problems of {name} share {WINDOW} words with a training prompt")
     return found
 
 
-def shared(training: Iterable[str], evaluation: Iterable[tuple[str, str]]) -> list[str]:
+def overlapping_ids(training: Iterable[str], evaluation: Iterable[tuple[str, str]]) -> list[str]:
     """Ids of the evaluation questions, given as (id, text), that share 13 words in a row with a training prompt.
 
     A question of fewer words counts where it is, as a whole and with its signs, a training prompt.
     """
     texts = list(training)
-    known = {run for text in texts for run in runs(text)} | {whole(text) for text in texts}
-    return [name for name, text in evaluation if whole(text) in known or any(run in known for run in runs(text))]
+    known = {run for text in texts for run in window_hashes(text)} | {normalised(text) for text in texts}
+    return [name for name, text in evaluation if normalised(text) in known or any(run in known for run in window_hashes(text))]
 
 
-def runs(text: str) -> Iterator[int]:
+def window_hashes(text: str) -> Iterator[int]:
     """The hash of each run of 13 words."""
-    words = TOKEN.findall(text.lower())
-    for start in range(len(words) - WORDS + 1):
-        yield hash(tuple(words[start : start + WORDS]))
+    words = WORD.findall(text.lower())
+    for start in range(len(words) - WINDOW + 1):
+        yield hash(tuple(words[start : start + WINDOW]))
 
 
-def whole(text: str) -> str:
+def normalised(text: str) -> str:
     """A text without its spaces and its last punctuation, whatever the case."""
     return "".join(text.lower().split()).rstrip(".?!:")

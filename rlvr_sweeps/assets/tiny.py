@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.assets.arithmetic import LABELS, Recipe, Teacher, draw, problems
-from rlvr_sweeps.assets.locations import WORLDS, content_key
+from rlvr_sweeps.assets.arithmetic import LABELS, Recipe, Teacher, draw_problem, draw_problems
+from rlvr_sweeps.assets.locations import WORLDS_FOLDER, content_key
 
 SPECIAL = ("<|end|>", "<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>")
 PIECES = ("<think>", "</think>", "\\boxed{", "Start with ", " mod 10.", *(f" {label}:" for label in LABELS))
@@ -69,7 +69,7 @@ def teaching_batches(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[Any, Any]
         tier = rng.randint(1, len(LABELS))
         rows = []
         for _ in range(recipe.teaching_batch):
-            problem = draw(rng, tier)
+            problem = draw_problem(rng, tier)
             message = [{"role": "user", "content": problem.question}]
             prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -122,7 +122,7 @@ def make(recipe: Recipe, place: Path) -> None:
     try:
         model.save_pretrained(temporary / "model")
         tokenizer.save_pretrained(temporary / "model")
-        evaluated, trained = problems(recipe)
+        evaluated, trained = draw_problems(recipe)
         for name, rows in [("train", trained), *((f"tier{tier}", rows) for tier, rows in evaluated.items())]:
             lines = (json.dumps({"question": row.question, "answer": str(row.answer)}) + "\n" for row in rows)
             (temporary / f"{name}.jsonl").write_text("".join(lines))
@@ -136,7 +136,7 @@ def make(recipe: Recipe, place: Path) -> None:
 def main() -> None:
     """Make the world in FOLDER, a minute or two, and print its key for conf/model/tiny.yaml."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=WORLDS / "tiny")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=WORLDS_FOLDER / "tiny")
     parser.add_argument("--key", action="store_true", help="only print the key, of this package's world if no other is named")
     asked = parser.parse_args()
     if not asked.key:

@@ -17,7 +17,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, write_json, write_text
 
 Source = Mapping[str, Any]
-PLACE = ("path", "revision", "subset", "split")
+SOURCE_KEYS = ("path", "revision", "subset", "split")
 
 
 def export_sets(folder: Path, wanted: Mapping[str, Source]) -> dict[str, Any]:
@@ -25,13 +25,13 @@ def export_sets(folder: Path, wanted: Mapping[str, Source]) -> dict[str, Any]:
     entries = {}
     for name, source in wanted.items():
         rows = raw_rows(source)
-        refuse_wrong(name, source, rows)
+        refuse_mismatch(name, source, rows)
         text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         write_text(folder / f"{name}.jsonl", text)
         entries[name] = {
             "rows": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "problems": text_id("".join(str(row[source["question"]]) for row in rows)),
-            "source": {key: source[key] for key in PLACE},
+            "source": {key: source[key] for key in SOURCE_KEYS},
         }  # fmt: skip
     write_json(folder / "manifest.json", entries)
     return entries
@@ -52,11 +52,11 @@ def import_sets(folder: Path, known: Mapping[str, Source]) -> dict[str, Any]:
             raise Refused(f"{path} is not what was exported: its hash differs. Copy it again.")
         rows = [json.loads(line) for line in content.decode().split("\n") if line]
         source = known.get(name)
-        if source is None or {key: source[key] for key in PLACE} != entry["source"]:
+        if source is None or {key: source[key] for key in SOURCE_KEYS} != entry["source"]:
             raise Refused(f"{name} was exported from {entry['source']}, which no configuration here asks for. Use one version.")
         if len(rows) != entry["rows"]:
             raise Refused(f"{path} has {len(rows)} rows; the manifest says {entry['rows']}.")
-        refuse_wrong(name, source, rows)
+        refuse_mismatch(name, source, rows)
         checked.append((path, imported_path(source)))
     for path, place in checked:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def import_sets(folder: Path, known: Mapping[str, Source]) -> dict[str, Any]:
     return dict(entries)
 
 
-def refuse_wrong(name: str, source: Source, rows: list[dict[str, Any]]) -> None:
+def refuse_mismatch(name: str, source: Source, rows: list[dict[str, Any]]) -> None:
     if source["problems"] is not None and len(rows) != source["problems"]:
         raise Refused(f"{name} has {len(rows)} rows, but its configuration says {source['problems']}.")
     for field in (source["question"], source["answer"]):

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from rlvr_sweeps.assets import locations
-from rlvr_sweeps.assets.arithmetic import Teacher, draw, problems
+from rlvr_sweeps.assets.arithmetic import Teacher, draw_problem, draw_problems
 from rlvr_sweeps.assets.tiny import Recipe, make, make_tokenizer
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading.grader import grade
 from tests.conftest import ROOT
 
-WORLD = locations.WORLDS / "tiny"
+WORLD = locations.WORLDS_FOLDER / "tiny"
 
 
 def test_the_configuration_pins_the_content(composer):
@@ -50,10 +50,10 @@ def test_every_bit_repeats_on_one_machine(tmp_path):
 
 def test_a_world_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):
     shutil.copytree(WORLD, tmp_path / "tiny")
-    monkeypatch.setattr(locations, "WORLDS", tmp_path)
+    monkeypatch.setattr(locations, "WORLDS_FOLDER", tmp_path)
     key = locations.content_key(tmp_path / "tiny")
     assert locations.locate("embedded:tiny", key) == str(tmp_path / "tiny" / "model")
-    with pytest.raises(Refused, match=f"is {key} here, and this configuration pins 731ca517"):
+    with pytest.raises(Refused, match=f"has the content key {key}, but this configuration pins 731ca517"):
         locations.locate("embedded:tiny/train.jsonl", "731ca517")
     with pytest.raises(Refused, match="pins None"):
         locations.locate("embedded:tiny", None)
@@ -68,7 +68,7 @@ def test_a_world_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):
 
 
 def test_problems_are_distinct_right_and_not_shared():
-    evaluated, trained = problems(Recipe())
+    evaluated, trained = draw_problems(Recipe())
     held_out = [problem for tier in evaluated.values() for problem in tier]
     assert len(set(held_out + trained)) == len(held_out) + len(trained) == 5 * 40 + 2000
     for problem in held_out:
@@ -82,7 +82,7 @@ def test_the_teacher_is_mostly_right_and_sometimes_not():
     rng, teacher = random.Random(0), Teacher(Recipe())
     verdicts = []
     for _ in range(2000):
-        problem = draw(rng, rng.randint(1, 5))
+        problem = draw_problem(rng, rng.randint(1, 5))
         verdicts.append(grade(teacher.trace(rng, problem), str(problem.answer)).correct)
     assert 0.3 < sum(verdicts) / len(verdicts) < 0.8
 
@@ -109,7 +109,7 @@ def test_making_it_over_another_is_refused(tmp_path):
 
 
 def test_make_leaves_nothing_half_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlvr_sweeps.assets.tiny.problems", lambda _: 1 / 0)
+    monkeypatch.setattr("rlvr_sweeps.assets.tiny.draw_problems", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make(replace(Recipe(), teaching_steps=1), tmp_path / "world")
     assert list(tmp_path.iterdir()) == []

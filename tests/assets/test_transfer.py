@@ -105,7 +105,7 @@ LONG = "Find the number of positive integers n at most 100 such that n squared p
 )
 def test_thirteen_words_in_a_row(question, found):
     training = [LONG, "what is 1 + 1", "题目:求满足条件的正整数的个数并写出它们的和。"]
-    assert problems.shared(training, [("it", question)]) == (["it"] if found else [])
+    assert problems.overlapping_ids(training, [("it", question)]) == (["it"] if found else [])
 
 
 def test_a_run_records_and_warns(prepared, twelve, capsys):
@@ -119,4 +119,4 @@ def test_a_run_records_and_warns(prepared, twelve, capsys):
 
 def test_the_embedded_worlds_tiers_are_not_trained_on(world):
     training = [problem.question for problem in load_problems(world["data"])]
-    assert problems.by_benchmark(world["benchmark"], training) == {}
+    assert problems.overlap_by_benchmark(world["benchmark"], training) == {}
