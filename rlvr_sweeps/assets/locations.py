@@ -49,8 +49,8 @@ def locate(path: str, revision: str | None) -> str:
     if content_key(world) != revision:
         raise Refused(
             f"{path} has the content key {content_key(world)}, but this configuration pins {revision}. Launch a run of an "
-            "older version of the world again. If you edited the world, set model.revision to the key that "
-            "`python -m rlvr_sweeps.assets.tiny --key` prints."
+            "older version of the world again. After an edit of the world, put the key that `python -m rlvr_sweeps.assets.tiny "
+            "--key` prints into conf/model/tiny.yaml."
         )
     return str(world / (member or "model"))
 
@@ -86,7 +86,7 @@ def weights_folder(cfg: Mapping[str, Any]) -> Path:
 
 
 def model_key(cfg: Mapping[str, Any]) -> str:
-    """Return a hash that identifies the model's weights: of the hub id and commit, or of the files where no commit is pinned."""
+    """Return a hash that identifies the model's weights: of hub id and commit, or of the files where no commit is pinned."""
     path, revision = cfg["model"]["path"], cfg["model"]["revision"] or ""
     if not Path(locate(path, revision)).is_dir() and re.fullmatch("[0-9a-f]{40}", revision):
         return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()[:16]

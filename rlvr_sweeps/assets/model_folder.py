@@ -50,8 +50,8 @@ def refuse_prompt_without_think(prompt: str, model: str) -> None:
     """Raise Refused if a prompt does not end in <think>."""
     if not prompt.rstrip().endswith(THINK):
         raise Refused(
-            f"The chat template of {model} ends a prompt in {prompt[-30:]!r}, but model.opens_think=true requires that it opens "
-            f"{THINK}. The templates of R1-distilled models do so since February 2025: download the current "
+            f"The chat template of {model} ends a prompt in {prompt[-30:]!r}, but model.opens_think=true requires that it ends "
+            f"in {THINK}. The templates of R1-distilled models do so since February 2025: download the current "
             "tokenizer_config.json. For a model that writes <think> itself, set model.opens_think=false."
         )
 
@@ -75,10 +75,8 @@ def render_prompt(template: str, folder: Path) -> str | None:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     settings = folder / "tokenizer_config.json"
-    settings_values = json.loads(settings.read_text()) if settings.exists() else {}
-    tokens = {
-        name: token_text(settings_values[name]) for name in ("bos_token", "eos_token", "pad_token") if settings_values.get(name)
-    }
+    values = json.loads(settings.read_text()) if settings.exists() else {}
+    tokens = {name: token_text(values[name]) for name in ("bos_token", "eos_token", "pad_token") if values.get(name)}
     try:
         return environment.from_string(template).render(messages=CONVERSATION, add_generation_prompt=True, **tokens)
     except TemplateError:
@@ -86,4 +84,5 @@ def render_prompt(template: str, folder: Path) -> str | None:
 
 
 def token_text(token: Any) -> str:
+    """Return the text of a special token, which tokenizer_config.json states as a string or an object."""
     return str(token["content"] if isinstance(token, dict) else token)

@@ -1,4 +1,8 @@
-"""Problems: from the hub, a local .jsonl or an embedded world, to rows that the trainer and the evaluation share."""
+"""Load problem sets, build their prompts, and find benchmark problems that occur in the training prompts.
+
+Problems come from the hub, a local .jsonl file, an embedded world, or the cache that `rlvr data import` fills. Training and
+evaluation use the same problems, conversations and token ids.
+"""
 
 import hashlib
 import json
@@ -15,18 +19,23 @@ from rlvr_sweeps.assets.locations import cache_dir, locate
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, text_digest, write_text
 
+WINDOW = 13  # words; a problem overlaps with the training prompts if it shares this many in a row
+WORD = re.compile(r"[a-z0-9]+|[^\x00-\x7f]")  # words of the Latin alphabet, single characters of other scripts
+
 
 @dataclass(frozen=True)
 class Problem:
-    id: str  # stable: the hash of the question's text
+    """One problem of a training set or a benchmark."""
+
+    id: str  # hash of the question's text, with a number appended for a repeated question
     question: str
     answer: str
 
 
 def load_problems(source: Mapping[str, Any]) -> list[Problem]:
-    """A source's problems in its order: all, or those that are held out from training where it asks for these.
+    """Return a source's problems in its order; with `held_out`, only those that are held out from training.
 
-    Refused where a field is missing or the count is not the stated one.
+    Raise Refused if a field is missing or the count differs from the source's `problems`.
     """
     rows = raw_rows(source)
     question, answer = source["question"], source["answer"]
@@ -37,134 +46,137 @@ def load_problems(source: Mapping[str, Any]) -> list[Problem]:
     seen: Counter[str] = Counter()
     problems = []
     for row in rows:
-        name = text_id(str(row[question]))
-        seen[name] += 1
-        name += f"-{seen[name]}" if seen[name] > 1 else ""  # a question that is asked twice
-        problems.append(Problem(name, str(row[question]), str(row[answer])))
+        id_ = text_id(str(row[question]))
+        seen[id_] += 1
+        id_ += f"-{seen[id_]}" if seen[id_] > 1 else ""
+        problems.append(Problem(id_, str(row[question]), str(row[answer])))
     if source.get("held_out"):
         problems = split(problems, source["held_out"])[1]
     if source["problems"] is not None and len(problems) != source["problems"]:
-        raise Refused(f"{source['path']} holds {len(problems)} problems, but its configuration says {source['problems']}.")
+        raise Refused(f"{source['path']} has {len(problems)} problems, but its configuration says {source['problems']}.")
     return problems
 
 
 def split(problems: Sequence[Problem], holdout: int) -> tuple[list[Problem], list[Problem]]:
-    """What is trained on and what is held out, each in its order: held out are the `holdout` smallest hashes of their ids.
+    """Return the problems to train on and the held-out ones, each in order: the `holdout` ids with the smallest hashes.
 
-    A question that is held out is trained on nowhere: its copies are in neither part.
+    Copies of a held-out question are in neither part. Raise Refused if nothing is left to train on.
     """
     if holdout >= len(problems) > 0:
-        raise Refused(f"data.holdout={holdout} leaves nothing to train on: there are {len(problems)} problems.")
-    held_out = {problem.id for problem in sorted(problems, key=lambda problem: text_id(f"held out {problem.id}"))[:holdout]}
-    asked = {problem.question for problem in problems if problem.id in held_out}
-    return [one for one in problems if one.question not in asked], [one for one in problems if one.id in held_out]
+        raise Refused(f"data.holdout={holdout} leaves nothing to train on: the set has {len(problems)} problems. Set it lower.")
+    held_out_ids = {problem.id for problem in sorted(problems, key=lambda problem: text_id(f"held out {problem.id}"))[:holdout]}
+    held_out = [problem for problem in problems if problem.id in held_out_ids]
+    held_out_questions = {problem.question for problem in held_out}
+    return [problem for problem in problems if problem.question not in held_out_questions], held_out
 
 
 def imported_path(source: Mapping[str, Any]) -> Path:
-    """Where `rlvr data import` files a hub data set on this machine."""
+    """Return where `rlvr data import` stores a hub data set on this machine."""
     key = text_id(json.dumps([source[name] for name in ("path", "revision", "subset", "split")]))
     return cache_dir() / "data" / f"{Path(source['path']).name}-{key}.jsonl"
 
 
 def raw_rows(source: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A source's rows as they are: imported ones, a local .jsonl, a local folder or the hub through `datasets`."""
+    """Return a source's unprocessed rows: imported, of a local .jsonl file, or of a local folder or the hub by `datasets`."""
     if imported_path(source).exists():
         return read_rows(imported_path(source))
-    place = locate(source["path"], source["revision"])
-    if Path(place).suffix == ".jsonl":
-        if not Path(place).exists():
-            raise Refused(f"{place} does not exist.")
-        return read_rows(Path(place))
+    location = locate(source["path"], source["revision"])
+    if Path(location).suffix == ".jsonl":
+        if not Path(location).exists():
+            raise Refused(f"{location} does not exist. Give an existing .jsonl file or a hub id.")
+        return read_rows(Path(location))
     from datasets import load_dataset
 
-    revision = None if Path(place).exists() else source["revision"]
+    revision = None if Path(location).exists() else source["revision"]
     try:
-        hub_rows = load_dataset(place, source["subset"], split=source["split"], revision=revision)
+        hub_rows = load_dataset(location, source["subset"], split=source["split"], revision=revision)
     except (OSError, ValueError) as error:
         raise Refused(
-            f"{place} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). On a machine without "
-            "the hub: rlvr data export FOLDER where it is reached, then rlvr data import FOLDER here."
+            f"{location} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). If this machine "
+            "cannot reach the hub: rlvr data export FOLDER on one that can, then rlvr data import FOLDER here."
         ) from error
     return [dict(row) for row in hub_rows]
 
 
 def text_id(text: str) -> str:
+    """Return twelve hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def messages(problem: Problem, system_prompt: str | None) -> list[dict[str, str]]:
-    """The conversation a problem is asked in, the same in training and in evaluation."""
+    """Return the conversation of a problem's prompt, the same in training and in evaluation."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": problem.question}]
 
 
 def prompt_ids(tokenizer: Any, problem: Problem, system_prompt: str | None) -> list[int]:
-    """Token ids of the prompt, up to and including the template's opening of the answer."""
+    """Return the prompt's token ids, including the beginning of the answer that the chat template adds."""
     return token_ids(tokenizer, messages(problem, system_prompt))
 
 
 def token_ids(tokenizer: Any, conversation: list[dict[str, str]]) -> list[int]:
+    """Return a conversation's token ids, including the beginning of the answer that the chat template adds."""
     ids: list[int] = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=False)
     return ids
 
 
 def all_prompt_ids(tokenizer: Any, problems: Sequence[Problem], system_prompt: str | None) -> list[list[int]]:
-    """Every problem's `prompt_ids`, kept in the user's cache for all runs that ask the same of the same tokenizer.
+    """Return each problem's `prompt_ids`, cached on this machine by tokenizer, chat template and conversations.
 
-    Not kept where the template asks for the time, as Llama 3's does, or where the cache cannot be read or written.
+    Not cached if the template depends on the date, as Llama 3's does, or if the cache cannot be read or written.
     """
-    asked = [messages(problem, system_prompt) for problem in problems]
+    conversations = [messages(problem, system_prompt) for problem in problems]
     if not hasattr(tokenizer, "backend_tokenizer") or "strftime_now" in str(tokenizer.chat_template):
-        return [token_ids(tokenizer, conversation) for conversation in asked]
+        return [token_ids(tokenizer, conversation) for conversation in conversations]
     special = [str(tokenizer.special_tokens_map), tokenizer.split_special_tokens]
-    reader = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, special]
-    key = text_digest(json.dumps([version("transformers"), version("tokenizers"), reader, asked]))
-    place = cache_dir() / "prompts" / f"{key[:32]}.json"
-    kept: list[list[int]] | None = None
+    tokenizer_state = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, special]
+    key = text_digest(json.dumps([version("transformers"), version("tokenizers"), tokenizer_state, conversations]))
+    path = cache_dir() / "prompts" / f"{key[:32]}.json"
+    cached: list[list[int]] | None = None
     with suppress(OSError):
-        kept = read_json(place)
-    if kept is None:
-        kept = [token_ids(tokenizer, conversation) for conversation in asked]
+        cached = read_json(path)
+    if cached is None:
+        cached = [token_ids(tokenizer, conversation) for conversation in conversations]
         with suppress(OSError):
-            write_text(place, json.dumps(kept))
-    return kept
-
-
-WINDOW = 13
-WORD = re.compile(r"[a-z0-9]+|[^\x00-\x7f]")  # words of the Latin alphabet, single characters of others
+            write_text(path, json.dumps(cached))
+    return cached
 
 
 def overlap_by_benchmark(benchmarks: Mapping[str, Any], training: Sequence[str]) -> dict[str, list[str]]:
-    """By benchmark, the problems that share 13 words in a row with a training prompt; printed as warnings too.
+    """Return, by benchmark, the ids of problems that share 13 consecutive words with a training prompt; print a warning.
 
-    The benchmarks are loaded for it, so that one that cannot be loaded stops a run before its training, not after.
+    This loads every benchmark, so that one that cannot be loaded stops the run before its training.
     """
-    found = {}
+    overlap = {}
     for name, source in benchmarks.items():
         problems = load_problems(source)
         if ids := overlapping_ids(training, [(problem.id, problem.question) for problem in problems]):
-            found[name] = ids
+            overlap[name] = ids
             print(f"warning: {len(ids)} of {len(problems)} problems of {name} share {WINDOW} words with a training prompt")
-    return found
+    return overlap
 
 
 def overlapping_ids(training: Iterable[str], evaluation: Iterable[tuple[str, str]]) -> list[str]:
-    """Ids of the evaluation questions, given as (id, text), that share 13 words in a row with a training prompt.
+    """Return the ids of the evaluation questions (id, text) that share 13 consecutive words with a training prompt.
 
-    A question of fewer words counts where it is, as a whole and with its signs, a training prompt.
+    A shorter question overlaps if all of it, signs included, is a training prompt.
     """
     texts = list(training)
-    known = {run for text in texts for run in window_hashes(text)} | {normalised(text) for text in texts}
-    return [name for name, text in evaluation if normalised(text) in known or any(run in known for run in window_hashes(text))]
+    prompts, windows = {normalised(text) for text in texts}, {window for text in texts for window in window_hashes(text)}
+    return [
+        id_
+        for id_, text in evaluation
+        if normalised(text) in prompts or any(window in windows for window in window_hashes(text))
+    ]
 
 
 def window_hashes(text: str) -> Iterator[int]:
-    """The hash of each run of 13 words."""
+    """Yield the hash of each 13 consecutive words."""
     words = WORD.findall(text.lower())
     for start in range(len(words) - WINDOW + 1):
         yield hash(tuple(words[start : start + WINDOW]))
 
 
 def normalised(text: str) -> str:
-    """A text without its spaces and its last punctuation, whatever the case."""
+    """Return a text in lower case, without its spaces and its final punctuation."""
     return "".join(text.lower().split()).rstrip(".?!:")

@@ -85,7 +85,7 @@ SHORT = ("data.max_prompt_tokens=32", "evaluation.max_tokens=64")
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
-        (lambda folder: write_template(folder, lambda text: text.replace("<think>", "")), "says that it opens <think>"),
+        (lambda folder: write_template(folder, lambda text: text.replace("<think>", "")), "requires that it ends in <think>"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_from(composer, copied, break_it, says):
@@ -108,7 +108,7 @@ def test_a_template_in_the_tokenizers_settings_counts_and_one_that_needs_transfo
     for template, refused in (("{{ messages[0].content }}", True), ("{{ strftime_now('%d') }}", False)):
         (copied / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
         if refused:
-            with pytest.raises(Refused, match="opens <think>"):
+            with pytest.raises(Refused, match="requires that it ends in <think>"):
                 refuse_unfit([cfg])
         else:
             refuse_unfit([cfg])
@@ -122,7 +122,7 @@ def test_the_run_judges_what_the_launch_could_not(composer, copied):
     load_tokenizer(cfg)
     write_template(copied, lambda text: text.replace("'<|assistant|><think>'", "strftime_now('%d')"))
     refuse_unfit([cfg])
-    with pytest.raises(Refused, match="opens <think>"):
+    with pytest.raises(Refused, match="requires that it ends in <think>"):
         load_tokenizer(cfg)
 
 
