@@ -1,4 +1,4 @@
-"""The figures by name: which runs each is drawn from, what it shows, and its files. `rlvr figure`, and the report's."""
+"""The figures by name, for `rlvr figure` and `rlvr report`: the runs each is drawn from, its contents and its files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class Definition:
 
 
 def side_by_side(title: str, *makes: Make) -> Make:
-    """Several plots as the panels of one; a plot without numbers is left out."""
+    """Return a function that joins the panels of several plots; a plot without numbers is left out."""
 
     def make(rows: Sequence[ReportRow]) -> Plot | None:
         plots = [plot for each in makes if (plot := each(rows))]
@@ -61,7 +61,7 @@ FIGURES = {
 
 
 class Drawn(NamedTuple):
-    """A figure to be put into a page: `svg` starts with `<svg`, its ids are unique in the page; `caption` is plain text."""
+    """A figure as part of a page: `svg` starts with `<svg`, its ids are unique in the page; `caption` is plain text."""
 
     title: str
     svg: str
@@ -69,7 +69,7 @@ class Drawn(NamedTuple):
 
 
 def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> list[Drawn]:
-    """Every figure that these rows of a report have the numbers for, in reading order; `compared`: their differences."""
+    """Return, in reading order, every figure that a report's rows have numbers for; `compared` holds their differences."""
     rows = report_rows(cells)
     makes: dict[str, Make] = {
         "rewards": rewards, "parameters": parameters, "forest": partial(forest, found=compared), "lr": learning_rates,
@@ -79,44 +79,42 @@ def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> lis
     return [Drawn(plot.title, as_svg(plot, name), plot.caption) for name, plot in plots.items()]
 
 
-def reward_figure(cells: Sequence[Cell]) -> str | None:
-    """Reward against step, a panel per objective, as `<svg …>`; None without a trained row."""
-    plot = rewards(report_rows(cells))
-    return as_svg(plot, "rewards") if plot else None
-
-
 def hardest(rows: Sequence[ReportRow]) -> str:
-    """The benchmark of Figure 5: AIME24, or else the last one of the rows' own, the embedded model's hardest tier."""
+    """Return the benchmark of Figure 5: AIME24, else the rows' last benchmark (the hardest tier of the embedded model)."""
     names = averaged_benchmarks(rows[0].cell.cfg["benchmark"]) if rows else ["aime24"]
     return "aime24" if "aime24" in names else names[-1]
 
 
 def make_figure(name: str, overrides: Sequence[str]) -> tuple[str, Plot]:
-    """(the model's name, a figure of a product's runs), for the overrides that they were launched with.
+    """Return (the model's name, the figure), drawn from the product's runs that were launched with these overrides.
 
-    Refused where no run has what it shows.
+    Raises Refused for an unknown name, and where no run has the numbers that the figure shows.
     """
     if name not in FIGURES:
-        raise Refused(f"There is no figure {name}. There are: {', '.join(FIGURES)}.")
-    asked = read_sweep_results(FIGURES[name].product, overrides)
+        raise Refused(f"There is no figure {name}. The figures are: {', '.join(FIGURES)}.")
+    results = read_sweep_results(FIGURES[name].product, overrides)
     rows = [
-        ReportRow(one.cell, one.row.label, one.row.section, printed=one.row.printed if asked.model in paper_models() else {})
-        for one in asked.rows
-        if one.cell
+        ReportRow(
+            each.cell, each.row.label, each.row.section, printed=each.row.printed if results.model in paper_models() else {}
+        )
+        for each in results.rows
+        if each.cell
     ]
     plot = FIGURES[name].make(rows)
     if plot is None:
-        command = f"python launch.py sweep={asked.product.name} {' '.join(asked.typed)}"
+        command = f"python launch.py sweep={results.product.name} {' '.join(results.typed)}"
         raise Refused(
-            f"{len(rows)} of the {len(asked.rows)} rows of {asked.product.name} have finished, and none of them has what "
-            f"figure {name} shows. Run what is missing: {command}"
+            f"{len(rows)} of the {len(results.rows)} rows of {results.product.name} have finished, and none of them has the numbers "
+            f"that figure {name} shows. Run the missing rows: {command}"
         )
-    finished = f"{len(rows)} of {len(asked.rows)} rows have finished." if len(rows) < len(asked.rows) else ""
-    return asked.model, replace(plot, caption=" ".join(part for part in (plot.caption, finished, *asked.product.notes) if part))
+    finished = f"{len(rows)} of {len(results.rows)} rows have finished." if len(rows) < len(results.rows) else ""
+    return results.model, replace(
+        plot, caption=" ".join(part for part in (plot.caption, finished, *results.product.notes) if part)
+    )
 
 
 def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:
-    """Write the figure as PDF, PNG, SVG and a page into `out`; returns their paths."""
+    """Write the figure as PDF, PNG, SVG and HTML into the folder `out`; return their paths."""
     stem = f"figure{name}" if name.isdigit() else name
     out.mkdir(parents=True, exist_ok=True)
     page, svg = out / f"{stem}.html", out / f"{stem}.svg"
@@ -127,7 +125,7 @@ def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:
 
 
 def as_page(plot: Plot, svg: str, hot: Hot) -> str:
-    """The page. A line of the legend hides its series when clicked; a point under the mouse says its numbers."""
+    """Return the figure's HTML page: a click on a legend entry hides its series, and a point shows its numbers on hover."""
     data = json.dumps({"ids": hot.ids, "points": hot.points}, ensure_ascii=False).replace("</", "<\\/")
     environment = Environment(loader=PackageLoader("rlvr_sweeps.reporting.figures"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("figure.html.j2").render(title=plot.title, caption=plot.caption, svg=svg, data=data)

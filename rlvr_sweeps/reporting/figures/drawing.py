@@ -1,4 +1,4 @@
-"""Plots as SVG, PDF and PNG: matplotlib, without a display, the same bytes for the same numbers."""
+"""Draw plots as SVG, PDF and PNG with matplotlib, without a display. Equal numbers give identical bytes."""
 
 import io
 import math
@@ -18,11 +18,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from rlvr_sweeps.config.sweeps import format_value
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
 
-# Okabe and Ito's palette, told apart by the colour-blind too, and a brown; then the same again, dashed.
+# Okabe and Ito's palette, which colour-blind readers can distinguish, and a brown. Further series repeat it with dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MARKERS = "os^DvPX<>phd*8"
-# The paper's methods have their own style in every figure; the four of Figure 3 have four colours.
+# The paper's methods have the same style in every figure; the four methods of Figure 3 have four different colours.
 METHODS = (
     "Full", "LoRA", "DoRA", "PiSSA", "MiLoRA", "MiSS", "LoRA+", "AdaLoRA", "rsLoRA", "LoRA-FA", "VeRA", "IA3", "LN tuning",
     "Base",
@@ -34,13 +34,15 @@ SETTINGS = {
     "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
 }  # fmt: skip
 MARKS: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
-WIDTH, NARROW, HEIGHT = 3.3, 1.75, 2.9  # inches of a panel; narrow where there are more than four in a line
-LETTER, LINE = 0.075, 0.19  # inches of a legend's letter and line
-FEW = 6  # labels that a legend under its panel holds; with more, all panels share one at the side
+WIDTH, NARROW, HEIGHT = 3.3, 1.75, 2.9  # inches of a panel; NARROW where a line has more than four panels
+LETTER, LINE = 0.075, 0.19  # inches: width of a legend's letter, height of its line
+FEW = 6  # most labels of a legend below its panel; with more, all panels share one legend at the side
 
 
 @dataclass(frozen=True)
 class Style:
+    """How one label is drawn in every panel."""
+
     colour: str
     dash: Any
     marker: str
@@ -48,14 +50,14 @@ class Style:
 
 @dataclass
 class Hot:
-    """What of a drawing answers the mouse: the ids of a label's parts, and its points in the SVG's units with their words."""
+    """The interactive parts of a drawing: ids of the SVG elements by label; points as (label, x, y in SVG units, tooltip)."""
 
     ids: dict[str, list[str]]
     points: list[tuple[str, float, float, str]]
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """By label: a method's own style where all labels are the paper's methods, else by place."""
+    """Return a style by label: the method's fixed style where all labels are the paper's methods, else by position."""
     own = all(label in METHODS for label in labels)
     places = {label: METHODS.index(label) if own else place for place, label in enumerate(labels)}
     return {
@@ -65,16 +67,17 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 
 
 def as_svg(plot: Plot, name: str) -> str:
-    """The plot as `<svg …>`; every id in it begins with `name`, so that pages can hold several."""
+    """Return the plot as `<svg …>`; every id in it begins with `name`, so that a page can hold several plots."""
     return svg_and_hot(plot, name)[0]
 
 
 def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
+    """Return the plot as `<svg …>` and its interactive parts; every id begins with `name`."""
     with drawn(plot) as (figure, hot, parts):
         text = io.StringIO()
         figure.savefig(
             text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )  # lays the figure out, too
+        )  # also computes the layout, which the point positions below need
         height_pt = figure.get_size_inches()[1] * 72
         for axis, series in parts:
             places = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
@@ -87,7 +90,7 @@ def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
 
 
 def write_pictures(plot: Plot, stem: Path) -> list[Path]:
-    """`stem`.pdf and `stem`.png (220 dots per inch)."""
+    """Write `stem`.pdf and `stem`.png (220 dots per inch); return their paths."""
     places = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
     with drawn(plot) as (figure, _, _):
         figure.savefig(places[0], metadata={"CreationDate": None})
@@ -97,12 +100,12 @@ def write_pictures(plot: Plot, stem: Path) -> list[Path]:
 
 @contextmanager
 def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]:
-    """The plot on a matplotlib figure, and where each series is; its settings hold while inside."""
+    """Yield (the matplotlib figure, its interactive parts, the axes of each series) under the matplotlib SETTINGS."""
     columns = min(plot.columns, len(plot.panels))
     lines = -(-len(plot.panels) // columns)
     labels = list(dict.fromkeys(label for panel in plot.panels for label in own_labels(panel)))
     most = max(len(own_labels(panel)) for panel in plot.panels)
-    forest = any(panel.names for panel in plot.panels)  # names its rows at the axis
+    forest = any(panel.names for panel in plot.panels)  # forest plots name their rows at the y axis and need no legend
     shared = not forest and (len(labels) == most or most > FEW)
     with rc_context(SETTINGS):
         width = (WIDTH if columns <= 4 else NARROW) * columns + (LETTER * longest(labels) + 0.6 if shared else 0)
@@ -111,7 +114,7 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
         height += 0 if shared or forest else LINE * most
         height = max(height, LINE * len(labels) / lines + 0.3 if shared else 0)
         height = max(height, *(0.9 + 0.24 * len(panel.names) for panel in plot.panels))
-        figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # 72: an inch is SVG's 72 units
+        figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # an SVG has 72 units per inch
         axes = figure.subplots(lines, columns, squeeze=False, sharey=plot.share_y).ravel()
         hot = Hot({}, [])
         parts: list[tuple[Axes, Series]] = []
@@ -121,7 +124,7 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
             parts += [(axis, series) for series in panel.series]
             if not shared and not forest:
                 name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
-        for axis, panel in zip(axes, plot.panels, strict=False):  # once all are drawn: panels may share their y axis
+        for axis, panel in zip(axes, plot.panels, strict=False):  # after drawing all panels, since they may share their y axis
             if panel.from_zero:
                 axis.set_ylim(bottom=0)
         for axis in axes[len(plot.panels) :]:
@@ -132,16 +135,18 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
         yield figure, hot, parts
 
 
-def longest(words: Sequence[str]) -> int:
-    return max(map(len, words), default=0)
+def longest(texts: Sequence[str]) -> int:
+    """Return the number of characters of the longest text; 0 without texts."""
+    return max(map(len, texts), default=0)
 
 
 def own_labels(panel: Panel) -> list[str]:
-    """What a legend must tell apart: not the frontier, nor the paper's values, nor levels."""
+    """Return the labels of a panel's legend: all but the Pareto frontier and the values printed in the paper."""
     return list(dict.fromkeys(series.label for series in panel.series if series.look not in ("frontier", "printed")))
 
 
 def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot, with_y_label: bool) -> None:
+    """Draw a panel's series, levels, labels and scales on `axis`; add its element ids to `hot`."""
     for place, series in enumerate(panel.series):
         for number, artist in enumerate(draw_series(axis, series, style.get(series.label, Style(GREY, ":", "x")))):
             artist.set_gid(f"{name}-{place}-{number}")
@@ -173,7 +178,7 @@ def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot
 
 
 def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
-    """The series' artists."""
+    """Draw the series on `axis`; return its artists."""
     x, y, colour = series.x, series.y, style.colour
     if series.look == "frontier":
         return [*axis.plot(x, y, color=GREY, linewidth=1.1, linestyle=":", zorder=1)]
@@ -199,7 +204,7 @@ def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
 
 
 def log_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Plain numbers: at the values themselves where there are few, else the more of each decade the fewer decades there are."""
+    """Label a log axis with plain numbers: at the values where there are at most four, else more per decade for small ranges."""
     least, ratio = min(values), max(values) / min(values)
     if len(set(values)) <= 4 and all(high / low > 1.4 for low, high in pairwise(sorted(set(values)))):
         axis.set_major_locator(FixedLocator(sorted(set(values))))
@@ -213,7 +218,7 @@ def log_ticks(axis: Any, values: Sequence[float]) -> None:
 
 
 def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
-    """A legend's sample of a label: a line, a marker or both, as the panels have them."""
+    """Return a label's legend entry: a line, a marker or both, as the panels draw it."""
     looks = {series.look for panel in panels for series in panel.series if series.label == label}
     line, marks = looks & {"line", "stairs", "joined"}, looks & {"points", "joined"}
     return Line2D(
@@ -223,6 +228,7 @@ def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
 
 
 def name_legend(legend: Any, name: str, hot: Hot) -> None:
+    """Give every mark and text of a legend an id, and add the ids to `hot`."""
     for place, (handle, text) in enumerate(zip(legend.legend_handles, legend.get_texts(), strict=True)):
         for part, artist in (("mark", handle), ("text", text)):
             artist.set_gid(f"legend-{name}-{place}-{part}")

@@ -1,23 +1,25 @@
 """What a figure shows, as plain data: series of numbers in panels, before anything is drawn.
 
-Pure functions of rows make these (`training_curves.py`, `tradeoffs.py`, `spectrum_curves.py`); `drawing.py` draws them and
-`interactive.py` lets a page answer the mouse. So what is tested is what is plotted.
+Pure functions of rows make these (`training_curves.py`, `tradeoffs.py`, `spectra.py`); `drawing.py` draws them, and the
+HTML page of `catalogue.py` adds tooltips. Tests therefore check the numbers that are plotted.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-Look = Literal["line", "points", "joined", "stairs", "frontier", "printed", "row"]  # row: of a forest, its interval lies
+Look = Literal[
+    "line", "points", "joined", "stairs", "frontier", "printed", "row"
+]  # row: a forest plot's row, with a horizontal interval
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points in order, with an interval each where it is known: a band for a line, error bars for points."""
+    """Points in order, each with an interval where one is known: drawn as a band for a line, as error bars for points."""
 
     label: str
     x: list[float]
     y: list[float]
-    says: list[str]  # by point, what the mouse reads
+    says: list[str]  # by point, the text of its tooltip
     look: Look = "line"
     low: list[float] | None = None
     high: list[float] | None = None
@@ -25,6 +27,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
+    """One pair of axes: its series, labels and scales."""
+
     x_label: str
     y_label: str
     series: list[Series]
@@ -32,13 +36,13 @@ class Panel:
     x_log: bool = False
     y_log: bool = False
     from_zero: bool = False  # the y axis begins at 0
-    levels: dict[str, float] = field(default_factory=dict)  # horizontal lines, by what they say
-    names: list[str] = field(default_factory=list)  # in place of numbers at y = 0, -1, …: the rows of a forest
+    levels: dict[str, float] = field(default_factory=dict)  # text beside a horizontal line -> its y value
+    names: list[str] = field(default_factory=list)  # row names of a forest plot, at y = 0, -1, … in place of numbers
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: panels side by side, `columns` in a line, with one caption."""
+    """A figure: panels in a grid of at most `columns` columns, with one caption."""
 
     title: str
     panels: list[Panel]
