@@ -87,28 +87,50 @@ def twelve(world, tmp_path_factory):
     """A .jsonl of twelve training problems: few enough that some steps pass an epoch."""
     from rlvr_sweeps.assets.problems import load_problems
 
-    path = tmp_path_factory.mktemp("problems") / "twelve.jsonl"
-    rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(world["data"])[:12]]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return write_problems(tmp_path_factory.mktemp("problems") / "twelve.jsonl", load_problems(world["data"])[:12])
+
+
+@pytest.fixture(scope="session")
+def three(world, tmp_path_factory):
+    """A .jsonl of three training problems of one operation, for short trainings.
+
+    The base model always solves the first, whose groups dynamic sampling therefore replaces, and the others every second time.
+    """
+    from rlvr_sweeps.assets.problems import load_problems
+
+    problems = load_problems(world["data"])
+    return write_problems(tmp_path_factory.mktemp("problems") / "three.jsonl", [problems[index] for index in (3, 36, 37)])
+
+
+def write_problems(path, problems):
+    path.write_text("".join(json.dumps({"question": each.question, "answer": each.answer}) + "\n" for each in problems))
     return path
+
+
+SHORTEST = ("batch_size=16", "rollout.group_size=8", "rollout.max_tokens=14", "steps=5", "training.save_every=2")
+
+
+def prepare(composer, problems, runs_dir, *overrides):
+    """Make the directory of a run that is trained on a .jsonl of problems; returns the run and its configuration."""
+    from rlvr_sweeps.runs.directory import Run
+
+    cfg = composer.point([*overrides, f"data.path={problems}", "data.problems=null", f"runs_dir={runs_dir}"]).cfg
+    run = Run.of(cfg)
+    run.prepare(cfg)
+    return run, cfg
 
 
 @pytest.fixture
 def prepared(composer, twelve, tmp_path):
-    """A small run on twelve problems, its directory made; returns it with its configuration."""
-    from rlvr_sweeps.runs.directory import Run
-
+    """Make the directory of a small run on twelve problems; returns the run and its configuration."""
     small = ("batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
+    return lambda *overrides, runs="runs": prepare(composer, twelve, tmp_path / runs, *small, *overrides)
 
-    def make(*overrides: str, runs: str = "runs"):
-        cfg = composer.point(
-            [*small, *overrides, f"data.path={twelve}", "data.problems=null", f"runs_dir={tmp_path}/{runs}"]
-        ).cfg
-        run = Run.of(cfg)
-        run.prepare(cfg)
-        return run, cfg
 
-    return make
+@pytest.fixture
+def shortest(composer, three, tmp_path):
+    """Make the directory of a run of five steps of two prompts on three problems; returns the run and its configuration."""
+    return lambda *overrides, runs="runs": prepare(composer, three, tmp_path / runs, *SHORTEST, *overrides)
 
 
 def write_right(run, benchmark, problems, k, right):
