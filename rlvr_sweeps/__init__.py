@@ -1,3 +1,18 @@
-"""RL from verifiable rewards, compared honestly: compose a grid, run it, evaluate it, table it."""
+"""Compare fine-tuning methods in RL from verifiable rewards: compose a grid, run it, evaluate it, report it.
+
+Each of the nine wings imports only wings listed before it (tests/test_wings.py has the exact rules):
+
+1. grading: decide whether a completion answers a problem correctly
+2. assets: find models and problem sets, and describe them
+3. config: compose, check and identify configurations
+4. runs: read and write a run's directory
+5. planning: determine what a launch will do and cost
+6. training: train one run (with torch)
+7. evaluation: sample, score and analyse a trained model
+8. reporting: rows, differences, tables, figures, pages, tracking
+9. launching: start and supervise runs, on this machine or on Slurm
+
+The ground modules errors, files, paths, gpus and versions are open to every wing but grading; `cli` is the `rlvr` command.
+"""
 
 __version__ = "0.1.0"

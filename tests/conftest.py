@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("fresh", database=None)  # examples of earlier runs do not decide a test
+settings.load_profile("fresh")
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 ROOT = Path(__file__).resolve().parent.parent
 

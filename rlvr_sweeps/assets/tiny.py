@@ -1,7 +1,7 @@
-"""How the embedded world was made: a tiny Qwen2 taught arithmetic.py's task, with its tokenizer and its problems.
+"""Make the embedded world: a tiny Qwen2 trained on the task of `arithmetic.py`, with its tokenizer and its problems.
 
-The problems and the tokenizer come out the same anywhere, the weights only on one kind of processor: 400 steps make a rounding
-into another model. So the world stands in `embedded/tiny/`, and this is run to change it.
+Problems and tokenizer are the same on every machine. The weights are the same only on one type of processor, since 400 steps
+amplify rounding differences. Therefore the world is stored in `embedded/tiny/`; run this module only to change it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TEMPLATE = (
 
 
 def make_tokenizer() -> Any:
-    """A byte-level Qwen2Tokenizer without merges, its frequent pieces as plain (not special) added tokens."""
+    """Return a byte-level Qwen2Tokenizer without merges, with frequent pieces as added tokens that are not special."""
     from tokenizers import AddedToken, pre_tokenizers
     from transformers import Qwen2Tokenizer
 
@@ -46,6 +46,7 @@ def make_tokenizer() -> Any:
 
 
 def make_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """Return an untrained Qwen2 of the recipe's size, with random weights by the recipe's seed."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -61,7 +62,10 @@ def make_model(recipe: Recipe, tokenizer: Any) -> Any:
 
 
 def teaching_batches(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
-    """(input ids, labels) of one tier per batch, so that prompts need no padding; labels cover the trace alone."""
+    """Yield (input ids, labels), each (batch, tokens) and padded on the right; only the teacher's solutions have labels.
+
+    The problems of a batch are of one tier.
+    """
     import torch
 
     rng, teacher = random.Random(f"teaching-{recipe.seed}"), Teacher(recipe)
@@ -86,7 +90,7 @@ def teaching_batches(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[Any, Any]
 
 
 def teach(recipe: Recipe, model: Any, tokenizer: Any) -> None:
-    """Supervised steps on the teacher's traces, cosine schedule with a short warm-up."""
+    """Train the model on the teacher's solutions, with a cosine schedule after a short warm-up."""
     import torch
     from tqdm import tqdm
 
@@ -109,8 +113,8 @@ def teach(recipe: Recipe, model: Any, tokenizer: Any) -> None:
         scheduler.step()
 
 
-def make(recipe: Recipe, place: Path) -> None:
-    """Make the world under a temporary name and rename it to `place`; one thread, so that every bit repeats on this machine."""
+def make(recipe: Recipe, folder: Path) -> None:
+    """Make the world in `folder`, which must not exist. One thread, so that every bit repeats on the same machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -118,7 +122,7 @@ def make(recipe: Recipe, place: Path) -> None:
     tokenizer = make_tokenizer()
     model = make_model(recipe, tokenizer)
     teach(recipe, model, tokenizer)
-    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         model.save_pretrained(temporary / "model")
         tokenizer.save_pretrained(temporary / "model")
@@ -128,23 +132,25 @@ def make(recipe: Recipe, place: Path) -> None:
             (temporary / f"{name}.jsonl").write_text("".join(lines))
         (temporary / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
         temporary.chmod(0o755)
-        temporary.rename(place)
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main() -> None:
-    """Make the world in FOLDER, a minute or two, and print its key for conf/model/tiny.yaml."""
+    """Make the embedded world in FOLDER, which takes one or two minutes, and print its key for conf/model/tiny.yaml."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=WORLDS_FOLDER / "tiny")
-    parser.add_argument("--key", action="store_true", help="only print the key, of this package's world if no other is named")
-    asked = parser.parse_args()
-    if not asked.key:
-        if asked.folder.exists():
-            parser.error(f"{asked.folder} exists; remove it, or name another folder")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, nargs="?", default=WORLDS_FOLDER / "tiny", help="by default the package's own"
+    )
+    parser.add_argument("--key", action="store_true", help="only print the key of an existing FOLDER")
+    arguments = parser.parse_args()
+    if not arguments.key:
+        if arguments.folder.exists():
+            parser.error(f"{arguments.folder} exists; remove it, or give another folder")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        make(Recipe(), asked.folder)
-    print(content_key(asked.folder))
+        make(Recipe(), arguments.folder)
+    print(content_key(arguments.folder))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`rlvr data export|import`: problem sets from a machine that reaches the hub to one that does not.
+"""Copy problem sets to a machine that cannot reach the hub, for `rlvr data export|import`.
 
-An export is a folder of .jsonl files, rows as the hub has them, and a manifest of sources, row counts and hashes. An import
-checks all of that and files them in the cache, where `data.load_problems` looks before it asks the hub: configurations, and
-so the ids of runs, stay as they are.
+An export is a folder of .jsonl files with the hub's rows, and a manifest of sources, row counts and hashes. An import checks
+all of these and stores the sets in the cache, which `problems.load_problems` reads before the hub. Configurations, and hence
+run ids, do not change.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ Source = Mapping[str, Any]
 SOURCE_KEYS = ("path", "revision", "subset", "split")
 
 
-def export_sets(folder: Path, wanted: Mapping[str, Source]) -> dict[str, Any]:
-    """Write each set and the manifest; returns the manifest. Refused where a set is not what its configuration says."""
+def export_sets(folder: Path, sets: Mapping[str, Source]) -> dict[str, Any]:
+    """Write each set and the manifest, and return the manifest. Raise Refused if a set does not match its configuration."""
     entries = {}
-    for name, source in wanted.items():
+    for name, source in sets.items():
         rows = raw_rows(source)
         refuse_mismatch(name, source, rows)
         text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
@@ -37,8 +37,8 @@ def export_sets(folder: Path, wanted: Mapping[str, Source]) -> dict[str, Any]:
     return entries
 
 
-def import_sets(folder: Path, known: Mapping[str, Source]) -> dict[str, Any]:
-    """Check an export and file its sets in the cache; nothing is filed unless everything is right."""
+def import_sets(folder: Path, configured: Mapping[str, Source]) -> dict[str, Any]:
+    """Check an export, store its sets in the cache, return the manifest. On any mismatch raise Refused and store nothing."""
     entries = read_json(folder / "manifest.json")
     if entries is None:
         raise Refused(f"{folder} has no manifest.json. Give the folder that `rlvr data export` wrote.")
@@ -46,29 +46,33 @@ def import_sets(folder: Path, known: Mapping[str, Source]) -> dict[str, Any]:
     for name, entry in entries.items():
         path = folder / f"{name}.jsonl"
         if not path.is_file():
-            raise Refused(f"{path} is missing. Export again.")
+            raise Refused(f"{path} is missing. Run `rlvr data export` again, and copy the whole folder.")
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise Refused(f"{path} is not what was exported: its hash differs. Copy it again.")
+            raise Refused(f"{path} differs from the exported file: its hash is not that of the manifest. Copy it again.")
         rows = [json.loads(line) for line in content.decode().split("\n") if line]
-        source = known.get(name)
+        source = configured.get(name)
         if source is None or {key: source[key] for key in SOURCE_KEYS} != entry["source"]:
-            raise Refused(f"{name} was exported from {entry['source']}, which no configuration here asks for. Use one version.")
+            raise Refused(
+                f"{name} was exported from {entry['source']}, which is not the source of any configuration here. Use the same "
+                "version of this code on both machines, and the same --model."
+            )
         if len(rows) != entry["rows"]:
-            raise Refused(f"{path} has {len(rows)} rows; the manifest says {entry['rows']}.")
+            raise Refused(f"{path} has {len(rows)} rows, but the manifest says {entry['rows']}. Export again.")
         refuse_mismatch(name, source, rows)
         checked.append((path, imported_path(source)))
-    for path, place in checked:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}")
+    for path, target in checked:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}")
         shutil.copyfile(path, temporary)
-        temporary.replace(place)
+        temporary.replace(target)
     return dict(entries)
 
 
 def refuse_mismatch(name: str, source: Source, rows: list[dict[str, Any]]) -> None:
+    """Raise Refused unless the set has the configured number of rows, and the configured fields in each."""
     if source["problems"] is not None and len(rows) != source["problems"]:
         raise Refused(f"{name} has {len(rows)} rows, but its configuration says {source['problems']}.")
     for field in (source["question"], source["answer"]):
         if any(field not in row for row in rows):
-            raise Refused(f"{name} has rows without the field {field!r}.")
+            raise Refused(f"{name} has rows without the field {field!r}, which its configuration names.")

@@ -10,13 +10,13 @@ PROBLEMS = [Problem(str(number), f"{number}+{number}=", str(2 * number)) for num
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
+def cached_files(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return lambda: list(tmp_path.rglob("prompts/*.json"))
 
 
 @pytest.fixture
-def reader(tokenizer):
+def counting_tokenizer(tokenizer):
     """A tokenizer that counts its conversations."""
 
     class Counting(type(tokenizer)):
@@ -26,38 +26,40 @@ def reader(tokenizer):
             Counting.conversations += 1
             return super().apply_chat_template(*args, **kwargs)
 
-    reader = copy.deepcopy(tokenizer)
-    reader.__class__ = Counting
-    return reader
+    counting_tokenizer = copy.deepcopy(tokenizer)
+    counting_tokenizer.__class__ = Counting
+    return counting_tokenizer
 
 
-def test_the_second_run_reads_what_the_first_has_tokenised(reader, kept):
-    first = all_prompt_ids(reader, PROBLEMS, "Add.")
-    assert reader.conversations == len(PROBLEMS) and len(kept()) == 1
-    assert all_prompt_ids(reader, PROBLEMS, "Add.") == first
-    assert reader.conversations == len(PROBLEMS)
-    assert first == [prompt_ids(reader, problem, "Add.") for problem in PROBLEMS]
+def test_the_second_run_reads_the_first_runs_token_ids(counting_tokenizer, cached_files):
+    first = all_prompt_ids(counting_tokenizer, PROBLEMS, "Add.")
+    assert counting_tokenizer.conversations == len(PROBLEMS) and len(cached_files()) == 1
+    assert all_prompt_ids(counting_tokenizer, PROBLEMS, "Add.") == first
+    assert counting_tokenizer.conversations == len(PROBLEMS)
+    assert first == [prompt_ids(counting_tokenizer, problem, "Add.") for problem in PROBLEMS]
 
 
-def test_another_system_prompt_template_or_token_is_another_request(reader, kept):
-    asked = [all_prompt_ids(reader, PROBLEMS, None), all_prompt_ids(reader, PROBLEMS, "Add.")]
-    reader.chat_template += "!"
-    asked.append(all_prompt_ids(reader, PROBLEMS, None))
-    reader.add_tokens(["+3"])
-    asked.append(all_prompt_ids(reader, PROBLEMS, None))
-    assert len(kept()) == 4 and all(asked.count(ids) == 1 for ids in asked)
-    assert asked[-1] == [prompt_ids(reader, problem, None) for problem in PROBLEMS]
+def test_another_system_prompt_template_or_token_is_tokenised_again(counting_tokenizer, cached_files):
+    results = [all_prompt_ids(counting_tokenizer, PROBLEMS, None), all_prompt_ids(counting_tokenizer, PROBLEMS, "Add.")]
+    counting_tokenizer.chat_template += "!"
+    results.append(all_prompt_ids(counting_tokenizer, PROBLEMS, None))
+    counting_tokenizer.add_tokens(["+3"])
+    results.append(all_prompt_ids(counting_tokenizer, PROBLEMS, None))
+    assert len(cached_files()) == 4 and all(results.count(ids) == 1 for ids in results)
+    assert results[-1] == [prompt_ids(counting_tokenizer, problem, None) for problem in PROBLEMS]
 
 
-def test_a_template_that_asks_for_the_time_is_read_each_time(reader, kept):
-    reader.chat_template = "{% set day = strftime_now('%d') %}" + reader.chat_template
+def test_a_template_with_the_date_is_not_cached(counting_tokenizer, cached_files):
+    counting_tokenizer.chat_template = "{% set day = strftime_now('%d') %}" + counting_tokenizer.chat_template
     for runs in (1, 2):
-        all_prompt_ids(reader, PROBLEMS, None)
-        assert reader.conversations == runs * len(PROBLEMS)
-    assert not kept()
+        all_prompt_ids(counting_tokenizer, PROBLEMS, None)
+        assert counting_tokenizer.conversations == runs * len(PROBLEMS)
+    assert not cached_files()
 
 
-def test_a_cache_that_cannot_be_written_costs_the_time_again(reader, tmp_path, monkeypatch):
+def test_without_a_writable_cache_prompts_are_tokenised_again(counting_tokenizer, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert all_prompt_ids(reader, PROBLEMS, None) == [prompt_ids(reader, problem, None) for problem in PROBLEMS]
+    assert all_prompt_ids(counting_tokenizer, PROBLEMS, None) == [
+        prompt_ids(counting_tokenizer, problem, None) for problem in PROBLEMS
+    ]

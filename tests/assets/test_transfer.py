@@ -1,4 +1,4 @@
-"""Problem sets: from the hub's own format through the real `datasets`, to a machine without the hub; overlap with training."""
+"""Test `rlvr data`: from the hub's format through `datasets` to a machine without the hub; overlap with training prompts."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ COUNTS = {"aime24": 30, "aime25": 30, "amc": 40, "hmmt": 30, "math500": 500, "mi
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """A data set in a folder, as it would be downloaded from the hub; the cache is this test's own."""
+    """A data set in a folder, in the format of a hub download. The cache is a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "hub" / "exam"
     folder.mkdir(parents=True)
@@ -29,30 +29,30 @@ def source(tmp_path, monkeypatch):
             "answer": "solution", "problems": 30, "k": 32}  # fmt: skip
 
 
-def test_there_and_back_the_problems_are_the_same(source, tmp_path):
-    there = load_problems(source)
+def test_an_imported_set_equals_the_exported_one(source, tmp_path):
+    exported = load_problems(source)
     transfer.export_sets(tmp_path / "export", {"exam": source})
     transfer.import_sets(tmp_path / "export", {"exam": source})
     assert imported_path(source).is_relative_to(cache_dir())
-    Path(source["path"], "train-00000-of-00001.parquet").unlink()  # the hub is gone
-    assert load_problems(source) == there and len(there) == 30 and there[3].answer == "6"
+    Path(source["path"], "train-00000-of-00001.parquet").unlink()  # the source cannot be reached
+    assert load_problems(source) == exported and len(exported) == 30 and exported[3].answer == "6"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
-        (lambda folder: (folder / "exam.jsonl").write_text("{}\n"), "not what was exported"),
+        (lambda folder: (folder / "exam.jsonl").write_text("{}\n"), "differs from the exported file"),
         (lambda folder: (folder / "exam.jsonl").unlink(), "is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "no manifest"),
         (lambda folder: edit(folder, rows=29), "the manifest says 29"),
-        (lambda folder: edit(folder, source={"path": "elsewhere"}), "no configuration here asks for"),
+        (lambda folder: edit(folder, source={"path": "elsewhere"}), "is not the source of any configuration here"),
     ],
 )
-def test_nothing_is_filed_unless_everything_is_right(source, tmp_path, spoil, said):
+def test_a_damaged_export_is_refused_and_nothing_is_stored(source, tmp_path, damage, message):
     folder = tmp_path / "export"
     transfer.export_sets(folder, {"exam": source})
-    spoil(folder)
-    with pytest.raises(Refused, match=said):
+    damage(folder)
+    with pytest.raises(Refused, match=message):
         transfer.import_sets(folder, {"exam": source})
     assert not imported_path(source).exists()
 
@@ -70,7 +70,7 @@ def test_a_set_of_another_size_is_refused(source, tmp_path):
         transfer.export_sets(tmp_path / "export", {"exam": source | {"answer": "reponse"}})
 
 
-def test_the_papers_sets_are_pinned_counted_and_sampled_as_table_2_says(composer):
+def test_the_papers_sets_have_the_revisions_counts_and_k_of_table_2(composer):
     known = sources("r1_qwen_1_5b")
     assert {name: known[name]["problems"] for name in COUNTS} == COUNTS
     assert {name: known[name]["k"] for name in COUNTS} == {**dict.fromkeys(COUNTS, 32), "math500": 4, "minerva": 4}
@@ -79,7 +79,7 @@ def test_the_papers_sets_are_pinned_counted_and_sampled_as_table_2_says(composer
     assert all(len(source["revision"]) == 40 for source in known.values())
 
 
-def test_without_the_hub_the_way_out_is_said(tmp_path, monkeypatch):
+def test_without_the_hub_the_error_names_the_import_command(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SystemExit, match="rlvr data import FOLDER"):
         cli.main(["data", "export", str(tmp_path / "out"), "aime24"])
@@ -91,11 +91,11 @@ LONG = "Find the number of positive integers n at most 100 such that n squared p
 
 
 @pytest.mark.parametrize(
-    ("question", "found"),
+    ("question", "overlaps"),
     [
         (LONG, True),
         ("Let us see. " + LONG.upper().replace("  ", " ") + " Explain.", True),
-        (" ".join(LONG.split()[:12]), False),  # twelve words of it
+        (" ".join(LONG.split()[:12]), False),  # only twelve words of it
         (" ".join(LONG.split()[:13]), True),
         ("What is 1+1?", True),
         ("What is 1+2?", False),
@@ -103,12 +103,12 @@ LONG = "Find the number of positive integers n at most 100 such that n squared p
         ("求满足条件的正整数的个数并写出它们的和", True),
     ],
 )
-def test_thirteen_words_in_a_row(question, found):
+def test_thirteen_words_in_a_row(question, overlaps):
     training = [LONG, "what is 1 + 1", "题目:求满足条件的正整数的个数并写出它们的和。"]
-    assert problems.overlapping_ids(training, [("it", question)]) == (["it"] if found else [])
+    assert problems.overlapping_ids(training, [("it", question)]) == (["it"] if overlaps else [])
 
 
-def test_a_run_records_and_warns(prepared, twelve, capsys):
+def test_a_run_records_overlap_and_warns(prepared, twelve, capsys):
     from rlvr_sweeps.training.train import build
 
     run, cfg = prepared(f"benchmark.tier1.path={twelve}", "benchmark.tier1.problems=12")
@@ -117,6 +117,6 @@ def test_a_run_records_and_warns(prepared, twelve, capsys):
     assert "12 of 12 problems of tier1 share" in capsys.readouterr().out
 
 
-def test_the_embedded_worlds_tiers_are_not_trained_on(world):
+def test_the_embedded_world_has_no_overlap(world):
     training = [problem.question for problem in load_problems(world["data"])]
     assert problems.overlap_by_benchmark(world["benchmark"], training) == {}
