@@ -88,12 +88,12 @@ def test_accuracy_stands_at_its_share_of_parameters_with_its_error(trained, eval
     assert panel.x_log and (lora.x, lora.y) == ([10], [pytest.approx(100 * (1 + 0.75) / 2)])
     assert lora.high == [pytest.approx(lora.y[0] + 100 * cell.error("avg"))]
     assert panel.levels == {"Base": pytest.approx(50)}
-    assert by_label(panel)["Pareto frontier"].says == ["DoRA", "LoRA"]  # Full trains more and is worse
+    assert by_label(panel)["Pareto frontier"].tooltips == ["DoRA", "LoRA"]  # Full trains more and is worse
 
 
 def test_no_point_of_the_frontier_is_beaten():
     points = [Series(f"{x} {y}", [x], [y], [""]) for x, y in ((1, 5), (1, 7), (2, 6), (3, 8), (4, 8), (5, 9))]
-    assert frontier(points).says == ["1 7", "3 8", "5 9"]
+    assert frontier(points).tooltips == ["1 7", "3 8", "5 9"]
     assert frontier(points[:1]) is None
 
 
@@ -222,7 +222,7 @@ def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path,
 
 
 def test_what_is_refused_says_what_would_help(tmp_path):
-    with pytest.raises(Refused, match=f"There are: {', '.join(FIGURES)}"):
+    with pytest.raises(Refused, match=f"The figures are: {', '.join(FIGURES)}"):
         make_figure("2", [])
     with pytest.raises(Refused, match=r"0 of the 4 rows .* python launch.py sweep=fig3 .*model=tiny"):
         make_figure("3", ["model=tiny", f"runs_dir={tmp_path}"])

@@ -180,4 +180,4 @@ def test_the_limit_holds_and_the_bytes_repeat(evaluated):
     first, again = (pack([(run, "LoRA")], 6_000) for _ in range(2))
     assert first == again and len(first.text) <= 6_000
     run.samples_path("tier1").unlink()  # summaries outlive samples
-    assert "in 3 of 6 cells" in pack([(run, "LoRA")], 10**6).said
+    assert "in 3 of 6 cells" in pack([(run, "LoRA")], 10**6).summary

@@ -104,8 +104,8 @@ def make_figure(name: str, overrides: Sequence[str]) -> tuple[str, Plot]:
     if plot is None:
         command = f"python launch.py sweep={results.product.name} {' '.join(results.typed)}"
         raise Refused(
-            f"{len(rows)} of the {len(results.rows)} rows of {results.product.name} have finished, and none of them has the numbers "
-            f"that figure {name} shows. Run the missing rows: {command}"
+            f"{len(rows)} of the {len(results.rows)} rows of {results.product.name} have finished, and none has the "
+            f"numbers that figure {name} shows. Run the missing rows: {command}"
         )
     finished = f"{len(rows)} of {len(results.rows)} rows have finished." if len(rows) < len(results.rows) else ""
     return results.model, replace(

@@ -80,9 +80,9 @@ def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
         )  # also computes the layout, which the point positions below need
         height_pt = figure.get_size_inches()[1] * 72
         for axis, series in parts:
-            places = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
-            for (x, y), says in zip(places, series.says, strict=True):
-                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), says))
+            positions = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
+            for (x, y), tooltip in zip(positions, series.tooltips, strict=True):
+                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), tooltip))
         svg = text.getvalue()[text.getvalue().index("<svg") :]
         for before in ('id="', 'href="#', "url(#"):
             svg = svg.replace(before, f"{before}{name}-")
@@ -204,7 +204,7 @@ def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
 
 
 def log_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Label a log axis with plain numbers: at the values where there are at most four, else more per decade for small ranges."""
+    """Label a log axis with plain numbers: at the values if at most four, else more per decade for small ranges."""
     least, ratio = min(values), max(values) / min(values)
     if len(set(values)) <= 4 and all(high / low > 1.4 for low, high in pairwise(sorted(set(values)))):
         axis.set_major_locator(FixedLocator(sorted(set(values))))

@@ -7,9 +7,7 @@ HTML page of `catalogue.py` adds tooltips. Tests therefore check the numbers tha
 from dataclasses import dataclass, field
 from typing import Literal
 
-Look = Literal[
-    "line", "points", "joined", "stairs", "frontier", "printed", "row"
-]  # row: a forest plot's row, with a horizontal interval
+Look = Literal["line", "points", "joined", "stairs", "frontier", "printed", "row"]  # row: of a forest plot
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class Series:
     label: str
     x: list[float]
     y: list[float]
-    says: list[str]  # by point, the text of its tooltip
+    tooltips: list[str]  # by point, the text of its tooltip
     look: Look = "line"
     low: list[float] | None = None
     high: list[float] | None = None

@@ -1,4 +1,4 @@
-"""Where updates lie in the base's spectrum (Figure 3 left and centre), from the analyses of runs."""
+"""Energy of weight updates over the base model's singular components (Figure 3 left and centre), from runs' analyses."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
 from rlvr_sweeps.reporting.labels import ReportRow, coverage_note, trained_rows
 
 Side = Literal["e", "f"]
-BINS = 32  # of the distribution; cumulative curves have twice as many points
+BINS = 32  # of the distribution; cumulative curves have twice as many steps
 COMPONENTS = "singular components of W0, largest first, %"
 WHAT = (
-    "ΔW is the trained minus the published model in float32, W0 = USVᵀ; the energy of component j is ‖ΔW v_j‖² over the sum of "
-    "all. Mean over layers, kinds of layer and seeds"
+    "ΔW is the trained minus the published weights in float32, W0 = USVᵀ; the energy of component j is ‖ΔW v_j‖² divided by "
+    "its sum over all components. Mean over layers, kinds of layer and seeds"
 )
 
 
 def spectra_of(row: ReportRow) -> list[dict[str, Any]]:
-    """By seed, the spectra of the kinds of layer that moved; empty where a seed was not analysed, or moved no such layer."""
+    """Return, by seed, the spectra of the kinds of layer that changed; empty where any seed has none (or no analysis)."""
     found = [(read_json(run.analysis_path) or {}).get("spectra", {}) for run in row.cell.runs]
     moved = [{kind: curves for kind, curves in one.items() if curves["layers"]} for one in found]
     return moved if all(moved) else []
 
 
 def cumulative(curve: Sequence[float], points: int) -> list[float]:
-    """The running sum of a binned curve at `points` equal steps of the components, 0 first; linear within a bin."""
+    """Return the `points` + 1 cumulative sums of a binned curve at equal steps, from 0; linear within a bin."""
     sums = [0.0]
     for value in curve:
         sums.append(sums[-1] + value)
@@ -39,7 +39,7 @@ def cumulative(curve: Sequence[float], points: int) -> list[float]:
 
 
 def mean_cumulative(row: ReportRow, side: Side, points: int, kinds: Sequence[str] | None = None) -> list[list[float]]:
-    """By seed, the mean cumulative energy over the kinds that moved (or those named)."""
+    """Return, by seed, the mean cumulative energy over the kinds of layer that changed, or over `kinds` among them."""
     found = []
     for seed in spectra_of(row):
         curves = [cumulative(curves[side], points) for kind, curves in seed.items() if kinds is None or kind in kinds]
@@ -49,41 +49,45 @@ def mean_cumulative(row: ReportRow, side: Side, points: int, kinds: Sequence[str
 
 
 def cumulative_series(row: ReportRow, side: Side, kinds: Sequence[str] | None = None) -> Series | None:
+    """Return a row's cumulative energy in percent, the mean over seeds; None without an analysis."""
     seeds = [[100 * value for value in seed] for seed in mean_cumulative(row, side, 2 * BINS, kinds)]
     if not seeds:
         return None
     columns = list(zip(*seeds, strict=True))
     x, y = [100 * place / (2 * BINS) for place in range(2 * BINS + 1)], [statistics.fmean(column) for column in columns]
-    says = [f"{value:.1f} % of the energy in the first {at:.0f} %" for at, value in zip(x, y, strict=True)]
+    tooltips = [
+        f"{value:.1f} % of the energy in the first {at:.0f} % of the components" for at, value in zip(x, y, strict=True)
+    ]
     low, high = (list(map(min, columns)), list(map(max, columns))) if len(seeds) > 1 else (None, None)
-    return Series(row.label, x, y, says, "line", low, high)
+    return Series(row.label, x, y, tooltips, "line", low, high)
 
 
 def distribution_series(row: ReportRow, side: Side) -> Series | None:
-    """Energy over what an even spread would have, by bin; 1 is even."""
+    """Return the energy by bin, divided by that of an even spread (so 1 is even), the mean over seeds."""
     seeds = [[BINS * (high - low) for low, high in pairwise(seed)] for seed in mean_cumulative(row, side, BINS)]
     if not seeds:
         return None
     y = [statistics.fmean(column) for column in zip(*seeds, strict=True)]
     x = [100 * (place + 0.5) / BINS for place in range(BINS)]
-    says = [f"at {at:.0f} %: {value:.2f} × even" for at, value in zip(x, y, strict=True)]
-    return Series(row.label, x, y, says, "stairs")
+    tooltips = [f"at {at:.0f} %: {value:.2f} × even" for at, value in zip(x, y, strict=True)]
+    return Series(row.label, x, y, tooltips, "stairs")
 
 
 def spectrum_panels(rows: Sequence[ReportRow]) -> list[Panel]:
-    """Figure 3 left and centre, of the input side (right singular vectors)."""
+    """Return the panels of Figure 3 left and centre, for the input side (right singular vectors)."""
     spread = [made for row in rows if (made := distribution_series(row, "e"))]
     summed = [made for row in rows if (made := cumulative_series(row, "e"))]
     if not summed:
         return []
     even = Series("spread evenly", [0.0, 100.0], [0.0, 100.0], ["spread evenly"] * 2, "frontier")
     return [
-        Panel(COMPONENTS, "energy of ΔW, even spread = 1", spread, "how ΔW distributes", y_log=True, levels={"": 1.0}),
+        Panel(COMPONENTS, "energy of ΔW, even spread = 1", spread, "distribution of ΔW", y_log=True, levels={"": 1.0}),
         Panel(COMPONENTS, "cumulative energy of ΔW, %", [even, *summed], "cumulative energy"),
     ]
 
 
 def spectrum(rows: Sequence[ReportRow]) -> Plot | None:
+    """Return Figure 3 left and centre; None without an analysed row."""
     panels = spectrum_panels(trained_rows(rows))
     shown = [row for row in trained_rows(rows) if spectra_of(row)]
     return (
@@ -92,18 +96,18 @@ def spectrum(rows: Sequence[ReportRow]) -> Plot | None:
 
 
 def by_kind(rows: Sequence[ReportRow]) -> Plot | None:
-    """Cumulative energy for every kind of layer, from the input side (v_j, above) and the output side (u_j, below)."""
+    """Return the cumulative energy by kind of layer, from the input side (v_j, above) and the output side (u_j, below)."""
     shown = [row for row in trained_rows(rows) if spectra_of(row)]
     moved = {kind for row in shown for seed in spectra_of(row) for kind in seed}
     kinds = [kind for kind in shown[0].cell.cfg["model"]["linear_modules"] if kind in moved] if shown else []
     panels = []
     sides: tuple[tuple[Side, str], ...] = (("e", "input side, %"), ("f", "output side, %"))
-    for side, words in sides:
+    for side, y_label in sides:
         for place, kind in enumerate(kinds):
             series = [made for row in shown if (made := cumulative_series(row, side, [kind]))]
-            panels.append(Panel("components, %" if side == "f" else "", words if not place else "", series, kind))
+            panels.append(Panel("components, %" if side == "f" else "", y_label if not place else "", series, kind))
     caption = (
-        "Cumulative energy of ΔW over the singular components of W0, largest first: ‖ΔW v_j‖² above, ‖u_jᵀΔW‖² below. What a "
-        f"wide or a tall ΔW has outside of W0's components is left out.{coverage_note(shown, trained_rows(rows))}"
+        "Cumulative energy of ΔW over the singular components of W0, largest first: ‖ΔW v_j‖² above, ‖u_jᵀΔW‖² below. "
+        f"The part of a non-square ΔW outside of W0's components is left out.{coverage_note(shown, trained_rows(rows))}"
     )
     return Plot("ΔW in W0's spectrum, by kind of layer", panels, caption, columns=len(kinds), share_y=True) if panels else None

@@ -1,4 +1,4 @@
-"""Accuracy against what it took: trained parameters (Figure 1 left), learning rate, reach, cost."""
+"""Plot accuracy against trained parameters (Figure 1 left), learning rate, reach and cost; and paired differences."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,48 +20,49 @@ from rlvr_sweeps.reporting.page.costs import Cost, cost
 from rlvr_sweeps.reporting.rows import Cell
 
 ACCURACY = "accuracy, Avg@k, %"
-BARS = "Bars: ± the standard error, over seeds where there are several, from sampling where there is one."
+BARS = "Bars: ± the standard error, over seeds where there are several, over sampled completions where there is one."
 Measure = Callable[[ReportRow], float | None]
 
 
-def point(row: ReportRow, x: float, x_says: str) -> Series | None:
-    """A row's accuracy at x, with its standard error; None where it was not evaluated."""
+def point(row: ReportRow, x: float, x_text: str) -> Series | None:
+    """Return a row's accuracy in percent at x, with its standard error; None where it was not evaluated."""
     value, error = row.cell.value("avg"), row.cell.error("avg")
     if value is None:
         return None
     y, bar = 100 * value, None if error is None else 100 * error
-    says = [f"{x_says}: {plus_minus(y, bar)}"]
-    return Series(row.label, [x], [y], says, "points", *(([y - bar], [y + bar]) if bar is not None else (None, None)))
+    tooltips = [f"{x_text}: {plus_minus(y, bar)}"]
+    return Series(row.label, [x], [y], tooltips, "points", *(([y - bar], [y + bar]) if bar is not None else (None, None)))
 
 
 def joined(label: str, points: Sequence[Series]) -> Series:
-    """Points of one method as one line, in the order given; error bars only where all have them."""
+    """Return the points of one method as one line, in their order; error bars only where all have them."""
     known = all(one.low and one.high for one in points)
     low, high = (
         ([one.low[0] for one in points if one.low], [one.high[0] for one in points if one.high]) if known else (None, None)
     )
-    x, y, says = ([value for one in points for value in getattr(one, part)] for part in ("x", "y", "says"))
-    return Series(label, x, y, says, "joined" if len(points) > 1 else "points", low, high)
+    x, y, tooltips = ([value for one in points for value in getattr(one, part)] for part in ("x", "y", "tooltips"))
+    return Series(label, x, y, tooltips, "joined" if len(points) > 1 else "points", low, high)
 
 
 def base_level(rows: Sequence[ReportRow]) -> dict[str, float]:
-    """The untrained model's accuracy, where it is among the rows."""
+    """Return the accuracy in percent of the untrained rows, by label."""
     values = [row.cell.value("avg") for row in rows if not is_trained(row.cell.cfg)]
     return {f"{row.label}": 100 * value for row, value in zip(untrained(rows), values, strict=True) if value is not None}
 
 
 def untrained(rows: Sequence[ReportRow]) -> list[ReportRow]:
+    """Return the rows of untrained models."""
     return [row for row in rows if not is_trained(row.cell.cfg)]
 
 
 def trained_percent(row: ReportRow) -> float | None:
-    """Share of the base's parameters that were trained."""
-    trainable, whole = row.cell.value("trainable"), row.cell.value("parameters")
-    return 100 * trainable / whole if trainable and whole else None
+    """Return the trained parameters in percent of the model's parameters; None where a number is missing."""
+    trainable, total = row.cell.value("trainable"), row.cell.value("parameters")
+    return 100 * trainable / total if trainable and total else None
 
 
 def frontier(points: Sequence[Series]) -> Series | None:
-    """The Pareto frontier: points that no other beats in accuracy with as few trained parameters; None for fewer than two."""
+    """Return the Pareto frontier (most accurate points for their trained parameters or fewer); None for fewer than two."""
     best: list[Series] = []
     for one in sorted(points, key=lambda one: (one.x[0], -one.y[0])):
         if not best or one.y[0] > best[-1].y[0]:
@@ -72,7 +73,7 @@ def frontier(points: Sequence[Series]) -> Series | None:
 
 
 def parameters(rows: Sequence[ReportRow]) -> Plot | None:
-    """Figure 1 left: accuracy against the share of trained parameters."""
+    """Return Figure 1 left: accuracy against the share of trained parameters."""
     by_label = {row.label: row for row in trained_rows(rows)}
     shares = {name: share for name, row in by_label.items() if (share := trained_percent(row)) is not None}
     points = [
@@ -81,7 +82,9 @@ def parameters(rows: Sequence[ReportRow]) -> Plot | None:
     if not points:
         return None
     printed = [
-        Series("printed in the paper", [shares[one.label]], [value], [f"{one.label}, the paper: {value:g} %"], "printed")
+        Series(
+            "printed in the paper", [shares[one.label]], [value], [f"{one.label}, printed in the paper: {value:g} %"], "printed"
+        )
         for one in points
         if (value := by_label[one.label].printed.get("overall")) is not None
     ]
@@ -91,15 +94,15 @@ def parameters(rows: Sequence[ReportRow]) -> Plot | None:
         "after training", x_log=True, levels=base_level(rows),
     )  # fmt: skip
     shown = [by_label[one.label] for one in points]
-    caption = f"{BARS} The dotted line joins the points that none with fewer trained parameters beats."
-    caption += " Crosses: the paper's printed value at our trained share." if printed else ""
+    caption = f"{BARS} Dotted line: the Pareto frontier, which no method with fewer trained parameters exceeds."
+    caption += " Crosses: accuracy printed in the paper, at the share of trained parameters measured here." if printed else ""
     return Plot("Accuracy against trained parameters", [panel], caption + coverage_note(shown, trained_rows(rows)))
 
 
 def lines(
-    rows: Sequence[ReportRow], measure: Measure, x_says: Callable[[float, ReportRow], str]
+    rows: Sequence[ReportRow], measure: Measure, x_text: Callable[[float, ReportRow], str]
 ) -> tuple[list[Series], list[ReportRow]]:
-    """A line per method (and whatever else varies) through its learning rates in order; and the rows on them."""
+    """Return a line per method (and per value of the other dials) in order of learning rate, and the rows on the lines."""
     methods: dict[str, list[ReportRow]] = {}
     cells, dials = [row.cell for row in rows], [dial for dial in DIALS if dial != "lr"]
     for row in sorted(trained_rows(rows), key=lambda row: float(row.cell.cfg["lr"])):
@@ -107,47 +110,48 @@ def lines(
             methods.setdefault(label_with_objective(row.cell, cells, dials), []).append(row)
     series, shown = [], []
     for method, own in methods.items():
-        points = [made for row in own if (made := point(row, measure(row) or 0.0, x_says(measure(row) or 0.0, row)))]
+        points = [made for row in own if (made := point(row, measure(row) or 0.0, x_text(measure(row) or 0.0, row)))]
         series.append(joined(method, points))
         shown += own
     return series, shown
 
 
 def learning_rates(rows: Sequence[ReportRow]) -> Plot | None:
-    """Accuracy against learning rate, a line per method; None where no method has two rates."""
+    """Return accuracy against learning rate, a line per method; None where no method has two rates."""
     series, shown = lines(rows, lambda row: float(row.cell.cfg["lr"]), lambda x, _: f"lr {format_value(str(x))}")
     if all(len(one.x) < 2 for one in series):
         return None
     panel = Panel("learning rate", ACCURACY, series, x_log=True, levels=base_level(rows))
     caption = (
-        f"{BARS} Methods move their weights by different amounts at one rate: compare their best points, not a column."
+        f"{BARS} At one learning rate, methods change the weights by different amounts: compare the best point of each line."
         f"{coverage_note(shown, trained_rows(rows))}"
     )
     return Plot("Accuracy against learning rate", [panel], caption)
 
 
 def reaches(rows: Sequence[ReportRow]) -> Plot | None:
-    """Accuracy against how far the weights moved."""
+    """Return accuracy against reach, the relative change of the weights; None without a measured reach."""
     series, shown = lines(
-        rows, percent_moved, lambda x, row: f"lr {format_value(str(row.cell.cfg['lr']))}, moved {three_digits(x)} %"
+        rows, percent_moved, lambda x, row: f"lr {format_value(str(row.cell.cfg['lr']))}, reach {three_digits(x)} %"
     )
     if not series:
         return None
     panel = Panel("reach ‖ΔW‖/‖W0‖, %", ACCURACY, series, x_log=True, levels=base_level(rows))
     caption = (
-        f"{BARS} Reach is how far training moved the weights from the published ones. A line joins one method's learning rates."
+        f"{BARS} Reach is the relative change of the weights by training. A line joins one method's learning rates."
         f"{coverage_note(shown, trained_rows(rows))}"
     )
     return Plot("Accuracy against reach", [panel], caption)
 
 
 def percent_moved(row: ReportRow) -> float | None:
+    """Return the row's reach in percent; None where it was not measured."""
     moved = row.cell.value("reach")
     return 100 * moved if moved else None
 
 
 def costs(rows: Sequence[ReportRow]) -> Plot | None:
-    """Accuracy against a run's device time and generated tokens, mean over seeds; minutes where no GPU was used."""
+    """Return accuracy against device time and generated tokens of a run, mean over seeds; core-minutes without a GPU."""
     shown = [row for row in trained_rows(rows) if row.cell.value("avg") is not None]
     spent = {row.label: costs_of(row.cell) for row in shown}
     on_gpus = any(one.device for costs in spent.values() for one in costs)
@@ -167,18 +171,19 @@ def costs(rows: Sequence[ReportRow]) -> Plot | None:
             panels.append(Panel(x_label, ACCURACY, series, x_log=True, levels=base_level(rows)))
     if not panels:
         return None
-    caption = f"{BARS} Time is of one run, all of its attempts, from start to end."
+    caption = f"{BARS} Costs are per run (mean over seeds); time covers all of its attempts, from start to end."
     return Plot("Accuracy against cost", panels, caption + coverage_note(shown, trained_rows(rows)), share_y=True)
 
 
 def costs_of(cell: Cell) -> list[Cost]:
+    """Return the cost of each run of a row."""
     return [cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)]
 
 
 def forest(rows: Sequence[ReportRow], found: Sequence[Family] | None = None) -> Plot | None:
-    """Paired differences to the baseline with 95 % intervals, the largest first, a panel per model; None without two rows.
+    """Return paired differences to the baseline with 95 % intervals, the largest first; None where nothing can be compared.
 
-    `found`: the differences, where they are computed already.
+    One panel per family of comparable rows. `found` holds the differences if they are already computed.
     """
     found = families([row.cell for row in rows])[0] if found is None else found
     if not found:
@@ -188,12 +193,13 @@ def forest(rows: Sequence[ReportRow], found: Sequence[Family] | None = None) -> 
     caption = (
         "Paired by problem; 95 % intervals over problems, and over training seeds where there are several. "
         f"*: Holm's p < .05 and at least {SEEDS_FOR_A_STAR} seeds."
-        + (" With one seed an interval speaks of two trained models, not of their methods." if few else "")
+        + (" With one seed an interval compares two trained models, not their methods." if few else "")
     )
     return Plot("Differences to the baseline", [panel(family, rows) for family in found], caption + coverage_note(shown, rows))
 
 
 def panel(family: Family, rows: Sequence[ReportRow]) -> Panel:
+    """Return a family's differences to its baseline in points, as a forest plot."""
     base = rows[family.baseline].label
     overall = {place: family.differences[place]["overall"] for place in family.others}
     order = sorted(family.others, key=lambda place: -overall[place]["difference"])
@@ -201,7 +207,7 @@ def panel(family: Family, rows: Sequence[ReportRow]) -> Panel:
     for at, place in enumerate(order):
         value, low, high = (100 * overall[place][key] for key in ("difference", "low", "high"))
         p = overall[place]["p_holm"]
-        says = f"{value:+.1f} points, {low:+.1f} to {high:+.1f}" + (f", Holm's p {p:.3g}" if p is not None else "")
-        series.append(Series(rows[place].label, [value], [-float(at)], [says], "row", [low], [high]))
+        tooltip = f"{value:+.1f} points, {low:+.1f} to {high:+.1f}" + (f", Holm's p {p:.3g}" if p is not None else "")
+        series.append(Series(rows[place].label, [value], [-float(at)], [tooltip], "row", [low], [high]))
     names = [f"{'* ' if overall[place]['star'] else ''}{rows[place].label}" for place in order]
     return Panel("difference, points of Avg@k", "", series, f"against {base}", names=names)

@@ -1,4 +1,4 @@
-"""Curves over training: reward against step (Figures 1 right, 3 right, 4, 5)."""
+"""Plot curves over training: reward against step (Figures 1 right, 3 right, 4, 5)."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ from rlvr_sweeps.reporting.labels import ReportRow, coverage_note, trained_rows
 from rlvr_sweeps.reporting.rows import reward_curves
 
 WINDOW = 9  # steps of the moving average
-POINTS = 256  # of a curve that are drawn, evenly spaced: a run of thousands of steps has no more to show on a page
+POINTS = 256  # most points drawn of a curve, evenly spaced; a page cannot show more
 REWARD = "accuracy reward, %"
 BAND = (
-    f"Accuracy reward over everything sampled, moving average of {WINDOW} steps; a band spans the lowest to the highest seed."
+    f"Accuracy reward over all sampled completions, {WINDOW}-step moving average; a band spans the lowest to the highest seed."
 )
-# What the panel of a product's section is called; the sections of a report are its objectives, and called so.
+# Section of a product -> title of its panel. A report's sections are objectives, whose names are the titles.
 PANELS = {"algo": "objective", "lr": "learning rate", "methods": "during training", "spectra": "during training"}
 
 
 def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
-    """Centred moving average; shorter windows at the ends."""
+    """Return the centred moving average, with shorter windows at the ends."""
     half = window // 2
     return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
 def reward_series(row: ReportRow) -> Series | None:
-    """Mean over seeds of the smoothed reward, in percent, as far as all seeds have come; None without a step."""
+    """Return the mean over seeds of the smoothed reward in percent, up to the last step of all seeds; None without a step."""
     curves = [smooth(curve) for curve in reward_curves(row.cell)]
     steps = min(map(len, curves), default=0)
     if not steps:
@@ -33,19 +33,20 @@ def reward_series(row: ReportRow) -> Series | None:
     places = [round(index * (steps - 1) / max(1, count - 1)) for index in range(count)]
     columns = [[100 * curve[place] for curve in curves] for place in places]
     means = [statistics.fmean(column) for column in columns]
-    says = [f"step {place + 1}: {mean:.1f} %" for place, mean in zip(places, means, strict=True)]
+    tooltips = [f"step {place + 1}: {mean:.1f} %" for place, mean in zip(places, means, strict=True)]
     several = len(curves) > 1
     low, high = ([min(column) for column in columns], [max(column) for column in columns]) if several else (None, None)
-    return Series(row.in_section or row.label, [float(place + 1) for place in places], means, says, "line", low, high)
+    return Series(row.in_section or row.label, [float(place + 1) for place in places], means, tooltips, "line", low, high)
 
 
 def reward_panel(rows: Sequence[ReportRow], title: str = "") -> Panel | None:
+    """Return a panel of the trained rows' reward curves; None without a curve."""
     series = [made for row in trained_rows(rows) if (made := reward_series(row))]
     return Panel("optimizer step", REWARD, series, title, from_zero=True) if series else None
 
 
 def rewards(rows: Sequence[ReportRow]) -> Plot | None:
-    """A panel per section: objectives in a report, what is varied in Figure 4."""
+    """Return a panel per section: an objective in a report, the varied setting in Figure 4; None without a curve."""
     sections = list(dict.fromkeys(row.section for row in trained_rows(rows)))
     by_section = {section: [row for row in rows if row.section == section] for section in sections}
     panels = [panel for section in sections if (panel := reward_panel(by_section[section], PANELS.get(section, section)))]
@@ -55,7 +56,7 @@ def rewards(rows: Sequence[ReportRow]) -> Plot | None:
 
 
 def batch_sizes(rows: Sequence[ReportRow], benchmark: str) -> Plot | None:
-    """Figure 5: reward by batch size, and what the trained models score on one benchmark."""
+    """Return Figure 5: reward curves by batch size, and the trained models' accuracy on one benchmark; None without both."""
     curves = reward_panel(rows, "during training")
     scored = [row for row in trained_rows(rows) if row.cell.value(f"{benchmark}/avg") is not None]
     if not curves or not scored:
@@ -64,9 +65,9 @@ def batch_sizes(rows: Sequence[ReportRow], benchmark: str) -> Plot | None:
     for row in sorted(scored, key=lambda row: int(row.cell.cfg["batch_size"])):
         value, error = 100 * (row.cell.value(f"{benchmark}/avg") or 0), row.cell.error(f"{benchmark}/avg")
         bar = None if error is None else 100 * error
-        says = f"{value:.1f}" + (f" ± {bar:.1f}" if bar is not None else "") + " %"
+        tooltip = f"{value:.1f}" + (f" ± {bar:.1f}" if bar is not None else "") + " %"
         low, high = ([value - bar], [value + bar]) if bar is not None else (None, None)
-        series.append(Series(row.label, [float(row.cell.cfg["batch_size"])], [value], [says], "points", low, high))
+        series.append(Series(row.label, [float(row.cell.cfg["batch_size"])], [value], [tooltip], "points", low, high))
     k = scored[0].cell.cfg["benchmark"][benchmark]["k"]
     right = Panel("batch size, completions", f"{benchmark}, Avg@{k}, %", series, f"{benchmark} after training", x_log=True)
     coverage = coverage_note(scored, trained_rows(rows))

@@ -1,4 +1,4 @@
-"""What each row cost: hours of its devices, tokens it generated, and where the seconds went. From files alone."""
+"""Compute each row's cost from its runs' files: device hours, generated tokens and seconds by phase."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ ENDS = ("stopped", "failed", "done")  # events that close an attempt
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. None where a file that says so is missing."""
+    """The cost of one run; None where the file that holds a number is missing."""
 
-    wall_s: float  # of every attempt whose end is known
-    open_attempts: int  # that ended without a word: their time is in nobody's account
+    wall_s: float  # of all attempts with a recorded end
+    open_attempts: int  # attempts with no recorded end; their time is not counted
     attempts: int
     device_hours: float
-    device: str | None  # a GPU's name; None on cores, of which a process has one
+    device: str | None  # a GPU's name; None without a GPU, where each process uses one core
     phases_s: dict[str, float]
     evaluate_s: float | None
     trained_tokens: float | None
@@ -29,7 +29,7 @@ class Cost:
 
 
 def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
-    """What a finished run cost, over all of its attempts."""
+    """Return the cost of a finished run over all of its attempts."""
     cfg = cell.cfg
     steps = read_rows(run.metrics_path)
     wall_s, open_attempts, attempts = spent(read_rows(run.attempts_path))
@@ -54,7 +54,7 @@ def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
 
 
 def spent(events: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
-    """(seconds between starts and their ends, starts without an end, starts)."""
+    """Return (seconds between starts and their ends, starts without an end, starts)."""
     seconds, unended, starts = 0.0, 0, 0
     began: float | None = None
     for event in events:
@@ -79,7 +79,7 @@ class CostRow:
 
 
 def cost_rows(rows: Sequence[Cell], labels: Sequence[str]) -> tuple[str, list[CostRow]]:
-    """(`GPU-hours` or `core-hours`, a line per row and one for all)."""
+    """Return (`GPU-hours` or `core-hours`, a line per row and, for several rows, a line with their sum)."""
     by_row = [[cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)] for cell in rows]
     everything = [one for of_row in by_row for one in of_row]
     unit = "GPU-hours" if any(one.device for one in everything) else "core-hours"
@@ -88,6 +88,7 @@ def cost_rows(rows: Sequence[Cell], labels: Sequence[str]) -> tuple[str, list[Co
 
 
 def as_text(label: str, of_row: Sequence[Cost]) -> CostRow:
+    """Return the summed costs of a row's runs as text."""
     known = [total(one.phases_s.get(phase) for one in of_row) for phase in PHASES]
     evaluate_s = total(one.evaluate_s for one in of_row)
     wall_s = total(one.wall_s for one in of_row)
@@ -104,17 +105,18 @@ def as_text(label: str, of_row: Sequence[Cost]) -> CostRow:
 
 
 def total(values: Iterable[float | None]) -> float | None:
-    """The sum of what is known; None where nothing is."""
+    """Return the sum of the known values; None where there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def hours(value: float | None) -> str:
+    """Return hours as text, with two digits below 100; a dash for None."""
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def counted(value: float | None) -> str:
-    """`12,300`, `4.56 M`, `1.20 B`."""
+    """Return a count as text: `12,300`, `4.56 M`, `1.20 B`; a dash for None."""
     if value is None:
         return "-"
     for size, letter in ((1e9, "B"), (1e6, "M")):

@@ -1,4 +1,4 @@
-"""Where runs differ from what the paper states (paper/settings.yaml), and what they chose where it is silent."""
+"""Compare runs with the settings that the paper states, and list their values where it states none (paper/settings.yaml)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,36 +18,37 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class Finding:
-    """A setting, what the paper says of it (nothing where it is silent), and what runs have."""
+    """A setting, the paper's value (empty where it states none) and the runs' value."""
 
     what: str
     section: str
     paper: str
     here: str
-    rows: tuple[str, ...]  # labels of the rows that have this; empty for all that have the setting
+    rows: tuple[str, ...]  # labels of the rows with this value; empty where all rows with the setting have it
 
 
 @cache
 def settings() -> list[dict[str, Any]]:
+    """Return the entries of paper/settings.yaml."""
     stated = OmegaConf.to_container(OmegaConf.load(conf_dir().parent / "paper" / "settings.yaml"))
     assert isinstance(stated, list)
     return stated
 
 
 def deviations(rows: Sequence[Cell], labels: Sequence[str]) -> list[Finding]:
-    """What differs from the paper, a finding per setting and value."""
+    """Return a finding per setting and value that differs from the paper."""
     return [finding for setting in settings() if setting["paper"] is not None for finding in compared(setting, rows, labels)]
 
 
 def choices(rows: Sequence[Cell], labels: Sequence[str]) -> list[Finding]:
-    """What was chosen where the paper says nothing."""
+    """Return a finding per setting that the paper does not state, and value."""
     return [finding for setting in settings() if setting["paper"] is None for finding in compared(setting, rows, labels)]
 
 
 def compared(setting: dict[str, Any], rows: Sequence[Cell], labels: Sequence[str]) -> list[Finding]:
-    """By value that is not the paper's: the rows that have it."""
-    having: dict[str, list[str]] = {}
-    said: dict[str, str] = {}
+    """Return a finding per value of one setting that is not the paper's, with the rows that have it."""
+    labels_by_value: dict[str, list[str]] = {}
+    paper_values: dict[str, str] = {}
     count = 0
     for cell, label in zip(rows, labels, strict=True):
         for cfg in configurations(cell):
@@ -57,24 +58,24 @@ def compared(setting: dict[str, Any], rows: Sequence[Cell], labels: Sequence[str
             count += 1
             stated = of_model(setting["paper"], cfg["model"]["name"])
             if not any(same(value, allowed) for allowed in [stated, *setting.get("also", [])]) or stated is None:
-                having.setdefault(shown(value), []).append(label)
-                said[shown(value)] = "" if stated is None else shown(stated)
+                labels_by_value.setdefault(shown(value), []).append(label)
+                paper_values[shown(value)] = "" if stated is None else shown(stated)
     return [
         Finding(
-            setting["what"], setting.get("section", ""), said[value], value,
+            setting["what"], setting.get("section", ""), paper_values[value], value,
             () if len(where) == count else tuple(dict.fromkeys(where)),
         )
-        for value, where in having.items()
+        for value, where in labels_by_value.items()
     ]  # fmt: skip
 
 
 def configurations(cell: Cell) -> list[Resolved]:
-    """One per seed: the training seed is a setting too."""
+    """Return one configuration per seed, since the training seed is also a setting."""
     return [cell.cfg | {"seed": summary.get("seed", cell.cfg["seed"])} for summary in cell.summaries]
 
 
 def value_of(cfg: Resolved, key: str) -> Any:
-    """A run's value under a key of settings.yaml; ABSENT where its method, objective or model has no such setting."""
+    """Return a run's value under a key of settings.yaml; ABSENT where its method, objective or model has no such setting."""
     if not is_trained(cfg) and not key.startswith(("model.path", "benchmark", "evaluation.", "peft.name")):
         return ABSENT
     dials = dial_values(cfg)
@@ -89,16 +90,19 @@ def value_of(cfg: Resolved, key: str) -> Any:
 
 
 def of_model(stated: Any, model: str) -> Any:
+    """Return the paper's value for a model; that of the main model where the paper has no such model."""
     return stated.get(model, stated[main_model()]) if isinstance(stated, dict) else stated
 
 
 def same(value: Any, stated: Any) -> bool:
+    """Return whether two values are equal; lists may differ in order."""
     if isinstance(value, list) and isinstance(stated, list):
         return sorted(value) == sorted(stated)
     return bool(value == stated)
 
 
 def shown(value: Any) -> str:
+    """Return a value as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

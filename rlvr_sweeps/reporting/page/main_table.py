@@ -1,4 +1,4 @@
-"""The main table of a report, in the terminal and as text for its page: accuracy by method, objective, dials and benchmark."""
+"""Make a report's main table for the terminal and the page: accuracy by method, objective, dials and benchmark."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,29 +19,30 @@ DIALS = {dial: text for dial, text in DIAL_LABELS.items() if dial != "seed"} | {
 
 
 def one_k(rows: Sequence[Cell]) -> str:
-    """`8` where every benchmark has k = 8, else `k`."""
+    """Return the k that all benchmarks share, as text, else `k`."""
     ks = {source["k"] for cell in rows for source in cell.cfg["benchmark"].values()}
     return str(ks.pop()) if len(ks) == 1 else "k"
 
 
 def dial(cell: Cell, name: str) -> str:
+    """Return a row's value of a dial as text; a dash where it has none."""
     value = cell.summaries[0].get(name)
     return "-" if value is None else f"{value:g}"
 
 
 def varying(rows: Sequence[Cell]) -> list[str]:
-    """The dials on which rows differ, where they have them: these become columns."""
+    """Return the dials that have several values among the rows; each becomes a column."""
     return [name for name in DIALS if len({dial(cell, name) for cell in rows} - {"-"}) > 1]
 
 
 def constant(rows: Sequence[Cell]) -> str:
-    """`rank 8, lr 0.001, …`: the dials that all rows share."""
+    """Return `rank 8, lr 0.001, …`: the dials with a single value among the rows."""
     values = {name: {dial(cell, name) for cell in rows} - {"-"} for name in DIALS}
     return ", ".join(f"{DIALS[name]} {only.pop()}" for name, only in values.items() if len(only) == 1)
 
 
 def shown(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, Any]:
-    """A row's cells as text; a dash where there is no number."""
+    """Return a row's entries as text, by column; a dash where there is no number."""
     cfg, first = cell.cfg, cell.summaries[0]
     share = first["trainable"] / first["parameters"] if first["parameters"] else None
     return {
@@ -62,37 +63,37 @@ def shown(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, A
 
 
 def notes(rows: Sequence[Cell]) -> list[str]:
-    """What a reader must know to read the numbers right."""
-    said = [
+    """Return the sentences below the table: definitions of its columns, and limits of the comparison."""
+    sentences = [
         "Avg@k is the mean over the benchmarks. Reward is the mean of the first and of the last 10 training steps. Reach is "
-        "how far training moved the weights, ‖ΔW‖/‖W0‖ of the whole model."
+        "the relative change of the weights by training, ‖ΔW‖/‖W0‖ over the model."
     ]
-    said += [sentence for cell in rows for sentence in cell.stopped_early]
+    sentences += [sentence for cell in rows for sentence in cell.stopped_early]
     if any(len(cell.runs) == 1 for cell in rows):
-        said.append(
-            "± is the standard error from sampling each problem k times. A row with one training seed says nothing about how "
-            "much another seed would change it."
+        sentences.append(
+            "± is the standard error from sampling each problem k times. A row with one training seed does not show how much "
+            "the result varies between seeds."
         )
     if any(len(cell.runs) > 1 for cell in rows):
-        said.append("Where there are several seeds, ± is the standard error of their mean.")
+        sentences.append("Where there are several seeds, ± is the standard error of their mean.")
     if len({evaluation_spec(cell.cfg) for cell in rows}) > 1:
-        said.append("These rows were not all evaluated in the same way, so they do not compare.")
+        sentences.append("These rows were not all evaluated in the same way, so their scores cannot be compared.")
     for name, ids in overlaps(rows).items():
-        said.append(
-            f"{len(ids)} problems of {name} share 13 words in a row with a training prompt (train.json names them): read its "
-            "scores as partly memory."
+        sentences.append(
+            f"{len(ids)} problems of {name} share 13 consecutive words with a training prompt (train.json lists them): part of "
+            "its scores may be memorised."
         )
     trained = [cell for cell in rows if is_trained(cell.cfg)]
     if len({cell.cfg["peft"]["name"] for cell in trained}) > 1 and len({cell.cfg["lr"] for cell in trained}) == 1:
-        said.append(
-            "All methods share one learning rate, which moves their weights by different amounts (reach): a ranking at one "
-            "rate is confounded with step size. Give each method several rates before you prefer one."
+        sentences.append(
+            "All methods share one learning rate, at which their weights change by different amounts (reach): a ranking at "
+            "one rate is confounded with step size. Compare methods over several rates each."
         )
-    return said
+    return sentences
 
 
 def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
-    """By benchmark, problems that a run of the table found among its training prompts."""
+    """Return, by benchmark, the problems that overlap with a training prompt of any run in the table."""
     found: dict[str, set[str]] = {}
     for run in (run for cell in rows for run in cell.runs):
         for name, ids in ((read_json(run.record_path) or {}).get("data", {}).get("overlap") or {}).items():
@@ -101,7 +102,7 @@ def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
 
 
 def show(rows: Sequence[Cell], console: Console) -> None:
-    """The table in the terminal."""
+    """Print the table and its notes in the terminal."""
     k = one_k(rows)
     table = Table(title="Accuracy in percent", title_justify="left", header_style="dim", box=None, pad_edge=False)
     for column in ("method", "objective"):

@@ -1,4 +1,4 @@
-"""Where a page's numbers come from: code, packages, models, data, decoding, grader and the commands that asked for it."""
+"""List the origin of a page's numbers: code, packages, models, data, decoding, grader and launch commands."""
 
 import shlex
 import time
@@ -20,7 +20,7 @@ ELSEWHERE = ("commit", "host", "machine", "gpus", "device")  # what train.json's
 
 @dataclass(frozen=True)
 class Entry:
-    """A fact of the runs that have it, each value with its runs; one value where they agree."""
+    """A fact about the runs: each of its values with the runs that have it."""
 
     section: str
     what: str
@@ -28,7 +28,7 @@ class Entry:
 
 
 def manifest(rows: Sequence[Cell]) -> list[Entry]:
-    """Every fact of the finished runs, in a fixed order."""
+    """Return every fact of the finished runs, ordered by section."""
     having: dict[tuple[str, str], dict[str, list[str]]] = {}
     for cell in rows:
         for run, summary in zip(cell.runs, cell.summaries, strict=True):
@@ -39,6 +39,7 @@ def manifest(rows: Sequence[Cell]) -> list[Entry]:
 
 
 def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
+    """Return the facts of one run, from its configuration, train.json, right.json and summary."""
     record = read_json(run.record_path) or {}
     found: Facts = {}
     if is_trained(cfg):
@@ -65,18 +66,20 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
 
 
 def source(stated: dict[str, Any]) -> str:
-    """`path @ revision (subset, split)`."""
+    """Return `path @ revision (subset, split)` of a model or data set."""
     parts = [str(stated[key]) for key in ("subset", "split") if stated.get(key)]
     text = stated["path"] + (f" @ {stated['revision']}" if stated.get("revision") else ", no revision pinned")
     return text + (f" ({', '.join(parts)})" if parts else "")
 
 
 def decoding(stated: dict[str, Any]) -> str:
+    """Return the engine and sampling settings as text."""
     engine = f"{stated['engine']}: " if stated["engine"] != "auto" else ""
     return f"{engine}temperature {stated['temperature']:g}, top-p {stated['top_p']:g}, {stated['max_tokens']:,} tokens at most"
 
 
 def agreement(record: dict[str, Any]) -> str:
+    """Return whether the built trainer matched its configuration, from train.json."""
     if "asked" not in record:
         return "not recorded"
     return "equal" if record["asked"] == record["built"] else "DIFFERENT, see train.json"
@@ -84,7 +87,7 @@ def agreement(record: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """A command that asked for runs of this folder."""
+    """A command that launched runs of this folder."""
 
     when: str
     command: str
@@ -93,7 +96,7 @@ class Launch:
 
 
 def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
-    """Those whose launch.json lies in the launches/ beside the folder, or where a run's submission says; oldest first."""
+    """Return the launches of these runs, oldest first: from launches/ beside the folder and from the runs' submissions."""
     names = {run.name for run in runs}
     folders = {path.parent.resolve() for path in (runs_dir.absolute().parent / "launches").rglob("launch.json")}
     folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := read_json(run.submission_path))}
@@ -102,13 +105,13 @@ def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
         facts = read_json(folder / "launch.json")
         if facts is None:
             continue
-        asked = {Path(point["run"]).name for point in facts["points"] if Path(point["run"]).parent == runs_dir.absolute()}
-        if asked & names:
+        launched = {Path(point["run"]).name for point in facts["points"] if Path(point["run"]).parent == runs_dir.absolute()}
+        if launched & names:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started"]))
-            found.append((facts["started"], Launch(when, shown(facts["command"]), len(asked), facts.get("outcome", "open"))))
+            found.append((facts["started"], Launch(when, shown(facts["command"]), len(launched), facts.get("outcome", "open"))))
     return [launch for _, launch in sorted(found, key=lambda pair: pair[0])]
 
 
 def shown(command: Sequence[str]) -> str:
-    """As it can be typed again."""
+    """Return the command as it can be typed in a shell."""
     return "python " + shlex.join([Path(command[0]).name, *command[1:]])

@@ -1,4 +1,4 @@
-"""`rlvr report`: the finished runs of a folder as a table in the terminal, a CSV, and one HTML page that needs nothing else."""
+"""Write the report of a folder's runs as one self-contained HTML page and a CSV (`rlvr report`)."""
 
 import base64
 import hashlib
@@ -30,12 +30,12 @@ from rlvr_sweeps.reporting.tables.formats import rows_as_csv
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import RunStatus, find_runs, latest_step, log_files, tail
 
-PAGE_BYTES = 4_900_000  # what the page may come to; mails and issue trackers take five million
+PAGE_BYTES = 4_900_000  # most bytes of a page; mail and issue trackers often accept five million
 LAST_LINES = 15  # of a failed run's log
 
 
 def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
-    """Write `out` (HTML) and a .csv beside it; returns both paths and the rows in them."""
+    """Write `out` (HTML) and a .csv beside it; return both paths and their rows."""
     found = find_runs(runs_dir)
     rows = cells(found)
     write_text(out, page(runs_dir, found, rows))
@@ -45,7 +45,7 @@ def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
 
 
 def page(runs_dir: Path, found: Sequence[RunStatus], rows: Sequence[Cell]) -> str:
-    """The whole page; the completions get the room that everything else leaves."""
+    """Return the page; completions fill the bytes up to PAGE_BYTES that the other sections leave."""
     names, labels = benchmarks(rows), [row.label for row in report_rows(rows)]
     compared, left_out = families(rows)
     unit, spent = cost_rows(rows, labels)
@@ -86,23 +86,24 @@ def page(runs_dir: Path, found: Sequence[RunStatus], rows: Sequence[Cell]) -> st
 
 
 def asset(name: str) -> str:
+    """Return the text of a file in templates/."""
     return (files("rlvr_sweeps.reporting.page") / "templates" / name).read_text()
 
 
 def sha256(script: str) -> str:
-    """As a page's security policy names the one script that may run."""
+    """Return the script's hash as base64, for the page's Content-Security-Policy."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def run_labels(cell: Cell, text: str) -> list[tuple[Run, str]]:
-    """The runs of a row that say which problems they solved, each with its name."""
+    """Return the runs of a row that have a right.json, in order of seed, each with its label."""
     by_seed = sorted(zip(cell.runs, cell.summaries, strict=True), key=lambda pair: pair[1].get("seed") or 0)
     several = len(by_seed) > 1
     return [(run, f"{text} seed {row['seed']}" if several else text) for run, row in by_seed if run.right_path.exists()]
 
 
 def against(family: Family, labels: Sequence[str]) -> dict[str, Any]:
-    """A family's differences as text."""
+    """Return a family's differences to its baseline as text."""
     lines = []
     for place in family.others:
         row = family.differences[place]
@@ -120,16 +121,16 @@ def against(family: Family, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def points(row: dict[str, Any]) -> tuple[str, str]:
-    """(`+1.2`, `−0.3 to +2.7`): a difference and its interval in points."""
+    """Return (`+1.2`, `−0.3 to +2.7`): a difference and its interval in points."""
     value, low, high = (f"{100 * row[key]:+.1f}".replace("-", "−") for key in ("difference", "low", "high"))
     return value, f"{low} to {high}"
 
 
 def unfinished(item: RunStatus) -> dict[str, str]:
-    """A run that has no result: how far it came, or why it stopped, and the end of what it printed."""
+    """Return the state of an unfinished run: its step or error, and the last lines of its log where it failed."""
     steps = item.cfg["steps"] if item.cfg and is_trained(item.cfg) else None
     at = f"step {latest_step(item.run)} of {steps}" if steps and item.state in ("running", "lost", "failed") else ""
-    at = "its scores are above, its analysis is missing" if item.evaluated else at
+    at = "evaluated (scores above), analysis missing" if item.evaluated else at
     last = ""
     if item.state in ("failed", "lost"):
         with suppress(Refused):
@@ -140,5 +141,5 @@ def unfinished(item: RunStatus) -> dict[str, str]:
 
 
 def as_csv(found: Sequence[RunStatus]) -> str:
-    """One line per evaluated run, every column of its summary."""
+    """Return a CSV with one line per evaluated run and every column of its summary."""
     return rows_as_csv([item.summary for item in found if item.evaluated])

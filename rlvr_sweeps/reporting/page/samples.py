@@ -1,8 +1,8 @@
-"""The page's samples: which problems each run solves, and as many of the completions as fit, packed for the browser.
+"""Pack the page's samples for the browser: the problems that each run solves, and as many completions as fit.
 
-Every problem of every run is in the matrix. Completions are let in under a budget: the richest of SHAPES that holds all
-cells; where even the poorest does not, the problems on which runs disagree most, benchmark by benchmark in turn. The same
-runs give the same bytes.
+The matrix holds every problem of every run. Completions are limited by a budget: the largest of SHAPES with which all cells
+fit; if none does, the smallest shape for the problems on which runs disagree most, taken from the benchmarks in turn. Equal
+runs give identical bytes.
 """
 
 import base64
@@ -18,19 +18,19 @@ from rlvr_sweeps.reporting.differences.compare import right_of
 from rlvr_sweeps.runs.directory import Run
 
 SHAPES = ((32, 8000), (8, 6000), (4, 4000), (2, 3000), (2, 1500), (2, 800))  # completions per cell, characters of each
-COMPRESSION = 4.0  # how much smaller gzip makes mathematics, about; what it comes to is measured
-HEAD = 1 / 3  # share of a cut completion that is its beginning: the answer stands at the end
-ANSWER = 200  # characters of an answer
-MARGIN = 0.9
-FULL = 0.8  # of the limit: more is not tried for
-TRIES = 6  # of meeting the limit
-TEXT = 6
+COMPRESSION = 4.0  # approximate gzip ratio of mathematical text; the actual size is measured
+HEAD = 1 / 3  # share of a shortened completion taken from its beginning; the answer is at its end
+ANSWER = 200  # most characters of an answer
+MARGIN = 0.9  # factor below the estimated number of problems that fit
+FULL = 0.8  # share of the limit that is large enough
+TRIES = 6  # attempts to meet the limit
+TEXT = 6  # index of the text in a Sample
 Sample = list[Any]  # index, correct, answer, reason, tokens, truncated, text (or its ends and what is missing between), gold
 
 
 @dataclass(frozen=True)
 class Column:
-    """A run of the matrix, and what is known of it."""
+    """A run in the matrix, with its label and verdicts."""
 
     run: Run
     label: str
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass
 class Matrix:
-    """One benchmark: its problems in order, and by run how many samples are right (None where it lacks the problem)."""
+    """One benchmark: its problems in order, and their right samples by run (None where a run lacks the problem)."""
 
     name: str
     problems: list[str]
@@ -47,21 +47,21 @@ class Matrix:
     right: list[list[int | None]] = field(default_factory=list)  # shape (problems, runs)
 
     def spread(self, place: int) -> float:
-        """How far the runs' shares of right samples are apart on a problem."""
+        """Return the largest difference between the runs' shares of right samples on the problem at index `place`."""
         shares = [count / k for count, k in zip(self.right[place], self.k, strict=True) if count is not None and k]
         return max(shares) - min(shares) if shares else 0.0
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Base64 of gzipped JSON for the page, and what is in it, in words."""
+    """Base64 of gzipped JSON for the page, and a sentence on what it holds."""
 
     text: str
-    said: str
+    summary: str
 
 
 def pack(labelled: Sequence[tuple[Run, str]], limit_bytes: int) -> Packed:
-    """The matrix, and completions until the page would grow by more than `limit_bytes`."""
+    """Return the matrix and as many completions as fit into `limit_bytes` of base64."""
     columns = [Column(run, label, right_of(run)) for run, label in labelled]
     matrices = matrices_of(columns)
     table = described(columns, matrices)
@@ -79,24 +79,26 @@ def pack(labelled: Sequence[tuple[Run, str]], limit_bytes: int) -> Packed:
 
 
 def zipped(payload: dict[str, Any]) -> str:
+    """Return the payload as base64 of gzipped JSON."""
     return base64.b64encode(gzip.compress(json.dumps(payload).encode(), 6, mtime=0)).decode()
 
 
 def in_words(columns: Sequence[Column], matrices: Sequence[Matrix], samples: dict[str, list[Sample]]) -> str:
-    """How much of the samples is in the page."""
+    """Return the sentence below the sample browser: how many samples the page holds."""
     total = sum(entry["k"] * len(entry["right"]) for column in columns for entry in column.right.values())
     cells = sum(count is not None for matrix in matrices for row in matrix.right for count in row)
     shown = [sample for cell in samples.values() for sample in cell]
     cut = sum(isinstance(sample[TEXT], list) for sample in shown)
-    said = f"{len(shown):,} of {total:,} samples can be read here"
+    sentence = f"{len(shown):,} of {total:,} samples can be read here"
     if len(samples) < cells:
-        said += f", in {len(samples):,} of {cells:,} cells: where room is short, of the problems on which runs disagree most"
+        sentence += f", in {len(samples):,} of {cells:,} cells: those of the problems on which runs disagree most"
     if cut:
-        said += f"; {cut:,} of them are cut in the middle"
-    return said + ". All of them are in the runs' eval/ folders."
+        sentence += f"; {cut:,} of them are shortened in the middle"
+    return sentence + ". All of them are in the runs' eval/ folders."
 
 
 def matrices_of(columns: Sequence[Column]) -> list[Matrix]:
+    """Return a matrix per benchmark."""
     found = []
     for name in dict.fromkeys(name for column in columns for name in column.right):
         counts = [column.right.get(name, {"k": None, "right": {}}) for column in columns]
@@ -107,18 +109,20 @@ def matrices_of(columns: Sequence[Column]) -> list[Matrix]:
 
 
 def described(columns: Sequence[Column], matrices: Sequence[Matrix]) -> dict[str, Any]:
-    """All of the payload but the completions."""
-    asked: dict[str, dict[str, list[str]]] = {}
+    """Return the payload without completions: runs, benchmarks and questions."""
+    questions_of: dict[str, dict[str, list[str]]] = {}
     for column in columns:
         for name, questions in (read_json(column.run.questions_path) or {}).items():
-            asked.setdefault(name, {}).update(questions)
+            questions_of.setdefault(name, {}).update(questions)
     return {
         "runs": [{"name": column.run.name, "label": column.label} for column in columns],
         "benchmarks": [
             {
                 "name": matrix.name,
                 "k": matrix.k,
-                "problems": [[problem, *asked.get(matrix.name, {}).get(problem, [None, None])] for problem in matrix.problems],
+                "problems": [
+                    [problem, *questions_of.get(matrix.name, {}).get(problem, [None, None])] for problem in matrix.problems
+                ],
                 "right": matrix.right,
             }
             for matrix in matrices
@@ -127,7 +131,7 @@ def described(columns: Sequence[Column], matrices: Sequence[Matrix]) -> dict[str
 
 
 def chosen(columns: Sequence[Column], matrices: Sequence[Matrix], budget: int) -> dict[str, list[Sample]]:
-    """By cell (`benchmark.problem.run`, places in the matrix) its completions, of at most `budget` characters together."""
+    """Return completions by cell (`benchmark.problem.run`, indices), with at most `budget` characters in total."""
     for most, characters in SHAPES:
         samples, held = take(columns, matrices, most, characters, budget)
         if held == 1:
@@ -143,7 +147,7 @@ def chosen(columns: Sequence[Column], matrices: Sequence[Matrix], budget: int) -
 
 
 def by_disagreement(matrices: Sequence[Matrix]) -> list[tuple[int, int]]:
-    """(benchmark, problem) places, most disagreement first within a benchmark, benchmarks in turn."""
+    """Return (benchmark, problem) indices, most disagreement first within a benchmark, alternating between benchmarks."""
     turns = []
     for place, matrix in enumerate(matrices):
         spreads = sorted((-matrix.spread(problem), problem) for problem in range(len(matrix.problems)))
@@ -159,7 +163,7 @@ def take(
     budget: int,
     only: set[tuple[int, int]] | None = None,
 ) -> tuple[dict[str, list[Sample]], float]:
-    """(completions by cell, 1); where they exceed the budget, none, and what share of the cells fitted."""
+    """Return (completions by cell, 1.0), or where they exceed the budget ({}, the share of the cells that fitted)."""
     samples: dict[str, list[Sample]] = {}
     spent = 0
     cells = len(columns) * (len(only) if only is not None else sum(len(matrix.problems) for matrix in matrices))
@@ -173,15 +177,15 @@ def take(
                 cell = [shortened(row, characters) for row in rows]
                 spent += sum(len(json.dumps(sample)) for sample in cell)
                 if spent > budget:
-                    return {}, len(samples) / cells  # below 1: this cell is not among them
+                    return {}, len(samples) / cells  # below 1, since this cell is not counted
                 samples[f"{place}.{where[problem]}.{run_place}"] = cell
     return samples, 1.0
 
 
 def picked(column: Column, benchmark: str, most: int, wanted: set[str] | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(problem, at most `most` of its rows, one of each verdict first); lines that nobody asked for are not parsed."""
+    """Yield (problem, at most `most` of its rows, including one of each verdict); parse no other lines."""
     entry, path = column.right[benchmark], column.run.samples_path(benchmark)
-    if not path.exists():  # summaries outlive gigabytes of samples
+    if not path.exists():  # large samples may be deleted while the summaries remain
         return
     with path.open("rb") as file:
         for problem, right in entry["right"].items():
@@ -193,7 +197,7 @@ def picked(column: Column, benchmark: str, most: int, wanted: set[str] | None) -
             first: dict[bool, dict[str, Any]] = {}
             for line in lines:
                 rows.append(json.loads(line))
-                if rows[-1]["problem"] != problem:  # not the file that was counted
+                if rows[-1]["problem"] != problem:  # the file does not match right.json
                     return
                 first.setdefault(bool(rows[-1]["correct"]), rows[-1])
                 if len(rows) >= most and len(first) >= verdicts:
@@ -204,7 +208,7 @@ def picked(column: Column, benchmark: str, most: int, wanted: set[str] | None) -
 
 
 def shortened(row: dict[str, Any], characters: int) -> Sample:
-    """A row as the page shows it; a text longer than `characters` as its beginning, how much is missing, and its end."""
+    """Return a row as a Sample; a text longer than `characters` becomes [beginning, omitted characters, end]."""
     text = row["text"]
     if len(text) > characters:
         head = int(characters * HEAD)

@@ -1,11 +1,11 @@
-"""The mirror: a process of its own that reads a run's files and tells W&B. Nothing of W&B's can reach the training.
+"""Send a run's files to W&B from a separate process, so that no failure of W&B affects training.
 
     python -m rlvr_sweeps.reporting.tracking.mirror '{"run": path, "mode": "auto", …}'
 
-It sends what W&B does not have: W&B's own summary says up to which step it has the curve, so a run that was requeued goes on
-in it, and steps that were computed again are sent once. Offline, each process writes the whole run again from its files and
-removes what earlier ones wrote: the newest offline folder is always complete. A server that refuses or does not answer turns
-the mirror from online to offline, with one line in the stage's log; whatever else happens ends this process alone.
+Online, it sends only the rows after the last step in W&B's summary, so a requeued run continues its curve and repeated steps
+are sent once. Offline, each process writes the complete run again from its files and removes earlier offline folders: the
+newest is always complete. If the server refuses or does not answer, the mirror restarts offline, with one line in the stage's
+log; any other error ends this process only.
 """
 
 import fcntl
@@ -26,12 +26,12 @@ from rlvr_sweeps.reporting.tracking.stage import Task, command
 from rlvr_sweeps.runs.directory import Run
 
 POLL_S = 2.0
-GRACE_S = 30.0  # beyond the SDK's own time-outs, which it may not keep
+GRACE_S = 30.0  # beyond the SDK's own time-outs, which it may exceed
 NOT_FROM_OUTSIDE = ("WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_NOTES")
 
 
 class Mirror:
-    """One W&B run being told of one run directory."""
+    """One W&B run and the run directory that it copies."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.tracking = task, task.tracking
@@ -39,15 +39,16 @@ class Mirror:
         self.cfg = self.run.config()
         self.sent = {STEP: 0, "reach/step": 0}
         self.wandb: Any = None  # the SDK's run
-        self.confirmed = False  # by the server
+        self.confirmed = False  # whether the server has all rows and the summary
 
     def work(self) -> None:
+        """Open the W&B run, send rows until the stage ends, and finish; raises TimeoutError and what the SDK raises."""
         self.run.wandb_path.mkdir(exist_ok=True)
         with (self.run.wandb_path / ".lock").open("w") as lock:
             patience_s = self.tracking["finish_timeout_s"]
             self.limit(self.tracking["init_timeout_s"] + patience_s)
-            if not try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s):  # the stage before may still be sending
-                raise TimeoutError("another mirror of this run does not end")
+            if not try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s):  # the previous stage's mirror may still be sending
+                raise TimeoutError("another mirror of this run is still running")
             before = [path for path in self.run.wandb_path.glob("*run-*") if path.is_dir()]
             self.begin(online(self.tracking["mode"]))
             self.send_rows()
@@ -59,7 +60,7 @@ class Mirror:
             self.end(word)
 
     def limit(self, seconds: float) -> None:
-        """Let the kernel interrupt whatever this process hangs in."""
+        """Set an alarm that interrupts a blocked call after `seconds` and GRACE_S."""
         signal.alarm(int(seconds + GRACE_S))
 
     def begin(self, is_online: bool) -> None:
@@ -88,10 +89,10 @@ class Mirror:
         self.note()
 
     def follow(self) -> str:
-        """Send rows as they come, until the stage says how it ended (`done`, `saved`, `failed`) or is gone."""
+        """Send rows until the stage ends; return its outcome (`done`, `saved`, `failed`), or `gone` if its process vanished."""
         while True:
-            told = select.select([sys.stdin], [], [], POLL_S)[0]
-            word = (sys.stdin.readline().strip() or "gone") if told else ""
+            ready = select.select([sys.stdin], [], [], POLL_S)[0]
+            word = (sys.stdin.readline().strip() or "gone") if ready else ""
             if not word and os.getppid() != self.task.parent:
                 word = "gone"
             self.send_rows()
@@ -99,23 +100,23 @@ class Mirror:
                 return word
 
     def send_rows(self) -> None:
-        """Every complete row that W&B does not have."""
+        """Send every complete row that W&B lacks."""
         reaches = [reach_point(row) for row in read_rows(self.run.reach_path)]
         for key, points in ((STEP, [point(row) for row in self.steps()]), ("reach/step", reaches)):
-            for told in points:
-                if told[key] > self.sent[key]:
-                    self.wandb.log(told)
-                    self.sent[key] = told[key]
+            for values in points:
+                if values[key] > self.sent[key]:
+                    self.wandb.log(values)
+                    self.sent[key] = values[key]
 
     def steps(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl; until training has cut them back to its checkpoint, those it will keep."""
+        """Return the rows of metrics.jsonl; before training truncates it to its checkpoint, only the rows that will remain."""
         rows = read_rows(self.run.metrics_path)
         if rows and self.run.metrics_path.stat().st_ino == self.task.rewritten:
             return [row for row in rows if row["step"] <= self.task.known]
         return rows
 
     def end(self, word: str) -> None:
-        """The summary, the table and the files of a stage that is done; then let the SDK finish, within its time."""
+        """Send the summary, the table and the files of a completed stage, then finish the W&B run."""
         import wandb
 
         summary: dict[str, Any] = read_json(self.run.summary_path) or {}
@@ -134,29 +135,29 @@ class Mirror:
         self.note(word)
 
     def confirm(self, summary: dict[str, Any]) -> None:
-        """Ask the server what it has: that the SDK gave up, on a full quota say, it tells its own log alone."""
+        """Compare the server's summary with the sent rows: the SDK reports some failures (a full quota) only in its log."""
         import wandb
 
-        kept: Any = wandb.Api(timeout=int(self.tracking["finish_timeout_s"])).run(self.wandb.path).summary
-        has = int(kept.get(STEP) or 0)
-        self.confirmed = has == self.sent[STEP] and all(kept.get(key) == value for key, value in summary.items())
+        remote: Any = wandb.Api(timeout=int(self.tracking["finish_timeout_s"])).run(self.wandb.path).summary
+        step = int(remote.get(STEP) or 0)
+        self.confirmed = step == self.sent[STEP] and all(remote.get(key) == value for key, value in summary.items())
         if not self.confirmed:
             and_summary = " and not this summary" if summary else ""
-            warn(f"it has step {has} of {self.sent[STEP]}{and_summary}; `rlvr wandb sync` sends the rest")
+            warn(f"it has step {step} of {self.sent[STEP]}{and_summary}; `rlvr wandb sync` sends the rest")
 
     def note(self, word: str = "") -> None:
-        """Say in a file what was sent, and where."""
+        """Write the mode, the address and the last sent steps to the run's mirror file."""
         there = {"mode": "offline"} if self.wandb.offline else {"mode": "online", "url": self.wandb.url}
         write_json(self.run.mirror_path, there | {"sent": self.sent, "ended": word, "confirmed": self.confirmed})
 
 
-def warn(words: str) -> None:
-    """One line in the stage's log."""
-    print(f"W&B: {words}", flush=True)
+def warn(text: str) -> None:
+    """Print one line into the stage's log."""
+    print(f"W&B: {text}", flush=True)
 
 
 def online(mode: str) -> bool:
-    """Whether to go online: as asked, or, where that is left open, if there is a key."""
+    """Return whether to connect to the server: as `mode` states, or for `auto` if a key is available."""
     import wandb
 
     if mode != "auto":
@@ -165,7 +166,7 @@ def online(mode: str) -> bool:
 
 
 def keep_apart(run: Run) -> None:
-    """Let what the SDK keeps stay in the run's folder, and no other run's settings come in."""
+    """Keep the SDK's files in the run's folder, and remove other runs' settings from the environment."""
     for name in NOT_FROM_OUTSIDE:
         os.environ.pop(name, None)
     os.environ |= {name: str(run.wandb_path / "data") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")}
@@ -173,6 +174,7 @@ def keep_apart(run: Run) -> None:
 
 
 def main(task: Task) -> None:
+    """Mirror one run; after an error before the W&B run was open, restart offline."""
     run = Run(Path(task.run))
     keep_apart(run)
     signal.signal(signal.SIGALRM, give_up)
@@ -181,15 +183,16 @@ def main(task: Task) -> None:
         mirror.work()
     except Exception as error:
         again = task.tracking["mode"] != "offline" and mirror.wandb is None
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        warn(f"{words}: {'offline' if again else 'the mirror is off'} from here on; `rlvr wandb sync` sends the rest")
-        write_json(run.mirror_path, {"mode": "off", "warning": words})
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        warn(f"{message}: {'offline' if again else 'the mirror is off'} from here on; `rlvr wandb sync` sends the rest")
+        write_json(run.mirror_path, {"mode": "off", "warning": message})
         if again:
             os.execv(sys.executable, command(replace(task, tracking=task.tracking | {"mode": "offline"})))
-        os._exit(1)  # not through the SDK's exit handlers, which would wait for the server
+        os._exit(1)  # skip the SDK's exit handlers, which would wait for the server
 
 
 def give_up(*_: object) -> None:
+    """Raise TimeoutError (the handler of SIGALRM)."""
     raise TimeoutError("the W&B SDK does not return")
 
 

@@ -1,4 +1,4 @@
-"""What W&B calls a run's numbers: one table from the columns of metrics.jsonl, and what is shown of a run beside its curves."""
+"""W&B's names for the columns of metrics.jsonl, and a run's configuration, tags and benchmark table for W&B."""
 
 from typing import Any
 
@@ -42,23 +42,23 @@ GROUPS = {"peft": "method", "algo": "objective", "model": "base"}  # axes whose 
 
 
 def about(cfg: Resolved) -> dict[str, Any]:
-    """The run's configuration as W&B keeps it: whole, and beside it the names by which its runs are grouped."""
+    """Return the run's configuration for W&B, with the names by which W&B groups runs."""
     return cfg | {name: cfg[group]["name"] for group, name in GROUPS.items()}
 
 
 def point(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl as W&B is told it; a missing number is left out, and an unknown column keeps its name."""
+    """Return a row of metrics.jsonl under W&B's names; missing numbers are left out, unknown columns go under `other/`."""
     named = {CURVES.get(column, f"other/{column}"): value for column, value in row.items() if column != STEP}
     return {STEP: row[STEP]} | {name: value for name, value in named.items() if value is not None}
 
 
 def reach_point(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of reach.jsonl: how far each kind of layer has moved, over steps of its own."""
+    """Return a row of reach.jsonl (the relative change of each kind of layer) under W&B's names, with its own step axis."""
     return {"reach/step": row["step"]} | {f"reach/{kind}": value for kind, value in row["reach"].items()}
 
 
 def tags(cfg: Resolved, axes: dict[str, Any]) -> list[str]:
-    """`peft=lora`, `rank=8`, …: one tag per axis that this run has."""
+    """Return `peft=lora`, `rank=8`, …: one tag per axis that has a value in this run."""
     algo = cfg["algo"]["name"] if is_trained(cfg) else None
     stated = {"model": cfg["model"]["name"], "peft": cfg["peft"]["name"], "algo": algo} | axes
     return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in stated.items()
@@ -66,7 +66,7 @@ def tags(cfg: Resolved, axes: dict[str, Any]) -> list[str]:
 
 
 def benchmark_rows(cfg: Resolved, summary: dict[str, Any]) -> tuple[list[str | int], list[list[Any]]]:
-    """Columns and rows of the run's table: a row per benchmark, and the overall one."""
+    """Return the columns and rows of the run's table: a row per benchmark, then the overall row."""
     scores = ("k", "n", "avg", "avg_se", "pass", "majority", "truncated_share")
     rows = [[name, *(summary.get(f"{name}/{score}") for score in scores)] for name in cfg["benchmark"]]
     return ["benchmark", *scores], [*rows, ["overall", *(summary.get(score) for score in scores)]]

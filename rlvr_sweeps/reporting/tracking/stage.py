@@ -1,4 +1,4 @@
-"""A stage's side of the W&B mirror: start its process, tell it how the stage ended, wait for it no longer than is stated."""
+"""Start the W&B mirror process of a stage, send it the stage's outcome, and wait for it within a time limit."""
 
 import json
 import os
@@ -17,24 +17,25 @@ from rlvr_sweeps.runs.directory import Run
 
 @dataclass(frozen=True)
 class Task:
-    """What one mirror process is asked."""
+    """The arguments of one mirror process."""
 
     run: str
-    tracking: dict[str, Any]  # as conf/tracking/wandb.yaml has it
-    parent: int  # the stage's process; 0: mirror what is there, and end
-    rewritten: int  # inode of a metrics.jsonl that training will cut back, 0 where there is none
-    known: int  # the step to which it will
+    tracking: dict[str, Any]  # with the keys of conf/tracking/wandb.yaml
+    parent: int  # pid of the stage's process; 0: send the existing rows, then exit
+    rewritten: int  # inode of a metrics.jsonl that training will truncate to its checkpoint; 0 without one
+    known: int  # last step that training will keep of it
 
 
 def command(task: Task) -> list[str]:
+    """Return the command line of a mirror process."""
     return [sys.executable, "-m", "rlvr_sweeps.reporting.tracking.mirror", json.dumps(asdict(task))]
 
 
 @contextmanager
 def mirrored(run: Run, cfg: Resolved, leads: bool) -> Iterator[None]:
-    """Mirror the run to W&B while inside, where that is asked for and this process leads its stage.
+    """Mirror the run to W&B inside the context, if tracking=wandb and this process leads its stage.
 
-    A stage that is done waits for the last rows, `tracking.finish_timeout_s` at most; one that must leave does not wait.
+    A completed stage waits up to `tracking.finish_timeout_s` for the last rows to be sent; an interrupted one does not wait.
     """
     if cfg["tracking"]["name"] != "wandb" or not leads:
         yield
@@ -42,7 +43,7 @@ def mirrored(run: Run, cfg: Resolved, leads: bool) -> Iterator[None]:
     try:
         mirror = start(run, cfg)
     except OSError as error:
-        print(f"W&B: {error}: the mirror is off; every number is in the files", file=sys.stderr, flush=True)
+        print(f"W&B: {error}: the mirror is off; all numbers are in the run directory", file=sys.stderr, flush=True)
         yield
         return
     word, patience_s = "failed", cfg["tracking"]["finish_timeout_s"]
@@ -57,7 +58,7 @@ def mirrored(run: Run, cfg: Resolved, leads: bool) -> Iterator[None]:
 
 
 def start(run: Run, cfg: Resolved) -> subprocess.Popen[str]:
-    """A mirror in a session of its own: signals for the stage's processes are not for it, and it outlives them by seconds."""
+    """Start a mirror in its own session, so that signals to the stage's processes do not reach it, and return it."""
     path = run.metrics_path
     rewritten = path.stat().st_ino if path.exists() and not run.is_done("train", cfg) else 0
     known = step_of(latest_complete_checkpoint(run.checkpoints_path))
@@ -69,12 +70,16 @@ def start(run: Run, cfg: Resolved) -> subprocess.Popen[str]:
 
 
 def tell(mirror: subprocess.Popen[str], word: str, patience_s: float) -> None:
-    """Say how the stage ended. A mirror that has ended before, or does not end, is no failure of the stage."""
+    """Send the stage's outcome. A mirror that has already ended, or does not end in time, does not fail the stage."""
     assert mirror.stdin
-    with suppress(BrokenPipeError):  # first the word, whatever the patience: communicate() would not send it within none
+    with suppress(BrokenPipeError):  # communicate() with a zero timeout would not send the outcome
         mirror.stdin.write(f"{word}\n")
         mirror.stdin.close()
     try:
         mirror.wait(timeout=patience_s)
     except subprocess.TimeoutExpired:
-        print(f"W&B: the mirror is still sending after {patience_s:.0f} s and is left to itself", file=sys.stderr, flush=True)
+        print(
+            f"W&B: the mirror is still sending after {patience_s:.0f} s; it continues in the background",
+            file=sys.stderr,
+            flush=True,
+        )

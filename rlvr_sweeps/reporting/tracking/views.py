@@ -1,7 +1,7 @@
-"""`rlvr wandb workspace` and `rlvr wandb report`: a sweep's curves and table on W&B, made from the sweep's own definition.
+"""Make W&B views of a sweep's curves and table (`rlvr wandb workspace`, `rlvr wandb report`).
 
-Both show exactly the runs that the sweep launches, by their ids, whoever computed them: a baseline that two sweeps share is in
-both. Each call saves a new view, at an address of its own.
+Both select the runs that the sweep's definition launches, by id, so a baseline shared by two sweeps is in the views of both.
+Each call saves a new view with a new address.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ WIDE = {"w": 12, "h": 8}
 
 
 def axes_of(rows: Sequence[RowResult]) -> list[str]:
-    """What sets the rows of a product apart: the keys of their overrides that differ."""
+    """Return the keys of overrides whose values differ between a product's rows."""
     keys = dict.fromkeys(key_of(override) for row in rows for override in row.row.overrides)
     stated = [dict(override.split("=", 1) for override in row.row.overrides) for row in rows]
     return [key for key in keys if len({values.get(key) for values in stated}) > 1]
 
 
 def make_workspace(title: str, axes: Sequence[str], rows: Sequence[RowResult], where: dict[str, Any]) -> Any:
-    """A `wandb_workspaces` workspace: a section of curves for each axis, its values averaged over what else differs."""
+    """Return a `wandb_workspaces` workspace: a section of curves for each axis, averaged over the other axes."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
 
@@ -46,7 +46,7 @@ def make_workspace(title: str, axes: Sequence[str], rows: Sequence[RowResult], w
 
 
 def make_report(title: str, axes: Sequence[str], rows: Sequence[RowResult], where: dict[str, Any]) -> Any:
-    """A `wandb_workspaces` report: the sweep's rows as a table of runs, their benchmarks, then curves for each axis."""
+    """Return a `wandb_workspaces` report: the sweep's rows as a table of runs, their benchmarks, then curves for each axis."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
 
@@ -68,12 +68,12 @@ def make_report(title: str, axes: Sequence[str], rows: Sequence[RowResult], wher
         blocks += [reports.H2(text=f"By {axis}"), grid(*curves(reports, axis))]
     return reports.Report(
         entity=where["entity"], project=where["project"], title=title, blocks=blocks, width="fluid",
-        description="Scores are shares from 0 to 1; ± and tests over seeds: rlvr compare.",
+        description="Scores are shares from 0 to 1. For standard errors and tests over seeds, use `rlvr compare`.",
     )  # fmt: skip
 
 
 def curves(reports: Any, axis: str) -> list[Any]:
-    """A plot per curve, grouped by the axis; the band is the standard error over the runs of a value."""
+    """Return a plot per curve, grouped by the axis; the band is the standard error over the runs of a value."""
     return [
         reports.LinePlot(
             title=name, x=STEP, y=[name], groupby=reports.Config(GROUPS.get(axis, axis)), groupby_aggfunc="mean",
@@ -84,7 +84,7 @@ def curves(reports: Any, axis: str) -> list[Any]:
 
 
 def bars(reports: Any, rows: Sequence[RowResult]) -> Any:
-    """Avg@k of each run, over all benchmarks and on each."""
+    """Return a bar plot of each run's Avg@k, over all benchmarks and on each."""
     names = dict.fromkeys(f"{benchmark}/avg" for row in rows for benchmark in row.cfg["benchmark"])
     return reports.BarPlot(
         title="Avg@k", metrics=[reports.SummaryMetric(name) for name in ("avg", *names)], layout=reports.Layout(**WIDE)
@@ -92,11 +92,12 @@ def bars(reports: Any, rows: Sequence[RowResult]) -> Any:
 
 
 def columns(axes: Sequence[str]) -> list[str]:
+    """Return the pinned columns of the table of runs: the axes, then the scores."""
     return [f"config:{GROUPS.get(axis, axis)}.value" for axis in axes] + [f"summary:{score}" for score in SCORES]
 
 
 def save(way: str, sweep: str, model: str, given: dict[str, str], console: Console) -> None:
-    """Make the workspace or the report of a sweep and save it on W&B; prints its address."""
+    """Save the workspace or report (`way`) of a sweep on W&B and print its address; raises Refused where W&B rejects it."""
     require_key()
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -112,6 +113,6 @@ def save(way: str, sweep: str, model: str, given: dict[str, str], console: Conso
         made.save()
     except (wandb.errors.CommError, WandbApiFailedError, ValueError) as error:
         raise Refused(
-            f"W&B does not take it into {where['entity']}/{where['project']}: {' '.join(str(error).split())[:300]}"
+            f"W&B rejected the {way} for {where['entity']}/{where['project']}: {' '.join(str(error).split())[:300]}"
         ) from None
     console.print(made.url, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-// The sample browser of a report. Completions are hostile text: they enter the page through textContent alone.
+// The sample browser of a report. Completions are untrusted text: they enter the page through textContent only.
 "use strict";
 
-const ROWS = 100; // shown at first
+const ROWS = 100; // problems shown initially
 const COLOURS = [[247, 240, 235], [158, 196, 221], [0, 91, 150]]; // no sample right, half of them, all
 const [INDEX, CORRECT, ANSWER, REASON, TOKENS, TRUNCATED, TEXT, GOLD] = [0, 1, 2, 3, 4, 5, 6, 7];
 
@@ -183,7 +183,7 @@ class Browser {
     fact("Right", `${this.benchmark.right[problem][run]} of ${this.benchmark.k[run]}`);
     const parts = [element("h3", `${this.benchmark.name}, problem ${problem + 1} (${id}): ${label}`), facts];
     if (samples) parts.push(...samples.map(completion));
-    else parts.push(element("p", `The completions of this cell are not in this page. They are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
+    else parts.push(element("p", `This page does not hold the completions of this cell. They are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
     if (samples && samples.length < this.benchmark.k[run]) {
       parts.push(element("p", `${this.benchmark.k[run] - samples.length} more samples are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
     }
@@ -196,14 +196,14 @@ function completion(sample) {
   const place = element("article", undefined, { class: "sample" });
   const line = element("div");
   line.append(element("span", sample[CORRECT] ? "right" : "wrong", { class: `verdict ${sample[CORRECT] ? "right" : "wrong"}` }));
-  const answer = sample[ANSWER] === null ? "no answer found" : `answer ${sample[ANSWER]}`;
+  const answer = sample[ANSWER] === null ? "no answer" : `answer ${sample[ANSWER]}`;
   const cut = sample[TRUNCATED] ? ", cut off at the limit" : "";
   const why = sample[CORRECT] || sample[REASON] === "wrong" ? "" : ` (${sample[REASON]})`;
   line.append(`${why} · ${answer} · ${sample[TOKENS].toLocaleString("en")} tokens${cut} · sample ${sample[INDEX]}`);
   const text = element("pre");
   if (Array.isArray(sample[TEXT])) {
     const [head, missing, tail] = sample[TEXT];
-    text.append(head, element("span", `… ${missing.toLocaleString("en")} characters are left out here …`, { class: "cut" }), tail);
+    text.append(head, element("span", `… ${missing.toLocaleString("en")} characters omitted …`, { class: "cut" }), tail);
   } else {
     text.textContent = sample[TEXT];
   }
