@@ -14,7 +14,7 @@ from rlvr_sweeps.config.sweeps import paper_models
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.reporting.differences.baselines import Family
-from rlvr_sweeps.reporting.figures.drawing import Hot, as_svg, svg_and_hot, write_pictures
+from rlvr_sweeps.reporting.figures.drawing import Interactive, as_svg, svg_and_interactive, write_pictures
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot
 from rlvr_sweeps.reporting.figures.spectra import by_kind, spectrum
 from rlvr_sweeps.reporting.figures.tradeoffs import costs, forest, learning_rates, parameters, reaches
@@ -72,7 +72,7 @@ def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> lis
     """Return, in reading order, every figure that a report's rows have numbers for; `compared` holds their differences."""
     rows = report_rows(cells)
     makes: dict[str, Make] = {
-        "rewards": rewards, "parameters": parameters, "forest": partial(forest, found=compared), "lr": learning_rates,
+        "rewards": rewards, "parameters": parameters, "forest": partial(forest, compared=compared), "lr": learning_rates,
         "reach": reaches, "spectrum": spectrum, "cost": costs,
     }  # fmt: skip
     plots = {name: plot for name, make in makes.items() if (plot := make(rows))}
@@ -118,14 +118,14 @@ def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:
     stem = f"figure{name}" if name.isdigit() else name
     out.mkdir(parents=True, exist_ok=True)
     page, svg = out / f"{stem}.html", out / f"{stem}.svg"
-    text, hot = svg_and_hot(plot, stem)
-    write_text(page, as_page(plot, text, hot))
+    text, interactive = svg_and_interactive(plot, stem)
+    write_text(page, as_page(plot, text, interactive))
     write_text(svg, text)
     return [*write_pictures(plot, out / stem), svg, page]
 
 
-def as_page(plot: Plot, svg: str, hot: Hot) -> str:
+def as_page(plot: Plot, svg: str, interactive: Interactive) -> str:
     """Return the figure's HTML page: a click on a legend entry hides its series, and a point shows its numbers on hover."""
-    data = json.dumps({"ids": hot.ids, "points": hot.points}, ensure_ascii=False).replace("</", "<\\/")
+    data = json.dumps({"ids": interactive.ids, "points": interactive.points}, ensure_ascii=False).replace("</", "<\\/")
     environment = Environment(loader=PackageLoader("rlvr_sweeps.reporting.figures"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("figure.html.j2").render(title=plot.title, caption=plot.caption, svg=svg, data=data)

@@ -49,7 +49,7 @@ class Style:
 
 
 @dataclass
-class Hot:
+class Interactive:
     """The interactive parts of a drawing: ids of the SVG elements by label; points as (label, x, y in SVG units, tooltip)."""
 
     ids: dict[str, list[str]]
@@ -68,12 +68,12 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 
 def as_svg(plot: Plot, name: str) -> str:
     """Return the plot as `<svg …>`; every id in it begins with `name`, so that a page can hold several plots."""
-    return svg_and_hot(plot, name)[0]
+    return svg_and_interactive(plot, name)[0]
 
 
-def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
+def svg_and_interactive(plot: Plot, name: str) -> tuple[str, Interactive]:
     """Return the plot as `<svg …>` and its interactive parts; every id begins with `name`."""
-    with drawn(plot) as (figure, hot, parts):
+    with draw(plot) as (figure, interactive, parts):
         text = io.StringIO()
         figure.savefig(
             text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -82,24 +82,26 @@ def svg_and_hot(plot: Plot, name: str) -> tuple[str, Hot]:
         for axis, series in parts:
             positions = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
             for (x, y), tooltip in zip(positions, series.tooltips, strict=True):
-                hot.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), tooltip))
+                interactive.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), tooltip))
         svg = text.getvalue()[text.getvalue().index("<svg") :]
         for before in ('id="', 'href="#', "url(#"):
             svg = svg.replace(before, f"{before}{name}-")
-        return svg, Hot({label: [f"{name}-{one}" for one in ids] for label, ids in hot.ids.items()}, hot.points)
+        return svg, Interactive(
+            {label: [f"{name}-{one}" for one in ids] for label, ids in interactive.ids.items()}, interactive.points
+        )
 
 
 def write_pictures(plot: Plot, stem: Path) -> list[Path]:
     """Write `stem`.pdf and `stem`.png (220 dots per inch); return their paths."""
     places = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    with drawn(plot) as (figure, _, _):
+    with draw(plot) as (figure, _, _):
         figure.savefig(places[0], metadata={"CreationDate": None})
         figure.savefig(places[1], dpi=220)
     return places
 
 
 @contextmanager
-def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]:
+def draw(plot: Plot) -> Iterator[tuple[Figure, Interactive, list[tuple[Axes, Series]]]]:
     """Yield (the matplotlib figure, its interactive parts, the axes of each series) under the matplotlib SETTINGS."""
     columns = min(plot.columns, len(plot.panels))
     lines = -(-len(plot.panels) // columns)
@@ -116,14 +118,16 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
         height = max(height, *(0.9 + 0.24 * len(panel.names) for panel in plot.panels))
         figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # an SVG has 72 units per inch
         axes = figure.subplots(lines, columns, squeeze=False, sharey=plot.share_y).ravel()
-        hot = Hot({}, [])
+        interactive = Interactive({}, [])
         parts: list[tuple[Axes, Series]] = []
         for place, (axis, panel) in enumerate(zip(axes, plot.panels, strict=False)):
             style = styles(labels if shared else own_labels(panel))
-            draw_panel(axis, panel, style, f"panel{place}", hot, not plot.share_y or place % columns == 0)
+            draw_panel(axis, panel, style, f"panel{place}", interactive, not plot.share_y or place % columns == 0)
             parts += [(axis, series) for series in panel.series]
             if not shared and not forest:
-                name_legend(axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", hot)
+                name_legend(
+                    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", interactive
+                )
         for axis, panel in zip(axes, plot.panels, strict=False):  # after drawing all panels, since they may share their y axis
             if panel.from_zero:
                 axis.set_ylim(bottom=0)
@@ -131,8 +135,8 @@ def drawn(plot: Plot) -> Iterator[tuple[Figure, Hot, list[tuple[Axes, Series]]]]
             axis.set_visible(False)
         if shared:
             keys = [legend_key(label, styles(labels)[label], plot.panels) for label in labels]
-            name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", hot)
-        yield figure, hot, parts
+            name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", interactive)
+        yield figure, interactive, parts
 
 
 def longest(texts: Sequence[str]) -> int:
@@ -145,12 +149,14 @@ def own_labels(panel: Panel) -> list[str]:
     return list(dict.fromkeys(series.label for series in panel.series if series.look not in ("frontier", "printed")))
 
 
-def draw_panel(axis: Axes, panel: Panel, style: dict[str, Style], name: str, hot: Hot, with_y_label: bool) -> None:
-    """Draw a panel's series, levels, labels and scales on `axis`; add its element ids to `hot`."""
+def draw_panel(
+    axis: Axes, panel: Panel, style: dict[str, Style], name: str, interactive: Interactive, with_y_label: bool
+) -> None:
+    """Draw a panel's series, levels, labels and scales on `axis`; add its element ids to `interactive`."""
     for place, series in enumerate(panel.series):
         for number, artist in enumerate(draw_series(axis, series, style.get(series.label, Style(GREY, ":", "x")))):
             artist.set_gid(f"{name}-{place}-{number}")
-            hot.ids.setdefault(series.label, []).append(f"{name}-{place}-{number}")
+            interactive.ids.setdefault(series.label, []).append(f"{name}-{place}-{number}")
     for text, level in panel.levels.items():
         axis.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         axis.annotate(
@@ -227,9 +233,9 @@ def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
     )  # fmt: skip
 
 
-def name_legend(legend: Any, name: str, hot: Hot) -> None:
-    """Give every mark and text of a legend an id, and add the ids to `hot`."""
+def name_legend(legend: Any, name: str, interactive: Interactive) -> None:
+    """Give every mark and text of a legend an id, and add the ids to `interactive`."""
     for place, (handle, text) in enumerate(zip(legend.legend_handles, legend.get_texts(), strict=True)):
         for part, artist in (("mark", handle), ("text", text)):
             artist.set_gid(f"legend-{name}-{place}-{part}")
-            hot.ids.setdefault(text.get_text(), []).append(f"legend-{name}-{place}-{part}")
+            interactive.ids.setdefault(text.get_text(), []).append(f"legend-{name}-{place}-{part}")

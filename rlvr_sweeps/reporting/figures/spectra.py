@@ -20,8 +20,8 @@ WHAT = (
 
 def spectra_of(row: ReportRow) -> list[dict[str, Any]]:
     """Return, by seed, the spectra of the kinds of layer that changed; empty where any seed has none (or no analysis)."""
-    found = [(read_json(run.analysis_path) or {}).get("spectra", {}) for run in row.cell.runs]
-    moved = [{kind: curves for kind, curves in one.items() if curves["layers"]} for one in found]
+    spectra = [(read_json(run.analysis_path) or {}).get("spectra", {}) for run in row.cell.runs]
+    moved = [{kind: curves for kind, curves in one.items() if curves["layers"]} for one in spectra]
     return moved if all(moved) else []
 
 
@@ -30,22 +30,22 @@ def cumulative(curve: Sequence[float], points: int) -> list[float]:
     sums = [0.0]
     for value in curve:
         sums.append(sums[-1] + value)
-    found = []
+    values = []
     for place in range(points + 1):
         at = place * len(curve) / points
         low = min(int(at), len(curve) - 1)
-        found.append(sums[low] + (at - low) * (sums[low + 1] - sums[low]))
-    return found
+        values.append(sums[low] + (at - low) * (sums[low + 1] - sums[low]))
+    return values
 
 
 def mean_cumulative(row: ReportRow, side: Side, points: int, kinds: Sequence[str] | None = None) -> list[list[float]]:
     """Return, by seed, the mean cumulative energy over the kinds of layer that changed, or over `kinds` among them."""
-    found = []
+    means = []
     for seed in spectra_of(row):
         curves = [cumulative(curves[side], points) for kind, curves in seed.items() if kinds is None or kind in kinds]
         if curves:
-            found.append([statistics.fmean(values) for values in zip(*curves, strict=True)])
-    return found
+            means.append([statistics.fmean(values) for values in zip(*curves, strict=True)])
+    return means
 
 
 def cumulative_series(row: ReportRow, side: Side, kinds: Sequence[str] | None = None) -> Series | None:

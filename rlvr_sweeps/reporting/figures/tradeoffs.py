@@ -180,22 +180,24 @@ def costs_of(cell: Cell) -> list[Cost]:
     return [cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)]
 
 
-def forest(rows: Sequence[ReportRow], found: Sequence[Family] | None = None) -> Plot | None:
+def forest(rows: Sequence[ReportRow], compared: Sequence[Family] | None = None) -> Plot | None:
     """Return paired differences to the baseline with 95 % intervals, the largest first; None where nothing can be compared.
 
-    One panel per family of comparable rows. `found` holds the differences if they are already computed.
+    One panel per family of comparable rows. `compared` holds the differences if they are already computed.
     """
-    found = families([row.cell for row in rows])[0] if found is None else found
-    if not found:
+    compared = families([row.cell for row in rows])[0] if compared is None else compared
+    if not compared:
         return None
-    shown = [rows[place] for family in found for place in (family.baseline, *family.others)]
+    shown = [rows[place] for family in compared for place in (family.baseline, *family.others)]
     few = any(len(row.cell.runs) < SEEDS_FOR_A_STAR for row in shown)
     caption = (
         "Paired by problem; 95 % intervals over problems, and over training seeds where there are several. "
         f"*: Holm's p < .05 and at least {SEEDS_FOR_A_STAR} seeds."
         + (" With one seed an interval compares two trained models, not their methods." if few else "")
     )
-    return Plot("Differences to the baseline", [panel(family, rows) for family in found], caption + coverage_note(shown, rows))
+    return Plot(
+        "Differences to the baseline", [panel(family, rows) for family in compared], caption + coverage_note(shown, rows)
+    )
 
 
 def panel(family: Family, rows: Sequence[ReportRow]) -> Panel:

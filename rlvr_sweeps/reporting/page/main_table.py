@@ -94,11 +94,11 @@ def notes(rows: Sequence[Cell]) -> list[str]:
 
 def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
     """Return, by benchmark, the problems that overlap with a training prompt of any run in the table."""
-    found: dict[str, set[str]] = {}
+    problems: dict[str, set[str]] = {}
     for run in (run for cell in rows for run in cell.runs):
         for name, ids in ((read_json(run.record_path) or {}).get("data", {}).get("overlap") or {}).items():
-            found.setdefault(name, set()).update(ids)
-    return found
+            problems.setdefault(name, set()).update(ids)
+    return problems
 
 
 def show(rows: Sequence[Cell], console: Console) -> None:

@@ -41,28 +41,30 @@ def manifest(rows: Sequence[Cell]) -> list[Entry]:
 def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     """Return the facts of one run, from its configuration, train.json, right.json and summary."""
     record = read_json(run.record_path) or {}
-    found: Facts = {}
+    entries: Facts = {}
     if is_trained(cfg):
         around = record.get("surroundings", {})
-        found["Code", "commit"] = around.get("commit") or "not recorded"
-        found["Code", "packages"] = ", ".join(f"{name} {version}" for name, version in around.items() if name not in ELSEWHERE)
-        found["Code", "device"] = around.get("device") or around.get("machine") or "not recorded"
-        found["Training", "data"] = source(cfg["data"])
+        entries["Code", "commit"] = around.get("commit") or "not recorded"
+        entries["Code", "packages"] = ", ".join(
+            f"{name} {version}" for name, version in around.items() if name not in ELSEWHERE
+        )
+        entries["Code", "device"] = around.get("device") or around.get("machine") or "not recorded"
+        entries["Training", "data"] = source(cfg["data"])
         if data := record.get("data"):
-            found["Training", "prompts"] = f"{data['problems']:,}, {data.get('left_out_too_long', 0):,} left out as too long"
-        found["Training", "rollouts"] = decoding(cfg["rollout"]) + f", {cfg['rollout']['group_size']} a prompt"
-        found["Training", "asked and built"] = agreement(record)
-    found["Model", cfg["model"]["name"]] = source(cfg["model"])
+            entries["Training", "prompts"] = f"{data['problems']:,}, {data.get('left_out_too_long', 0):,} left out as too long"
+        entries["Training", "rollouts"] = decoding(cfg["rollout"]) + f", {cfg['rollout']['group_size']} a prompt"
+        entries["Training", "asked and built"] = agreement(record)
+    entries["Model", cfg["model"]["name"]] = source(cfg["model"])
     if "model_key" in record:
-        found["Model", f"{cfg['model']['name']}, hash of the weights"] = record["model_key"]
-    found["Evaluation", "decoding"] = decoding(cfg["evaluation"]) + f", seed {cfg['evaluation']['seed']}"
-    found["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
-    found["Evaluation", "answers"] = f"{grading_of(cfg)}, grader version {summary.get('grader', 'not recorded')}"
+        entries["Model", f"{cfg['model']['name']}, hash of the weights"] = record["model_key"]
+    entries["Evaluation", "decoding"] = decoding(cfg["evaluation"]) + f", seed {cfg['evaluation']['seed']}"
+    entries["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
+    entries["Evaluation", "answers"] = f"{grading_of(cfg)}, grader version {summary.get('grader', 'not recorded')}"
     golds = read_json(run.right_path) or {}
     for name, benchmark in cfg["benchmark"].items():
         text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"
-        found["Evaluation", name] = text + (f", golds {golds[name]['golds']}" if name in golds else "")
-    return found
+        entries["Evaluation", name] = text + (f", golds {golds[name]['golds']}" if name in golds else "")
+    return entries
 
 
 def source(stated: dict[str, Any]) -> str:
@@ -100,7 +102,7 @@ def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
     names = {run.name for run in runs}
     folders = {path.parent.resolve() for path in (runs_dir.absolute().parent / "launches").rglob("launch.json")}
     folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := read_json(run.submission_path))}
-    found = []
+    dated_launches = []
     for folder in folders:
         facts = read_json(folder / "launch.json")
         if facts is None:
@@ -108,8 +110,10 @@ def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
         launched = {Path(point["run"]).name for point in facts["points"] if Path(point["run"]).parent == runs_dir.absolute()}
         if launched & names:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started"]))
-            found.append((facts["started"], Launch(when, shown(facts["command"]), len(launched), facts.get("outcome", "open"))))
-    return [launch for _, launch in sorted(found, key=lambda pair: pair[0])]
+            dated_launches.append(
+                (facts["started"], Launch(when, shown(facts["command"]), len(launched), facts.get("outcome", "open")))
+            )
+    return [launch for _, launch in sorted(dated_launches, key=lambda pair: pair[0])]
 
 
 def shown(command: Sequence[str]) -> str:

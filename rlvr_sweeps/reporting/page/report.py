@@ -36,15 +36,15 @@ LAST_LINES = 15  # of a failed run's log
 
 def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
     """Write `out` (HTML) and a .csv beside it; return both paths and their rows."""
-    found = find_runs(runs_dir)
-    rows = cells(found)
-    write_text(out, page(runs_dir, found, rows))
+    statuses = find_runs(runs_dir)
+    rows = cells(statuses)
+    write_text(out, page(runs_dir, statuses, rows))
     table = out.with_suffix(".csv")
-    write_text(table, as_csv(found))
+    write_text(table, as_csv(statuses))
     return out, table, rows
 
 
-def page(runs_dir: Path, found: Sequence[RunStatus], rows: Sequence[Cell]) -> str:
+def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) -> str:
     """Return the page; completions fill the bytes up to PAGE_BYTES that the other sections leave."""
     names, labels = benchmarks(rows), [row.label for row in report_rows(rows)]
     compared, left_out = families(rows)
@@ -63,14 +63,14 @@ def page(runs_dir: Path, found: Sequence[RunStatus], rows: Sequence[Cell]) -> st
         not_compared=left_out,
         one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
         figures=figures_for_report(rows, compared),
-        unfinished=[unfinished(item) for item in found if item.state != "done"],
-        without=sum(not item.evaluated for item in found),
+        unfinished=[unfinished(item) for item in statuses if item.state != "done"],
+        without=sum(not item.evaluated for item in statuses),
         unit=unit,
         costs=spent,
         deviations=deviations(rows, labels),
         choices=choices(rows, labels),
         manifest=manifest(rows),
-        launches=launches(runs_dir, [item.run for item in found]),
+        launches=launches(runs_dir, [item.run for item in statuses]),
         folder=runs_dir,
         made=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
@@ -140,6 +140,6 @@ def unfinished(item: RunStatus) -> dict[str, str]:
     return {"run": item.run.name, "state": item.state, "at": at, "error": error, "last": last}
 
 
-def as_csv(found: Sequence[RunStatus]) -> str:
+def as_csv(statuses: Sequence[RunStatus]) -> str:
     """Return a CSV with one line per evaluated run and every column of its summary."""
-    return rows_as_csv([item.summary for item in found if item.evaluated])
+    return rows_as_csv([item.summary for item in statuses if item.evaluated])

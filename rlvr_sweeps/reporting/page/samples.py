@@ -93,19 +93,19 @@ def in_words(columns: Sequence[Column], matrices: Sequence[Matrix], samples: dic
     if len(samples) < cells:
         sentence += f", in {len(samples):,} of {cells:,} cells: those of the problems on which runs disagree most"
     if cut:
-        sentence += f"; {cut:,} of them are shortened in the middle"
+        sentence += f"; {cut:,} of them are cut in the middle"
     return sentence + ". All of them are in the runs' eval/ folders."
 
 
 def matrices_of(columns: Sequence[Column]) -> list[Matrix]:
     """Return a matrix per benchmark."""
-    found = []
+    matrices = []
     for name in dict.fromkeys(name for column in columns for name in column.right):
         counts = [column.right.get(name, {"k": None, "right": {}}) for column in columns]
         problems = list(dict.fromkeys(problem for count in counts for problem in count["right"]))
         right = [[count["right"].get(problem) for count in counts] for problem in problems]
-        found.append(Matrix(name, problems, [count["k"] for count in counts], right))
-    return found
+        matrices.append(Matrix(name, problems, [count["k"] for count in counts], right))
+    return matrices
 
 
 def described(columns: Sequence[Column], matrices: Sequence[Matrix]) -> dict[str, Any]:
@@ -137,12 +137,12 @@ def chosen(columns: Sequence[Column], matrices: Sequence[Matrix], budget: int) -
         if held == 1:
             return samples
     order = by_disagreement(matrices)
-    kept = int(len(order) * MARGIN * held)
-    while kept:
-        samples, held = take(columns, matrices, most, characters, budget, set(order[:kept]))
+    count = int(len(order) * MARGIN * held)
+    while count:
+        samples, held = take(columns, matrices, most, characters, budget, set(order[:count]))
         if held == 1:
             return samples
-        kept = int(kept * MARGIN * held)
+        count = int(count * MARGIN * held)
     return {}
 
 
