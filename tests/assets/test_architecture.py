@@ -23,6 +23,7 @@ SHAPES = {  # each with something of its own: biases of the attention, a head of
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", GOLDEN)
 def test_the_true_models(composer, row):
     peft, *dials = row.split()

@@ -26,6 +26,7 @@ def test_the_configuration_pins_the_content(composer):
     assert composer.point([]).cfg["model"]["revision"] == locations.content_key(WORLD)
 
 
+@pytest.mark.slow
 def test_what_is_the_same_on_every_machine_is_what_the_code_makes(tmp_path):
     """Problems, tokenizer, configuration; the weights are another machine's and only of the same shapes."""
     code = f"from rlvr_sweeps.assets.tiny import *; make(Recipe(teaching_steps=1), Path({str(tmp_path / 'made')!r}))"

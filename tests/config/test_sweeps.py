@@ -30,6 +30,7 @@ def names(composer, product, model, *arguments):
     return {Run.of(composer.point(point).cfg).name for point in points(sections_of(product, model, composer), model, rest)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table5", "released", "seeds"])  # several panels; other objective and decoding; seeds
 def test_a_table_shows_the_runs_that_its_sweep_launches(composer, name):
     product = load_product(name, "tiny", composer)
@@ -39,12 +40,14 @@ def test_a_table_shows_the_runs_that_its_sweep_launches(composer, name):
     assert names(composer, name, "tiny") == shown
 
 
+@pytest.mark.slow
 def test_the_papers_tables_are_26_distinct_runs(composer):
     """14 of Table 3, 8 more around the LoRA baseline, 4 of the 7B; tables share runs, and Base has one id for all seeds."""
     runs = names(composer, "paper", "r1_qwen_1_5b", "seed=42,43")
     assert len(runs) == 1 + 2 * 25 and sum("_7b-" in name for name in runs) == 2 * 4
 
 
+@pytest.mark.slow
 def test_the_papers_runs_fit_the_gpus_that_they_are_planned_for(composer, tmp_path):
     rest = ["sweep=paper", "model=r1_qwen_1_5b", "cluster=slurm", "cluster.gpu=h100", f"runs_dir={tmp_path}"]
     grid = points(sections_of("paper", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", rest)

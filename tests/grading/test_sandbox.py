@@ -170,6 +170,7 @@ def test_a_completion_is_never_executed(tmp_path, gold):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_no_answer_makes_the_comparison_evaluate_write_or_connect():
     """For all rows of answers.jsonl, without the sandbox: no code is compiled from text, no file written, no socket opened."""
     code = """

@@ -17,6 +17,7 @@ def experiment(rng, sizes, k, seeds, seed_sd):
     return arms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "k", "seeds", "seed_sd", "slack"),
     [

@@ -120,6 +120,7 @@ def ended(run):
     return note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", [401, 429, "hang"])  # a key that is none, a rate limit, silence
 def test_a_server_that_lets_nobody_in_leaves_the_run_offline_with_one_line(evaluated, server, refusal, capfd):
     run = evaluated(*QUICK)
@@ -134,6 +135,7 @@ def test_a_server_that_lets_nobody_in_leaves_the_run_offline_with_one_line(evalu
     assert [row["step"] for row in curve(history)] == list(range(1, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", [403, "hang"])  # a full quota, silence
 def test_a_server_that_takes_no_more_rows_is_noticed_and_sent_the_rest_later(evaluated, server, refusal, capfd):
     run = evaluated(*QUICK)
@@ -168,6 +170,7 @@ def test_the_key_is_in_no_file(evaluated, server, tmp_path):
     assert KEY not in json.dumps(server.runs[run.id].config) and KEY not in os.environ.get("PYTHONPATH", "")
 
 
+@pytest.mark.slow
 def test_what_is_pulled_from_wandb_gives_the_same_rows_as_the_directories(evaluated, server, tmp_path):
     runs = [evaluated(*QUICK, *row, right=right) for row, right in ((("seed=1",), 1), (("seed=2",), 3), (("lr=2e-3",), 0))]
     for run in runs:
@@ -208,6 +211,7 @@ def test_a_refused_key_stops_sync_before_anything_is_sent(evaluated, server):
     assert not run.mirror_path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["workspace", "report"])
 def test_a_sweep_becomes_a_view_of_exactly_its_runs(server, composer, way):
     said = rlvr(way, "rank", "--model", "tiny")

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 GOLDEN = json.loads((ROOT / "tests/assets/golden_counts.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", GOLDEN)
 def test_counts_on_both_models(composer, row):
     (counted,) = count_rows(composer, [row])
@@ -41,6 +42,7 @@ def test_the_stated_shapes_are_the_models(composer, model):
             assert tuple(module.weight.shape) == shapes[name.rpartition(".")[2]], name
 
 
+@pytest.mark.slow
 def test_the_table_marks_what_the_paper_prints_otherwise():
     _, sheet = make("table4", [])
     rows = {line.entries["row"].value: line.entries for line in sheet.blocks["The paper's rows"]}

@@ -129,6 +129,7 @@ def test_every_format_says_the_same(tmp_path):
     assert [path.name for path in write(SHEET, tmp_path)] == ["t.md", "t.tex", "t.csv", "t.json"]
 
 
+@pytest.mark.slow
 def test_a_row_is_compared_with_lora_of_its_own_model():
     """`paper` holds both models: the 7B's rows are not measured against the 1.5B's LoRA."""
 

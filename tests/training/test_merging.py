@@ -47,6 +47,7 @@ def test_merged_weights_are_the_policy(model, composer, name):
     assert torch.equal(policy(ids).logits, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_base_is_bit_identical_after_50_syncs(model, composer, name, dtype):
