@@ -12,7 +12,8 @@ Each of the nine wings imports only wings listed before it (tests/test_wings.py 
 8. reporting: rows, differences, tables, figures, pages, tracking
 9. launching: start and supervise runs, on this machine or on Slurm
 
-The ground modules errors, files, paths, gpus and versions are open to every wing but grading; `cli` is the `rlvr` command.
+The ground modules errors, files, paths, gpus, versions and patches are open to every wing (to grading only
+patches); `cli` is the `rlvr` command.
 """
 
 __version__ = "0.1.0"

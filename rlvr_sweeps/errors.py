@@ -1,19 +1,19 @@
-"""The one exception for what a user can mend."""
+"""Exceptions of the package; Refused is the one that a user can fix."""
 
 from hydra.errors import CompactHydraException
 
 
 class Refused(CompactHydraException):
-    """What was asked cannot run as asked.
+    """A request that cannot be carried out as it is.
 
-    The message is one paragraph: the value found, the values allowed, the command that mends it. Hydra prints the
-    message of a CompactHydraException alone and exits with 1.
+    The message is one paragraph: the given value, the allowed values, the command that fixes it. For a
+    CompactHydraException, Hydra prints the message without a traceback and exits with 1.
     """
 
 
 class Stopped(Exception):
-    """A stage that was asked to stop has saved what it needs to go on."""
+    """A stage has saved its state after a stop request; it can be resumed."""
 
 
 class Superseded(Exception):
-    """Another attempt at the same run has begun; this one must not write any more."""
+    """A newer attempt of the same run exists; this process must not write any more."""

@@ -1,4 +1,4 @@
-"""GPUs of this machine, as its driver and CUDA_VISIBLE_DEVICES tell, without importing torch."""
+"""GPUs of this machine, from its driver and CUDA_VISIBLE_DEVICES, without importing torch."""
 
 import os
 from functools import cache
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @cache
 def driver_name() -> str | None:
-    """What the driver of this machine calls its first GPU; None on a machine without."""
+    """Return the driver's name of the first GPU; None on a machine without a GPU."""
     for folder in sorted(Path("/proc/driver/nvidia/gpus").glob("*")):
         for line in (folder / "information").read_text().splitlines():
             key, _, value = line.partition(":")
@@ -17,7 +17,7 @@ def driver_name() -> str | None:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; empty on a machine without a GPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device not in ("", "-1")]

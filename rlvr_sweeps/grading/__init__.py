@@ -5,5 +5,5 @@ the gold answer, by means of `latex`, `numbers`, `structure` and `expressions`; 
 cannot harm the caller. `second_reader` compares by another method, for `rlvr audit`.
 
 To change a rule, add rows to tests/grading/answers.jsonl and raise `grader.VERSION`.
-This wing imports no other module of the package.
+This wing imports no other module of the package except the ground module `patches`.
 """

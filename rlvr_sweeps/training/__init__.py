@@ -3,8 +3,8 @@
 `train` is the stage: it builds the trainer, compares it with the configuration (`build_check`), trains and exports. `trainer`
 extends TRL's GRPOTrainer: prompts and dynamic sampling (`dynamic_sampling`), rollouts (`seeded_sampling`, `vllm_rollouts`), the
 check of vLLM (`sampler_agreement`), forward passes (`micro_batches`). `callbacks` writes metrics and checkpoints;
-`early_stopping` and `successive_halving` end runs early;
- `models` loads models without TRL and PEFT; `methods` holds what a method trains.
+`early_stopping` and `successive_halving` end runs early; `models` loads models without TRL and PEFT; `methods` holds what a
+method trains.
 
 To add an objective, add a file to conf/algo; to add a method, see `methods`; docs/adding.md has the steps. The wing imports
 grading, assets, config and runs. This file imports nothing, so that torch-free modules stay torch-free.

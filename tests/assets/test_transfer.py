@@ -83,7 +83,7 @@ def test_without_the_hub_the_error_names_the_import_command(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SystemExit, match="rlvr data import FOLDER"):
         cli.main(["data", "export", str(tmp_path / "out"), "aime24"])
-    with pytest.raises(SystemExit, match="There is no set aime26"):
+    with pytest.raises(SystemExit, match="There is no problem set aime26"):
         cli.main(["data", "import", str(tmp_path / "out"), "aime26"])
 
 
