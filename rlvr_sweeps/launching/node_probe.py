@@ -20,8 +20,8 @@ from rlvr_sweeps.assets.locations import cache_dir
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, write_json, write_text
 from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.versions import NODE_PACKAGES
 
-COMPARED_PACKAGES = ("rlvr-sweeps", "torch", "transformers", "trl", "peft", "vllm", "deepspeed")
 SBATCH_OPTIONS = ("partition", "account", "qos", "constraint")  # of hydra.launcher: those that decide where a job may run
 HOSTS = {"hub": "huggingface.co", "wandb": "api.wandb.ai"}
 JOB_TIMEOUT_S = 180
@@ -47,7 +47,7 @@ def write_facts(folder: Path) -> None:
 def package_versions() -> dict[str, str | None]:
     """Return the versions of the packages that must be the same on all nodes; None for a package that is not installed."""
     versions: dict[str, str | None] = {}
-    for package in COMPARED_PACKAGES:
+    for package in NODE_PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -17,7 +17,6 @@ from rlvr_sweeps.training.methods.merging import BASE, tuner_layers
 from rlvr_sweeps.versions import commit
 
 Record = dict[str, Any]
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
 def expected_record(cfg: Resolved, model: Any) -> Record:
@@ -155,6 +154,6 @@ def surroundings() -> Record:
         "machine": platform.machine(),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in versions.RECORDED_PACKAGES},
         **versions.installed(),
     }
