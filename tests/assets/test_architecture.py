@@ -25,7 +25,7 @@ SHAPES = {  # each with something of its own: biases of the attention, a head of
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", GOLDEN)
-def test_the_true_models(composer, row):
+def test_counts_of_the_papers_models(composer, row):
     peft, *dials = row.split()
     counted = []
     for model in ("r1_qwen_1_5b", "r1_qwen_7b"):
@@ -35,28 +35,29 @@ def test_the_true_models(composer, row):
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_the_base_of_every_decoder(kind):
+def test_base_parameters_of_every_decoder(kind):
     stated = {"model_type": kind, **WIDTHS, **SHAPES[kind]}
-    assert base_parameters(stated) == sum(parameter.numel() for parameter in built(stated).parameters())
+    assert base_parameters(stated) == sum(parameter.numel() for parameter in build_model(stated).parameters())
 
 
 @pytest.mark.parametrize("peft", choices("peft"))
-def test_every_method_as_it_is_built(composer, peft):
+def test_counts_of_every_method_as_peft_builds_it(composer, peft):
     """The trained ones, and, frozen parameters and shared buffers included, all that the method adds."""
     method = composer.point([f"peft={peft}"]).cfg["peft"]
     stated = {"model_type": "qwen3", **WIDTHS, **SHAPES["qwen3"]}
     if method["trains"] == "nothing":
         assert adapter_parameters(method, stated) == {}
         return
-    base = built(stated)
+    base = build_model(stated)
     adapted = attach(base, method, seed=0, prompts=[[token % 160 for token in row] for row in PROMPTS])
     trained = trained_parameters({"peft": method}, stated)
-    found = parameter_counts(adapted)["trainable"]
+    built_count = parameter_counts(adapted)["trainable"]
     if method["initialisation"] == "activations":
-        assert abs(trained / found - 1) < 0.1  # EVA: the same ranks, in other layers
+        assert abs(trained / built_count - 1) < 0.1  # EVA: the same ranks, in other layers
         return
-    assert trained == found
-    frozen = sum(parameter.numel() for name, parameter in adapted.named_parameters() if added(name, method["trained"]))
+    assert trained == built_count
+    added = [parameter for name, parameter in adapted.named_parameters() if is_added_and_frozen(name, method["trained"])]
+    frozen = sum(parameter.numel() for parameter in added)
     kinds = adapter_parameters(method, stated)
     assert sum(count for kind, count in kinds.items() if kind not in ("shared", *method["trained"])) == frozen
     if "shared" in kinds:
@@ -64,12 +65,12 @@ def test_every_method_as_it_is_built(composer, peft):
         assert kinds["shared"] == sum(projections.values())
 
 
-def added(name, trained):
+def is_added_and_frozen(name, trained):
     """Whether a parameter is the method's own and frozen."""
     own = ("lora_A", "lora_B", "lora_E", "ranknum")
     return any(part in name.split(".") for part in own) and not any(part in name.split(".") for part in trained)
 
 
-def built(stated):
+def build_model(stated):
     settings = dict(stated)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))

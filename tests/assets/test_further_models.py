@@ -1,4 +1,4 @@
-"""A model of another architecture is one YAML file; a folder that cannot be trained from is refused at launch, and says why."""
+"""Test that a model of another architecture needs only a YAML file, and that a launch refuses an unsuitable model folder."""
 
 import json
 import re
@@ -17,7 +17,7 @@ SHAPES = {
     "llama": {"attention_bias": False},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
 }
-FILE = """# @package _global_
+MODEL_FILE = """# @package _global_
 # A toy with random weights.
 defaults:
   - local
@@ -35,7 +35,7 @@ training: {{gradient_checkpointing: false}}
 
 
 def write_model(kind, folder):
-    """A decoder of `kind` with random weights and the embedded world's tokenizer, as save_pretrained leaves it."""
+    """A decoder of `kind` with random weights and the embedded world's tokenizer, saved by save_pretrained."""
     tokenizer = make_tokenizer()
     config = AutoConfig.for_model(
         kind, vocab_size=288, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -53,7 +53,7 @@ def qwen2(tmp_path_factory):
 
 
 @pytest.fixture
-def copied(qwen2, tmp_path):
+def model_copy(qwen2, tmp_path):
     return shutil.copytree(qwen2, tmp_path / "copy")
 
 
@@ -62,7 +62,7 @@ def copied(qwen2, tmp_path):
 def test_a_yaml_file_alone_trains_and_evaluates(kind, launch, twelve, tmp_path):
     folder = write_model(kind, tmp_path / kind)
     (tmp_path / "conf/model").mkdir(parents=True)
-    (tmp_path / "conf/model/toy.yaml").write_text(FILE.format(name=kind, folder=folder, problems=twelve))
+    (tmp_path / "conf/model/toy.yaml").write_text(MODEL_FILE.format(name=kind, folder=folder, problems=twelve))
     launch("--config-dir", str(tmp_path / "conf"), "model=toy", "algo=grpo", "peft=dora")
     (run,) = all_runs(launch.runs)
     assert [row["step"] for row in read_rows(run.metrics_path)] == [1, 2, 3]
@@ -71,7 +71,7 @@ def test_a_yaml_file_alone_trains_and_evaluates(kind, launch, twelve, tmp_path):
     assert summary["avg"] is not None and read_json(run.merged_path / "config.json")["model_type"] == kind
 
 
-def test_the_papers_recipe_takes_a_local_folder(composer, qwen2):
+def test_the_papers_recipe_accepts_a_local_folder(composer, qwen2):
     cfg = composer.point(["model=r1_qwen_1_5b", f"model.path={qwen2}", "rollout.max_tokens=64", *SHORT, "rank=2"]).cfg
     refuse_unfit([cfg])
 
@@ -80,7 +80,7 @@ SHORT = ("data.max_prompt_tokens=32", "evaluation.max_tokens=64")
 
 
 @pytest.mark.parametrize(
-    ("break_it", "says"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
@@ -88,11 +88,11 @@ SHORT = ("data.max_prompt_tokens=32", "evaluation.max_tokens=64")
         (lambda folder: write_template(folder, lambda text: text.replace("<think>", "")), "requires that it ends in <think>"),
     ],
 )
-def test_a_folder_that_cannot_be_trained_from(composer, copied, break_it, says):
-    cfg = composer.point(["model=r1_qwen_1_5b", f"model.path={copied}", "rollout.max_tokens=64", *SHORT, "rank=2"]).cfg
+def test_a_folder_that_cannot_be_trained_from_is_refused(composer, model_copy, damage, message):
+    cfg = composer.point(["model=r1_qwen_1_5b", f"model.path={model_copy}", "rollout.max_tokens=64", *SHORT, "rank=2"]).cfg
     refuse_unfit([cfg])
-    break_it(copied)
-    with pytest.raises(Refused, match=says):
+    damage(model_copy)
+    with pytest.raises(Refused, match=message):
         refuse_unfit([cfg])
 
 
@@ -101,12 +101,12 @@ def write_template(folder, change):
     path.write_text(change(path.read_text()))
 
 
-def test_a_template_in_the_tokenizers_settings_counts_and_one_that_needs_transformers_waits(composer, copied):
-    cfg = composer.point(["model=r1_qwen_1_5b", f"model.path={copied}", "rollout.max_tokens=64", *SHORT, "rank=2"]).cfg
-    (copied / "chat_template.jinja").unlink()
-    settings = json.loads((copied / "tokenizer_config.json").read_text())
+def test_a_template_in_tokenizer_config_is_checked_unless_it_needs_transformers(composer, model_copy):
+    cfg = composer.point(["model=r1_qwen_1_5b", f"model.path={model_copy}", "rollout.max_tokens=64", *SHORT, "rank=2"]).cfg
+    (model_copy / "chat_template.jinja").unlink()
+    settings = json.loads((model_copy / "tokenizer_config.json").read_text())
     for template, refused in (("{{ messages[0].content }}", True), ("{{ strftime_now('%d') }}", False)):
-        (copied / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+        (model_copy / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
         if refused:
             with pytest.raises(Refused, match="requires that it ends in <think>"):
                 refuse_unfit([cfg])
@@ -114,25 +114,25 @@ def test_a_template_in_the_tokenizers_settings_counts_and_one_that_needs_transfo
             refuse_unfit([cfg])
 
 
-def test_the_run_judges_what_the_launch_could_not(composer, copied):
-    """The tokenizer's own reading of the template, in a run's first seconds."""
+def test_the_run_checks_a_template_that_the_launch_cannot_render(composer, model_copy):
+    """In the first seconds of a run the tokenizer renders the template."""
     from rlvr_sweeps.training.models import load_tokenizer
 
-    cfg = composer.point(["model=r1_qwen_1_5b", f"model.path={copied}", "rollout.max_tokens=64", *SHORT, "rank=2"]).cfg
+    cfg = composer.point(["model=r1_qwen_1_5b", f"model.path={model_copy}", "rollout.max_tokens=64", *SHORT, "rank=2"]).cfg
     load_tokenizer(cfg)
-    write_template(copied, lambda text: text.replace("'<|assistant|><think>'", "strftime_now('%d')"))
+    write_template(model_copy, lambda text: text.replace("'<|assistant|><think>'", "strftime_now('%d')"))
     refuse_unfit([cfg])
     with pytest.raises(Refused, match="requires that it ends in <think>"):
         load_tokenizer(cfg)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (["model=r1_qwen_1_5b", "rollout.max_tokens=131000"], "rollout.max_tokens=131000 are 131,512 tokens"),
         (["model=r1_qwen_1_5b", "peft=none", "evaluation.max_tokens=131000"], "has 131,072 positions"),
     ],
 )
-def test_longer_than_the_models_positions(composer, overrides, says):
-    with pytest.raises(Refused, match=re.escape(says)):
+def test_more_tokens_than_the_models_positions_are_refused(composer, overrides, message):
+    with pytest.raises(Refused, match=re.escape(message)):
         composer.point(overrides)

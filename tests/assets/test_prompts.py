@@ -1,4 +1,4 @@
-"""Prompts as token ids, computed once for all runs that ask the same."""
+"""Test the cache of tokenised prompts."""
 
 import copy
 
@@ -17,7 +17,7 @@ def cached_files(tmp_path, monkeypatch):
 
 @pytest.fixture
 def counting_tokenizer(tokenizer):
-    """A tokenizer that counts its conversations."""
+    """A tokenizer that counts the conversations it tokenises."""
 
     class Counting(type(tokenizer)):
         conversations = 0

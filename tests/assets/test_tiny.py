@@ -1,4 +1,4 @@
-"""The embedded world: the pinned one or none, what the recipe makes where that is the same anywhere."""
+"""Test the embedded world: its content key, that the recipe makes it, its problems and its tokenizer."""
 
 import json
 import random
@@ -27,8 +27,8 @@ def test_the_configuration_pins_the_content(composer):
 
 
 @pytest.mark.slow
-def test_what_is_the_same_on_every_machine_is_what_the_code_makes(tmp_path):
-    """Problems, tokenizer, configuration; the weights are another machine's and only of the same shapes."""
+def test_the_code_makes_the_stored_world_except_its_weights(tmp_path):
+    """Problems, tokenizer and configuration are equal; the weights depend on the processor, only their shapes are equal."""
     code = f"from rlvr_sweeps.assets.tiny import *; make(Recipe(teaching_steps=1), Path({str(tmp_path / 'made')!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
     files = {path.relative_to(WORLD) for path in WORLD.rglob("*") if path.is_file()}
@@ -37,8 +37,8 @@ def test_what_is_the_same_on_every_machine_is_what_the_code_makes(tmp_path):
     weights = Path("model/model.safetensors")
     for file in files - {Path("recipe.json"), weights}:
         assert (WORLD / file).read_bytes() == (tmp_path / "made" / file).read_bytes(), file
-    ours, made = load_file(WORLD / weights), load_file(tmp_path / "made" / weights)
-    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in made.items()}
+    stored, made = load_file(WORLD / weights), load_file(tmp_path / "made" / weights)
+    assert {name: value.shape for name, value in stored.items()} == {name: value.shape for name, value in made.items()}
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_every_bit_repeats_on_one_machine(tmp_path):
     assert locations.content_key(tmp_path / "a") == locations.content_key(tmp_path / "b")
 
 
-def test_a_world_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):
+def test_a_world_with_another_content_key_is_refused(tmp_path, monkeypatch):
     shutil.copytree(WORLD, tmp_path / "tiny")
     monkeypatch.setattr(locations, "WORLDS_FOLDER", tmp_path)
     key = locations.content_key(tmp_path / "tiny")
@@ -68,7 +68,7 @@ def test_a_world_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):
     locations.content_key.cache_clear()
 
 
-def test_problems_are_distinct_right_and_not_shared():
+def test_problems_are_distinct_and_their_answers_correct():
     evaluated, trained = draw_problems(Recipe())
     held_out = [problem for tier in evaluated.values() for problem in tier]
     assert len(set(held_out + trained)) == len(held_out) + len(trained) == 5 * 40 + 2000
@@ -79,7 +79,7 @@ def test_problems_are_distinct_right_and_not_shared():
         assert problem.answer == value
 
 
-def test_the_teacher_is_mostly_right_and_sometimes_not():
+def test_the_teacher_is_right_in_30_to_80_percent():
     rng, teacher = random.Random(0), Teacher(Recipe())
     verdicts = []
     for _ in range(2000):
@@ -89,7 +89,7 @@ def test_the_teacher_is_mostly_right_and_sometimes_not():
 
 
 @pytest.mark.parametrize("text", ["Start with 7 A:+8 B:*3 mod 10.", "<think> A:7+8=5</think>\\boxed{5}", "Grüße, 你好 \n\t x²"])
-def test_the_tokenizer_survives_saving_and_auto_loading(text, tmp_path):
+def test_the_saved_tokenizer_loads_unchanged(text, tmp_path):
     made = make_tokenizer()
     made.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
@@ -104,12 +104,12 @@ def test_the_tokenizer_survives_saving_and_auto_loading(text, tmp_path):
     assert loaded.convert_tokens_to_ids("<think>") in loaded(chat)["input_ids"]
 
 
-def test_making_it_over_another_is_refused(tmp_path):
+def test_an_existing_folder_is_refused(tmp_path):
     done = subprocess.run([sys.executable, "-m", "rlvr_sweeps.assets.tiny", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "exists; remove it" in done.stderr
 
 
-def test_make_leaves_nothing_half_made(tmp_path, monkeypatch):
+def test_a_failed_make_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr("rlvr_sweeps.assets.tiny.draw_problems", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make(replace(Recipe(), teaching_steps=1), tmp_path / "world")
