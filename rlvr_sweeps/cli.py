@@ -21,7 +21,7 @@ RUN_HELP = "name, id or directory of a run"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one `rlvr` command; a Refused becomes one message and exit code 1."""
-    parsed = parser().parse_args(arguments)
+    parsed = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         COMMANDS[parsed.command](parsed, console)
@@ -217,6 +217,17 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs, "profile": show_profile,
     "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "wandb": exchange_with_wandb,
 }  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed arguments; overrides (KEY=VALUE) may also follow options."""
+    root = parser()
+    parsed, rest = root.parse_known_args(arguments)
+    if rest and not (hasattr(parsed, "overrides") and all("=" in text and not text.startswith("-") for text in rest)):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
+    return parsed
 
 
 def parser() -> argparse.ArgumentParser:

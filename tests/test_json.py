@@ -16,7 +16,10 @@ def test_report_table_and_regrade(evaluated, tmp_path, capsys):
     assert [row["avg"] for row in report["runs"]] == [0.875] and report["page"].endswith("report.html")
     options = (f"runs_dir={tmp_path}/runs", "--out", tmp_path / "out")
     table = json_output(capsys, "table", "batch_size", *options)
-    assert table["name"] == "batch_size" and table == json.loads((tmp_path / "out" / "batch_size.json").read_text())
+    other_order = json_output(capsys, "table", "batch_size", "--out", tmp_path / "out", f"runs_dir={tmp_path}/runs")
+    assert table["name"] == "batch_size" and table == other_order == json.loads(
+        (tmp_path / "out" / "batch_size.json").read_text()
+    )
     regraded = json_output(capsys, "regrade", run.name, "--runs-dir", tmp_path / "runs", "--dry-run")
     assert (regraded["run"], regraded["avg_before"], regraded["changes"]) == (run.name, 0.875, [])
 

@@ -1,4 +1,4 @@
-"""Parameters from shapes: equal to the golden counts of the true models and to what PEFT and transformers build."""
+"""Test parameter counts: equal to the golden counts of the paper's models and to what PEFT and transformers build."""
 
 import json
 
@@ -15,7 +15,7 @@ WIDTHS = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
     "vocab_size": 160,
 }  # fmt: skip
-SHAPES = {  # each with something of its own: biases of the attention, a head of another size with norms, tied embeddings
+SHAPES = {  # together: attention and MLP biases, another head size with norms, tied and untied embeddings
     "qwen2": {"tie_word_embeddings": False},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
     "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
@@ -42,7 +42,7 @@ def test_base_parameters_of_every_decoder(kind):
 
 @pytest.mark.parametrize("peft", choices("peft"))
 def test_counts_of_every_method_as_peft_builds_it(composer, peft):
-    """The trained ones, and, frozen parameters and shared buffers included, all that the method adds."""
+    """Trained parameters, and the frozen parameters and shared buffers that the method adds."""
     method = composer.point([f"peft={peft}"]).cfg["peft"]
     stated = {"model_type": "qwen3", **WIDTHS, **SHAPES["qwen3"]}
     if method["trains"] == "nothing":
@@ -53,7 +53,7 @@ def test_counts_of_every_method_as_peft_builds_it(composer, peft):
     trained = trained_parameters({"peft": method}, stated)
     built_count = parameter_counts(adapted)["trainable"]
     if method["initialisation"] == "activations":
-        assert abs(trained / built_count - 1) < 0.1  # EVA: the same ranks, in other layers
+        assert abs(trained / built_count - 1) < 0.1  # EVA redistributes ranks between layers
         return
     assert trained == built_count
     added = [parameter for name, parameter in adapted.named_parameters() if is_added_and_frozen(name, method["trained"])]
@@ -66,7 +66,7 @@ def test_counts_of_every_method_as_peft_builds_it(composer, peft):
 
 
 def is_added_and_frozen(name, trained):
-    """Whether a parameter is the method's own and frozen."""
+    """Return whether a parameter is added by the method and frozen."""
     own = ("lora_A", "lora_B", "lora_E", "ranknum")
     return any(part in name.split(".") for part in own) and not any(part in name.split(".") for part in trained)
 

@@ -94,7 +94,8 @@ def parameters(rows: Sequence[ReportRow]) -> Plot | None:
         "after training", x_log=True, levels=base_level(rows),
     )  # fmt: skip
     shown = [by_label[one.label] for one in points]
-    caption = f"{BARS} Dotted line: the Pareto frontier, which no method with fewer trained parameters exceeds."
+    caption = BARS
+    caption += " Dotted line: the Pareto frontier, which no method with fewer trained parameters exceeds." if edge else ""
     caption += " Crosses: accuracy printed in the paper, at the share of trained parameters measured here." if printed else ""
     return Plot("Accuracy against trained parameters", [panel], caption + coverage_note(shown, trained_rows(rows)))
 

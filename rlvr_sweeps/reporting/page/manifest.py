@@ -53,7 +53,7 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
         if data := record.get("data"):
             entries["Training", "prompts"] = f"{data['problems']:,}, {data.get('left_out_too_long', 0):,} left out as too long"
         entries["Training", "rollouts"] = decoding(cfg["rollout"]) + f", {cfg['rollout']['group_size']} a prompt"
-        entries["Training", "asked and built"] = agreement(record)
+        entries["Training", "requested and built settings"] = agreement(record)
     entries["Model", cfg["model"]["name"]] = source(cfg["model"])
     if "model_key" in record:
         entries["Model", f"{cfg['model']['name']}, hash of the weights"] = record["model_key"]
