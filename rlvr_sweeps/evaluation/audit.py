@@ -8,7 +8,6 @@ does not judge the form: a disagreement with the verdict `wrong form` shows what
 import json
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +15,9 @@ from rich.text import Text
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.evaluation.regrade import printable
-from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.grading.sandbox import opinions
 from rlvr_sweeps.runs.directory import Run
-
-Row = dict[str, Any]
 
 
 def audit(runs: Sequence[Run], size: int, seed: int) -> tuple[list[Row], int]:

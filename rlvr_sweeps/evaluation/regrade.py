@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,11 +14,10 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import grading_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.evaluation.samples import summarise
-from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
+from rlvr_sweeps.files import Row, read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading.grader import VERSION, grade_all
 from rlvr_sweeps.runs.directory import Run
 
-Row = dict[str, Any]
 KEPT_KEYS = ("engine", "finished")  # keys of the summary that cannot be computed from the samples
 
 

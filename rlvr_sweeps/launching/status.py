@@ -4,21 +4,19 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as LiveDisplay
 from rich.table import Table
 from rich.text import Text
 
-from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.files import Row, read_json, read_rows
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.runs.directory import Job, Run
 from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows
 
-Row = dict[str, Any]
 SLURM_KEYS = ("job", "node", "tries", "requeues", "heartbeat_s")  # of a row; None in rows of runs that were not submitted
 SLURM_COLUMNS = (*SLURM_KEYS[:-1], "heartbeat")
 

@@ -34,6 +34,7 @@ def report_rows(cells: Sequence[Cell]) -> list[ReportRow]:
 
 
 def trained_rows(rows: Sequence[ReportRow]) -> list[ReportRow]:
+    """Return the rows whose method trains."""
     return [row for row in rows if is_trained(row.cell.cfg)]
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from rlvr_sweeps.config.identity import digest, evaluation_spec, science
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.files import Row, read_json, read_rows
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.reading import Row, RunStatus
+from rlvr_sweeps.runs.reading import RunStatus
 
 Right = dict[str, Row]  # eval/right.json: benchmark -> k, golds (a hash), right (problem -> right samples, in order)
 SEEDS = ("seed", "random_seed")  # the run's, and a method's own that is set to it

@@ -8,10 +8,8 @@ from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import Row, read_json
 from rlvr_sweeps.runs.directory import Live, Run, all_runs
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Row = dict[str, Any]
+from rlvr_sweeps.files import Row
 
 
 class PromptStream:

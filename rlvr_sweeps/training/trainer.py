@@ -20,8 +20,8 @@ from rlvr_sweeps import patches
 from rlvr_sweeps.assets.problems import token_ids
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import LOSSES_OVER_COMPLETIONS, cuts_by_length, training_of
-from rlvr_sweeps.files import write_json
-from rlvr_sweeps.training.dynamic_sampling import Group, PromptStream, Row, fill
+from rlvr_sweeps.files import Row, write_json
+from rlvr_sweeps.training.dynamic_sampling import Group, PromptStream, fill
 from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged

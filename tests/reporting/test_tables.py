@@ -46,7 +46,7 @@ def test_a_table_says_what_is_there_and_what_is_not(batches, tmp_path):
     assert small.facts["points"] == pytest.approx(93.75 - 100 * (0.625 + 0.75 + 0.625) / 3)
     assert not average.star  # two seeds on one side
     notes = " ".join(sheet.notes)
-    assert "5 of 6 runs are there" in notes and "seed=42,43,44" in notes and "another quantity" in notes
+    assert "5 of 6 runs have finished" in notes and "seed=42,43,44" in notes and "not comparable" in notes
     assert "Smallest difference to LoRA that can be told apart" in notes and "problems, samples and seeds" in notes
 
 
@@ -72,7 +72,7 @@ def test_seeds_that_err_alike_do_not_hide_the_error_of_sampling(evaluated, tmp_p
 
 def test_no_runs_are_dashes_not_zeros(tmp_path, capsys):
     rlvr(["table", "batch_size", f"runs_dir={tmp_path}/runs", "--out", str(tmp_path / "out")])
-    assert "0 of 2 runs are there" in capsys.readouterr().out
+    assert "0 of 2 runs have finished" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out/batch_size.csv").open()))
     assert len(rows) == 2 and {row["overall/avg"] for row in rows} == {""}
     whole = json.loads((tmp_path / "out/batch_size.json").read_text())

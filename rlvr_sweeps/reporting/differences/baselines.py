@@ -23,15 +23,15 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Family:
-    """Rows that compare with each other: a model's, evaluated alike. The places of the baseline and of the others."""
+    """Rows of one model with the same evaluation, which can be compared: indices of the baseline and of the others."""
 
     baseline: int
     others: list[int]
-    differences: dict[int, dict[str, dict[str, Any]]]  # by place, by benchmark and `overall`: a row of `compare`, and `star`
+    differences: dict[int, dict[str, dict[str, Any]]]  # by index, then benchmark or `overall`: a row of `compare`, with `star`
 
 
 def families(rows: Sequence[Cell]) -> tuple[list[Family], list[str]]:
-    """Every family of at least two rows, and what could not be compared, in words."""
+    """Return every family of at least two rows, and a sentence for each row that could not be compared."""
     groups: dict[str, list[int]] = {}
     left_out = []
     for index, cell in enumerate(rows):
@@ -48,6 +48,7 @@ def families(rows: Sequence[Cell]) -> tuple[list[Family], list[str]]:
 
 
 def family(rows: Sequence[Cell], indices: Sequence[int]) -> Family:
+    """Return the family of the rows at `indices`, compared with their baseline."""
     baseline = baseline_index(rows, indices)
     others = [index for index in indices if index != baseline]
     sides = {index: Side(rows[index].runs[0].name, rows[index].runs, read_scores(rows[index].runs)) for index in indices}
@@ -64,24 +65,24 @@ def family(rows: Sequence[Cell], indices: Sequence[int]) -> Family:
 
 
 def baseline_index(rows: Sequence[Cell], indices: Sequence[int]) -> int:
-    """The baseline: of the LoRA rows (or the trained, or all) the one that differs in the fewest settings from the others."""
+    """Return the index of the baseline: the LoRA row (else trained row, else row) that differs least from the others."""
     trained = [index for index in indices if is_trained(rows[index].cfg)]
     lora = [index for index in trained if rows[index].cfg["peft"]["name"] == "lora"]
     settings = {index: row_of(rows[index].cfg) for index in indices}
 
-    def apart(index: int) -> int:
-        own = settings[index]
-        return sum(own.get(key) != other.get(key) for other in settings.values() for key in own.keys() | other.keys())
+    def differing_settings(index: int) -> int:
+        row = settings[index]
+        return sum(row.get(key) != other.get(key) for other in settings.values() for key in row.keys() | other.keys())
 
-    return min(lora or trained or indices, key=lambda index: (apart(index), index))
+    return min(lora or trained or indices, key=lambda index: (differing_settings(index), index))
 
 
 def seeds(cell: Cell) -> float:
-    """How many training seeds a row has; an untrained one has no seed that could have come out otherwise."""
+    """Return the number of training seeds of a row; infinity for an untrained row, which does not depend on a seed."""
     return len(cell.runs) if is_trained(cell.cfg) else math.inf
 
 
-POWER = (1.959964 + 0.841621) / 1.959964  # from an interval's half width to what is found four times in five
+POWER = (1.959964 + 0.841621) / 1.959964  # of an interval's half width: the difference that is detected four times in five
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class Contrast:
 
 
 def contrasts(rows: Sequence[RowResult], baseline: str) -> dict[str, Contrast]:
-    """By a row's first run, its contrast to the row whose first run is called `baseline`. Rows that share a run are one.
+    """Return each row's contrast to the row whose first run is `baseline`, by the name of the row's first run.
 
-    None for rows without a result, and none at all where the baseline has none. Refused where rows were evaluated differently.
+    Rows that share a run count once; rows without a result are left out, and all are if the baseline has none. Raise Refused if
+    rows were evaluated differently.
     """
     cells = {row.runs[0].name: row.cell for row in rows if row.cell and all(row.cell.right)}
     base = cells.pop(baseline, None)
@@ -108,23 +110,24 @@ def contrasts(rows: Sequence[RowResult], baseline: str) -> dict[str, Contrast]:
         for run, summary, right in zip(cell.runs, cell.summaries, cell.right, strict=True)
     })  # fmt: skip
     differences = {name: difference(arm(cell), arm(base)) for name, cell in cells.items()}
-    adjusted = holm([one.p for one in differences.values()])
+    adjusted = holm([result.p for result in differences.values()])
     return {
-        name: Contrast(one, p, p < ALPHA and min(seeds(cells[name]), seeds(base)) >= SEEDS_FOR_A_STAR)
-        for (name, one), p in zip(differences.items(), adjusted, strict=True)
+        name: Contrast(result, p, p < ALPHA and min(seeds(cells[name]), seeds(base)) >= SEEDS_FOR_A_STAR)
+        for (name, result), p in zip(differences.items(), adjusted, strict=True)
     }
 
 
 def arm(cell: Cell) -> Arm:
+    """Return a row's share of right samples, one array (seeds, problems) per averaged benchmark."""
     scores = scores_of(cell.right)
     return [scores[name] for name in averaged_benchmarks(scores)]
 
 
 def smallest_difference(contrasts: Sequence[Contrast]) -> float | None:
-    """The accuracy difference to the baseline that is found four times in five at the 5 % level, before Holm's correction.
+    """Return the accuracy difference that is detected four times in five at the 5 % level, before Holm's correction.
 
-    From the intervals of the table itself: the median half width, which holds problems, samples and, where there are several,
-    seeds; times (1.96 + 0.84)/1.96. None without contrasts.
+    It is the median half width of the table's intervals (problems, samples and, if there are several, seeds) times
+    (1.96 + 0.84)/1.96. None without contrasts.
     """
-    widths = [(one.difference.high - one.difference.low) / 2 for one in contrasts]
+    widths = [(contrast.difference.high - contrast.difference.low) / 2 for contrast in contrasts]
     return POWER * statistics.median(widths) if widths else None

@@ -1,13 +1,13 @@
-"""Differences between two arms on the same problems, with what they are worth: intervals, p-values, Holm's correction.
+"""Paired differences between two arms on the same problems, with confidence intervals, p-values and Holm's correction.
 
 An arm is a list of benchmarks; a benchmark is an array of p̂, shape (seeds, problems): the share of right samples of each
 problem, by training run. Both arms answer the same problems, so differences are paired by problem. Three things vary:
-problems (the next exam asks others), training seeds, and samples.
+problems (another test set has others), training seeds, and samples.
 
 The interval is a hierarchical bootstrap. Problems are resampled within their benchmark, the same ones for both arms; a
-problem brings its own samples along, whose noise is so counted once (Davison & Hinkley 1997, Sec. 3.8: resampling samples
+problem keeps its own samples, so that their noise is counted once (Davison & Hinkley 1997, Sec. 3.8: resampling samples
 within resampled problems would count it twice). Training seeds are resampled within an arm, shrunk by the share of their
-spread that the sampling noise explains. Deviations are widened from the few units there are to what Student's t asks for.
+spread that sampling noise explains. With few units, deviations are widened to the quantile of Student's t.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Z = 1.959964  # 0.975 quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Difference:
-    """Of arm A over arm B, in accuracy: value, 95 % interval, two-sided p."""
+    """Accuracy of arm A minus that of arm B: value, 95 % interval, two-sided p."""
 
     value: float
     low: float
@@ -34,17 +34,17 @@ class Difference:
 
 
 def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
-    """Mean over benchmarks of the paired difference. Raises ValueError where the arms do not answer the same problems.
+    """Return the paired difference, averaged over benchmarks. Raise ValueError if the arms did not answer the same problems.
 
-    With one training seed in an arm its seed-to-seed spread is unknown and left out: the interval then speaks of these
-    two trained models, not of their methods.
+    With one training seed in an arm, its spread over seeds is unknown and left out: the interval then compares two trained
+    models, not their methods.
     """
-    from scipy import stats  # half a second, for those who compare
+    from scipy import stats  # its import takes half a second
 
-    if [one.shape[1] for one in a] != [other.shape[1] for other in b] or not a:
+    if [table.shape[1] for table in a] != [table.shape[1] for table in b] or not a:
         raise ValueError("both arms need the same problems of the same benchmarks")
     count = len(a)
-    gaps = [one.mean(0) - other.mean(0) for one, other in zip(a, b, strict=True)]
+    gaps = [first.mean(0) - second.mean(0) for first, second in zip(a, b, strict=True)]
     value = float(np.mean([gap.mean() for gap in gaps]))
     problems = [problem_noise(gap) for gap in gaps]
     seeds = [noise for arm in (a, b) if (noise := seed_noise(arm)) is not None]
@@ -66,7 +66,7 @@ def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
 
 @dataclass(frozen=True)
 class Noise:
-    """What is resampled, the variance of its mean, and the degrees of freedom that is known with."""
+    """Deviations to resample, the variance of their mean, and the degrees of freedom of that variance."""
 
     deviations: Array
     variance: float
@@ -74,7 +74,7 @@ class Noise:
 
 
 def problem_noise(gap: Array) -> Noise:
-    """Deviations of one benchmark's paired differences, scaled so that their resampled mean has the unbiased variance."""
+    """Return the deviations of one benchmark's paired differences, scaled so that resampled means have unbiased variance."""
     n = len(gap)
     if n < 2:
         return Noise(np.zeros(n), 0.0, 1.0)
@@ -83,9 +83,9 @@ def problem_noise(gap: Array) -> Noise:
 
 
 def seed_noise(arm: Arm) -> Noise | None:
-    """Deviations of an arm's training seeds, without the part that noise within problems explains; None for one seed.
+    """Return the deviations of an arm's training seeds, less what noise within problems explains; None for one seed.
 
-    Two-way layout without replication: the spread of the seeds' means is the seeds' own plus residual/problems.
+    Two-way layout without replication: the variance of the seeds' means is that of the seeds plus residual/problems.
     """
     seeds = arm[0].shape[0]
     if seeds < 2:
@@ -98,18 +98,19 @@ def seed_noise(arm: Arm) -> Noise | None:
         if n > 1:
             residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
             explained += float((residuals**2).sum() / ((seeds - 1) * (n - 1))) / n / len(arm) ** 2
-    own = max(0.0, 1 - explained / spread) if spread > 0 else 0.0
-    deviations = (means - means.mean()) * np.sqrt(own * seeds / (seeds - 1))
+    unexplained = max(0.0, 1 - explained / spread) if spread > 0 else 0.0
+    deviations = (means - means.mean()) * np.sqrt(unexplained * seeds / (seeds - 1))
     return Noise(deviations, float((deviations**2).sum() / seeds**2), seeds - 1)
 
 
 def draw_seeds(deviations: Array, draws: int, rng: np.random.Generator) -> Array:
+    """Return the means of `draws` resamples of the seeds' deviations."""
     return deviations[rng.integers(0, len(deviations), (draws, len(deviations)))].mean(1)
 
 
 @cache
 def resampling(n: int, draws: int, seed: int, index: int) -> NDArray[np.float32]:
-    """(draws, n): how often each problem is drawn, over n. The same for every comparison of the benchmark at `place`."""
+    """Return (draws, n): how often each problem is drawn, divided by n; equal for all comparisons of benchmark `index`."""
     rng = np.random.default_rng([seed, n, index])
     indices = rng.integers(0, n, (draws, n)) + np.arange(draws)[:, None] * n
     return (np.bincount(indices.ravel(), minlength=draws * n).reshape(draws, n) / n).astype(np.float32)
@@ -117,13 +118,13 @@ def resampling(n: int, draws: int, seed: int, index: int) -> NDArray[np.float32]
 
 @cache
 def signs(n: int, draws: int, seed: int, index: int) -> NDArray[np.float32]:
-    """(draws, n): random signs over n; under the null hypothesis a paired difference is as likely as its negative."""
+    """Return (draws, n): random signs divided by n; under the null hypothesis a difference is as likely as its negative."""
     rng = np.random.default_rng([seed, n, index, 2])
     return ((rng.integers(0, 2, (draws, n), dtype=np.int8) * 2 - 1) / n).astype(np.float32)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): p-values that hold for all the comparisons together."""
+    """Return p-values with Holm's step-down adjustment (1979) for all comparisons together."""
     order = np.argsort(p_values)
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from rlvr_sweeps.config.settings import averaged_benchmarks
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import Row, read_json
 from rlvr_sweeps.reporting.differences.bootstrap import Array, Difference, difference, holm
 from rlvr_sweeps.reporting.rows import Right, row_of
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.runs.reading import Row, named_run
+from rlvr_sweeps.runs.reading import named_run
 
 MUST_BE_EQUAL = (
     ("benchmarks, k, decoding or grading", "Evaluate them alike"),
@@ -35,7 +35,7 @@ class Side:
 
 
 def read_sides(arguments: Sequence[str], runs_dir: Path) -> list[Side]:
-    """Each argument names a run, or several seeds of it with commas between; Refused where two were evaluated differently."""
+    """Return a side per argument: a run, or its seeds separated by commas. Raise Refused if two were evaluated differently."""
     groups = [[named_run(name, runs_dir) for name in argument.split(",")] for argument in arguments]
     for runs in groups:
         refuse_no_seeds(runs)
@@ -51,16 +51,17 @@ def refuse_no_seeds(runs: Sequence[Run]) -> None:
         raise Refused(f"{runs[0].name} is named twice in one arm: the same run is not two seeds.")
     arms = [row_of(run.config()) for run in runs]
     for run, arm in zip(runs[1:], arms[1:], strict=True):
-        if apart := sorted(key for key in arms[0].keys() | arm.keys() if arms[0].get(key) != arm.get(key)):
-            raise Refused(f"{runs[0].name} and {run.name} are not seeds of one row: they differ in {', '.join(apart[:4])}.")
+        if differing := sorted(key for key in arms[0].keys() | arm.keys() if arms[0].get(key) != arm.get(key)):
+            raise Refused(f"{runs[0].name} and {run.name} are not seeds of one row: they differ in {', '.join(differing[:4])}.")
 
 
 def read_scores(runs: Sequence[Run]) -> dict[str, Array]:
+    """Return p̂ by benchmark, shape (seeds, problems), read from the runs' directories."""
     return scores_of([right_of(run) for run in runs])
 
 
 def scores_of(counts: Sequence[Right]) -> dict[str, Array]:
-    """p̂ by benchmark, shape (seeds, problems), from the right samples of runs that differ in their seed."""
+    """Return p̂ by benchmark, shape (seeds, problems), from the right samples of runs that differ in their seed."""
     return {
         name: np.array([list(count[name]["right"].values()) for count in counts]) / entry["k"]
         for name, entry in counts[0].items()
@@ -68,7 +69,7 @@ def scores_of(counts: Sequence[Right]) -> dict[str, Array]:
 
 
 def right_of(run: Run) -> Right:
-    """By benchmark: k, a hash of the golds, and how many samples of each problem are right."""
+    """Return by benchmark: k, a hash of the gold answers, and the number of right samples of each problem."""
     counts: Right | None = read_json(run.right_path)
     if counts is None:
         raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. Make it: rlvr regrade {run.name}.")
@@ -76,7 +77,7 @@ def right_of(run: Run) -> Right:
 
 
 def request_of(run: Run) -> tuple[Any, ...]:
-    """A run's request, from its directory."""
+    """Return `request` of a run, read from its directory."""
     summary = read_json(run.summary_path)
     if summary is None:
         raise Refused(f"{run.name} is not evaluated yet.")
@@ -84,7 +85,7 @@ def request_of(run: Run) -> tuple[Any, ...]:
 
 
 def request(summary: Row, right: Right) -> tuple[Any, ...]:
-    """What must be equal for two runs to compare: the request, the grader, and the problems with their golds."""
+    """Return what must be equal for two runs to be compared: the evaluation request, the grader, the problems and golds."""
     problems = {name: (entry["golds"], list(entry["right"])) for name, entry in right.items()}
     return summary["evaluation"], summary.get("grader"), problems
 
@@ -93,19 +94,19 @@ def refuse_unlike(requests: Mapping[str, tuple[Any, ...]]) -> None:
     """Raise Refused where two runs were evaluated differently; `requests` is by run name."""
     (name, first), *rest = requests.items()
     for other, request in rest:
-        for (what, cure), one, another in zip(MUST_BE_EQUAL, first, request, strict=True):
-            if one != another:
+        for (what, cure), value, other_value in zip(MUST_BE_EQUAL, first, request, strict=True):
+            if value != other_value:
                 raise Refused(f"{name} and {other} were evaluated with different {what}. {cure}.")
 
 
 def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
-    """One row per later side and benchmark (and `overall`): both averages, the difference, its interval, p, Holm's p."""
+    """Return a row per later side and benchmark (and `overall`): both averages, the difference, its interval, p, Holm's p."""
     base, *others = read_sides(arguments, runs_dir)
     return against(base, others)
 
 
 def against(base: Side, others: Sequence[Side]) -> list[dict[str, Any]]:
-    """The rows of `compare`; Holm's correction is over `others`, for each benchmark and overall."""
+    """Return the rows of `compare`; Holm's correction is over `others`, for each benchmark and overall."""
     rows = []
     for name in [*base.scores, "overall"]:
         differences: list[tuple[Side, Difference]] = []
@@ -122,14 +123,19 @@ def against(base: Side, others: Sequence[Side]) -> list[dict[str, Any]]:
 
 
 def tables(side: Side, name: str) -> list[Array]:
-    return [side.scores[one] for one in averaged_benchmarks(side.scores)] if name == "overall" else [side.scores[name]]
+    """Return a side's arrays of one benchmark, or of all averaged benchmarks for `overall`."""
+    return (
+        [side.scores[benchmark] for benchmark in averaged_benchmarks(side.scores)] if name == "overall" else [side.scores[name]]
+    )
 
 
 def average(side: Side, name: str) -> float:
+    """Return the accuracy of a side on a benchmark, or overall."""
     return float(np.mean([table.mean() for table in tables(side, name)]))
 
 
 def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print the rows of `compare` as a table."""
     several = len({row["b"] for row in rows}) > 1
     console.print(f"A: {rows[0]['a']}", highlight=False)
     for index, label in enumerate(dict.fromkeys(row["b"] for row in rows)):
@@ -156,4 +162,5 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def as_json(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows of `compare` as JSON."""
     return json.dumps(rows, indent=1)

@@ -49,6 +49,7 @@ def accuracy(results: SweepResults) -> Sheet:
 
 
 def accuracy_columns(rows: Sequence[RowResult], names: Sequence[str]) -> list[Column]:
+    """Return the columns of the table: the row, its seeds, each benchmark, overall, and the difference to LoRA."""
     k = {name: source["k"] for name, source in rows[0].cfg["benchmark"].items()}
     columns = [Column("row", "", align="left")]
     if any(row.row.label != row.row.stands_for for row in rows):
@@ -64,6 +65,7 @@ def accuracy_columns(rows: Sequence[RowResult], names: Sequence[str]) -> list[Co
 
 
 def accuracy_line(row: RowResult, names: Sequence[str], contrast: Contrast | None, is_baseline: bool) -> Line:
+    """Return a row's line: its accuracies, the paper's values, and its difference to LoRA."""
     entries: dict[str, Entry] = row_head(row)
     cell = row.cell
     for name in names:

@@ -15,9 +15,9 @@ def difference_entry(contrast: Contrast | None, is_baseline: bool) -> tuple[Entr
     """Return a difference in percentage points as `+1.2 [-0.5, +2.9]`, and its numbers for CSV and JSON."""
     if contrast is None:
         return Entry("baseline" if is_baseline else None), {}
-    one = contrast.difference
-    value, low, high = 100 * one.value, 100 * one.low, 100 * one.high
-    facts = {"points": value, "low": low, "high": high, "p": one.p, "p_holm": contrast.p_holm, "star": contrast.star}
+    result = contrast.difference
+    value, low, high = 100 * result.value, 100 * result.low, 100 * result.high
+    facts = {"points": value, "low": low, "high": high, "p": result.p, "p_holm": contrast.p_holm, "star": contrast.star}
     return Entry(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"), facts
 
 
@@ -32,6 +32,7 @@ def row_head(row: RowResult) -> dict[str, Entry]:
 
 
 def row_facts(row: RowResult) -> dict[str, Any]:
+    """Return what only CSV and JSON hold of a row: its overrides, runs, and the interval of its overall accuracy."""
     cell = row.cell
     facts: dict[str, Any] = {"overrides": " ".join(row.row.overrides), "stands_for": row.row.stands_for}
     facts |= {"runs": " ".join(run.name for run in row.runs), "runs_done": len(cell.runs) if cell else 0}
@@ -47,8 +48,8 @@ def interval(cell: Cell) -> dict[str, Any]:
     if value is None or error is None:
         return {}
     reach = float(stats.norm.ppf(0.975) if seeds == 1 else stats.t.ppf(0.975, seeds - 1)) * error
-    known = "samples" if seeds == 1 else "seeds and samples"
-    return {"overall/low": 100 * (value - reach), "overall/high": 100 * (value + reach), "interval_from": known}
+    source = "samples" if seeds == 1 else "seeds and samples"
+    return {"overall/low": 100 * (value - reach), "overall/high": 100 * (value + reach), "interval_from": source}
 
 
 def mean_of(cell: Cell | None, column: str, with_error: bool = False) -> Entry:

@@ -11,41 +11,45 @@ from rlvr_sweeps.reporting.sweep_results import RowResult
 def footnotes(
     product: Product, typed: Sequence[str], rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]
 ) -> list[str]:
-    """The lines below a table; `typed`: the overrides it was asked for with, `found`: its contrasts."""
+    """Return the lines below a table; `typed` are the overrides of the command, `contrasts` its differences."""
     early = [sentence for row in rows if row.cell for sentence in row.cell.stopped_early]
     return [*product.notes, presence(product, typed, rows), *early, *errors(rows), *differences(rows, contrasts), printed(rows)]
 
 
 def presence(product: Product, typed: Sequence[str], rows: Sequence[RowResult]) -> str:
-    """How many of the runs are there, and the command for the others."""
+    """Return how many runs have finished, and the command that runs the others."""
     launched = [row for row in rows if product.sections[row.row.section].launched]
     done = {run.name for row in launched if row.cell for run in row.cell.runs}
     expected = {run.name for row in launched for run in row.runs}
-    sentences = f"{len(done)} of {len(expected)} runs are there."
+    sentences = f"{len(done)} of {len(expected)} runs have finished."
     if done != expected:
         sentences += f" The others are dashes: python launch.py {' '.join([f'sweep={product.name}', *typed])}"
     return sentences
 
 
 def seed_counts(rows: Sequence[RowResult]) -> set[int]:
-    """How many seeds the rows have whose methods train anything."""
+    """Return the numbers of seeds that the trained rows have."""
     return {len(row.cell.runs) for row in rows if row.cell and is_trained(row.cfg)}
 
 
 def errors(rows: Sequence[RowResult]) -> list[str]:
+    """Return what ± and bold mean in this table."""
     counts, sentences = seed_counts(rows), []
     if 1 in counts:
-        sentences.append("± of a row with one seed is the standard error of sampling: what another seed changes is not in it.")
+        sentences.append(
+            "± of a row with one seed is the standard error of sampling; it does not include the spread over seeds."
+        )
     if counts - {1}:
         sentences.append(
-            "± of a row with several seeds is the standard error of their mean, with the sampling error they share."
+            "± of a row with several seeds is the standard error of their mean, with the sampling error that they share."
         )
     if counts:
-        sentences.append("Bold: the highest of its panel, whether or not it can be told apart from the next.")
+        sentences.append("Bold: the highest value of its panel, whether or not it differs significantly from the next.")
     return sentences
 
 
 def differences(rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]) -> list[str]:
+    """Return what Δ and the star mean, and the smallest difference that this table can detect."""
     if not contrasts:
         return []
     counts = seed_counts(rows)
@@ -53,19 +57,20 @@ def differences(rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]) ->
     stars = f"{len(contrasts)} comparisons; a star needs {SEEDS_FOR_A_STAR} seeds on both sides"
     smallest = smallest_difference(list(contrasts.values()))
     assert smallest is not None
-    known = "problems and samples. The spread over seeds, which one seed does not show, comes on top."
+    sources = "problems and samples. The spread over seeds, which one seed does not show, is not included."
     if min(counts) > 1:
-        known = "problems, samples and seeds."
+        sources = "problems, samples and seeds."
     return [
         f"Δ LoRA: in points, paired by problem, with its 95 % interval (10,000 bootstrap draws of problems{seeds}). "
         f"* p < .05 after Holm's correction for {stars}.",
-        f"Smallest difference to LoRA that can be told apart: about {100 * smallest:.1f} points (found four times in five at "
-        f"the 5 % level, before Holm), from {known}",
+        f"Smallest difference to LoRA that can be told apart: about {100 * smallest:.1f} points (detected four times in five "
+        f"at the 5 % level, before Holm), from {sources}",
     ]
 
 
 def printed(rows: Sequence[RowResult]) -> str:
+    """Return what the column of the paper's values means for this model."""
     model = rows[0].cfg["model"]["name"]
     if model in paper_models():
-        return "paper: the value the paper prints; a dash where it is not known."
-    return f"paper: the value the paper prints, for its own models. Ours are of {model}: another quantity."
+        return "paper: the value printed in the paper; a dash where it is not known."
+    return f"paper: the value printed in the paper, for its models. Our values are for {model}, so the two are not comparable."

@@ -65,6 +65,7 @@ class Sheet:
 
 
 def text_of(entry: Entry, column: Column) -> str:
+    """Return an entry as text, with its standard error and star; a dash for a missing number."""
     if entry.value is None:
         return DASH
     if isinstance(entry.value, str):
@@ -80,6 +81,7 @@ def cells(line: Line, columns: Sequence[Column]) -> list[tuple[str, bool]]:
 
 
 def heading(column: Column) -> str:
+    """Return a column's title with that of its group."""
     return f"{column.group} {column.title}".strip()
 
 
@@ -114,11 +116,12 @@ def as_markdown(sheet: Sheet) -> str:
 
 
 def latex(text: str) -> str:
+    """Return a text with LaTeX's special characters escaped."""
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def as_latex(sheet: Sheet) -> str:
-    """A table environment; its document needs booktabs, and graphicx where it is wide."""
+    """Return a LaTeX table environment; its document needs booktabs, and graphicx for wide tables."""
     count = len(sheet.columns)
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage{graphicx}", r"\begin{table}[t]", r"\centering", r"\small",
@@ -132,9 +135,9 @@ def as_latex(sheet: Sheet) -> str:
         lines.append(" & ".join(over) + r" \\")
         lines.append(" ".join(rf"\cmidrule(lr){{{first}-{last}}}" for title, first, last in groups if title))
     lines += [" & ".join(latex(column.title) for column in sheet.columns) + r" \\", r"\midrule"]
-    for place, (title, rows) in enumerate(sheet.blocks.items()):
+    for block, (title, rows) in enumerate(sheet.blocks.items()):
         if len(sheet.blocks) > 1:
-            lines += [r"\addlinespace"] * (place > 0) + [rf"\multicolumn{{{count}}}{{l}}{{\textit{{{latex(title)}}}}} \\"]
+            lines += [r"\addlinespace"] * (block > 0) + [rf"\multicolumn{{{count}}}{{l}}{{\textit{{{latex(title)}}}}} \\"]
         for row in rows:
             shown = [rf"\textbf{{{latex(text)}}}" if bold else latex(text) for text, bold in cells(row, sheet.columns)]
             lines.append(" & ".join("--" if text == DASH else text for text in shown) + r" \\")
@@ -144,18 +147,18 @@ def as_latex(sheet: Sheet) -> str:
 
 
 def spans(columns: Sequence[Column]) -> list[tuple[str, int, int]]:
-    """(group, first, last) of neighbouring columns under one title, counted from 1."""
-    found: list[tuple[str, int, int]] = []
-    for place, column in enumerate(columns, start=1):
-        if found and column.group and found[-1][0] == column.group:
-            found[-1] = (column.group, found[-1][1], place)
+    """Return (group, first, last) of neighbouring columns under one title, counted from 1."""
+    groups: list[tuple[str, int, int]] = []
+    for index, column in enumerate(columns, start=1):
+        if groups and column.group and groups[-1][0] == column.group:
+            groups[-1] = (column.group, groups[-1][1], index)
         else:
-            found.append((column.group, place, place))
-    return found
+            groups.append((column.group, index, index))
+    return groups
 
 
 def records(sheet: Sheet) -> list[dict[str, Any]]:
-    """A flat row per line, numbers in full; `<key>_se` beside what has an error."""
+    """Return a flat row per line, with unrounded numbers and `<key>_se` for each standard error."""
     rows = []
     for title, lines in sheet.blocks.items():
         for line in lines:
@@ -170,11 +173,12 @@ def records(sheet: Sheet) -> list[dict[str, Any]]:
 
 
 def as_csv(sheet: Sheet) -> str:
+    """Return the table as CSV."""
     return rows_as_csv(records(sheet))
 
 
 def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line per row, with every column that any of them has, in the order of their appearance."""
+    """Return rows as CSV with every column that any row has, in the order of first appearance."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n")
     writer.writeheader()
@@ -183,15 +187,16 @@ def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_json(sheet: Sheet) -> str:
-    whole = {"name": sheet.name, "title": sheet.title, "unit": "percent, differences in points", "rows": records(sheet)}
-    return json.dumps(whole | {"notes": list(sheet.notes)}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """Return the table as JSON, with its notes."""
+    table = {"name": sheet.name, "title": sheet.title, "unit": "percent, differences in points", "rows": records(sheet)}
+    return json.dumps(table | {"notes": list(sheet.notes)}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write(sheet: Sheet, folder: Path) -> list[Path]:
-    """NAME.md, .tex, .csv and .json in a folder."""
-    made = {".md": as_markdown, ".tex": as_latex, ".csv": as_csv, ".json": as_json}
+    """Write NAME.md, .tex, .csv and .json into a folder and return their paths."""
+    formats = {".md": as_markdown, ".tex": as_latex, ".csv": as_csv, ".json": as_json}
     paths = []
-    for ending, make in made.items():
+    for ending, make in formats.items():
         paths.append(folder / f"{sheet.name}{ending}")
         write_text(paths[-1], make(sheet))
     return paths

@@ -1,9 +1,9 @@
-"""Learning-rate fairness: every method at the common rate and at its own, chosen on held-out training prompts, never on exams.
+"""Compare every method at the common learning rate and at its own, chosen on held-out training prompts, never on benchmarks.
 
 All methods get the same rates and the same steps. A method's own rate is the one with the highest accuracy on the held-out
-prompts. Its sensitivity is the span of rates, in powers of ten, that go on without a gap from the best one and are not lower
-than it on those prompts by more than a point, or than one standard error of the difference where that is more: wide means that
-the choice hardly matters. Exams are read after the choice, so their accuracy at the chosen rate is not flattered by it.
+prompts. Its sensitivity is the span, in powers of ten, of the rates next to the best one that lose at most a point on those
+prompts, or at most one standard error of the difference if that is more: a wide span means that the choice hardly matters.
+Benchmarks are read after the choice, so that it does not bias their accuracy.
 """
 
 import math
@@ -18,12 +18,12 @@ from rlvr_sweeps.reporting.tables.cells import difference_entry, mean_of, row_fa
 from rlvr_sweeps.reporting.tables.footnotes import footnotes
 from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
 
-POINT = 0.01  # what a rate may fall short of the best and still count as good
+POINT = 0.01  # of accuracy: a rate counts as good if it loses at most this to the best
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method's rates: each with its row, in rising order; the places of the best and of the good ones around it."""
+    """A method's rows by rising learning rate; indices of the best rate, and of the first and last good rate around it."""
 
     title: str
     rows: list[RowResult]
@@ -33,11 +33,12 @@ class Choice:
 
     @property
     def lrs(self) -> list[float]:
+        """The learning rates, in rising order."""
         return [float(row.cfg["lr"]) for row in self.rows]
 
     @property
     def complete(self) -> bool:
-        """Whether every rate has all of its runs: until then none is chosen."""
+        """Whether every rate has all of its runs; until then, no rate is chosen."""
         return all(row.cell and len(row.cell.runs) == len(row.runs) for row in self.rows)
 
     @property
@@ -47,16 +48,16 @@ class Choice:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate is the lowest or highest tried: a better one may lie beyond."""
+        """Whether the best rate is the lowest or highest of the grid, so that a better one may lie outside."""
         return self.best in (0, len(self.rows) - 1)
 
 
 def choose(title: str, rows: Sequence[RowResult]) -> Choice:
-    """The best rate on the held-out prompts, and the good ones around it."""
+    """Return the best rate on the held-out prompts, and the good rates around it."""
     ordered = sorted(rows, key=lambda row: float(row.cfg["lr"]))
     scores = [held_out(row) for row in ordered]
-    known = [index for index, (value, _) in enumerate(scores) if not math.isnan(value)]
-    best = max(known, key=lambda index: scores[index][0], default=0)
+    measured = [index for index, (value, _) in enumerate(scores) if not math.isnan(value)]
+    best = max(measured, key=lambda index: scores[index][0], default=0)
     first = last = best
     while first > 0 and is_good(scores[first - 1], scores[best]):
         first -= 1
@@ -66,23 +67,24 @@ def choose(title: str, rows: Sequence[RowResult]) -> Choice:
 
 
 def is_good(score: tuple[float, float], best: tuple[float, float]) -> bool:
+    """Return whether a rate's accuracy is within a point, or one standard error of the difference, of the best."""
     return best[0] - score[0] <= max(POINT, math.hypot(score[1], best[1]))
 
 
 def held_out(row: RowResult) -> tuple[float, float]:
-    """Accuracy on the held-out prompts and its standard error; NaN where there is none."""
+    """Return the accuracy on the held-out prompts and its standard error; NaN if it was not measured."""
     value = row.cell.value(f"{HELD_OUT}/avg") if row.cell else None
     error = row.cell.error(f"{HELD_OUT}/avg") if row.cell else None
     return (math.nan if value is None else value), (error or 0.0)
 
 
 def common_lr(results: SweepResults) -> float:
-    """The rate that the model's configuration has for all methods."""
-    return float(results.composer.compose([one for one in results.base if not one.startswith("hydra")]).lr)
+    """Return the learning rate of the model's configuration, which all methods share."""
+    return float(results.composer.compose([override for override in results.base if not override.startswith("hydra")]).lr)
 
 
 def sheet(results: SweepResults) -> Sheet:
-    """A row per method: the common rate, its own rate, what that gains, how sensitive it is to it."""
+    """Return the table: a row per method with its accuracy at the common and at its own rate, the gain, and the sensitivity."""
     by_method: dict[str, list[RowResult]] = {}
     for row in results.rows:
         by_method.setdefault(row.cfg["peft"]["title"], []).append(row)
@@ -104,11 +106,13 @@ def sheet(results: SweepResults) -> Sheet:
 
 
 def against_lora(rows: Sequence[RowResult]) -> Mapping[str, Contrast]:
+    """Return the rows' contrasts to the LoRA row among them."""
     lora = next((row.runs[0].name for row in rows if row.cfg["peft"]["name"] == "lora"), "")
     return contrasts(rows, lora)
 
 
 def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at_own: Mapping[str, Contrast]) -> Line:
+    """Return a method's line of the table."""
     at = {float(row.cfg["lr"]): row for row in choice.rows}
     shared, own = at.get(common), choice.rows[choice.best] if choice.complete else None
     entries = {"row": Entry(choice.title), "paper": Entry(printed_values("table3", choice.title).get("overall"))}
@@ -138,10 +142,12 @@ def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at
 
 
 def explanation(choices: Sequence[Choice]) -> list[str]:
+    """Return the footnotes on the choice of the rates and on the sensitivity."""
     lrs = ", ".join(format_value(str(lr)) for lr in choices[0].lrs)
     return [
-        f"Every method was trained at {lrs}, with equal steps. Its own lr is the best on held-out training prompts; the exams "
-        "had no say in it. (edge): the lowest or highest tried, a better one may lie beyond. A dash: runs are missing.",
-        "Sensitivity: powers of ten of lr around its own that are within a point of it on the held-out prompts, or within one "
-        "standard error of the difference; ≥ where they reach the end of what was tried.",
+        f"Every method was trained at {lrs}, with equal steps. Its own lr is the best on held-out training prompts, "
+        "not on the benchmarks. (edge): the lowest or highest lr of the grid, so a better one may lie outside. A dash: "
+        "runs are missing.",
+        "Sensitivity: the span of lr around the own one, in powers of ten, within a point of it on the held-out prompts, or "
+        "within one standard error of the difference; ≥ where the span reaches the end of the grid.",
     ]
