@@ -42,8 +42,8 @@ def plain(world: Path, folder: Path, seed: int) -> tuple[float, float]:
 
 
 def ours(folder: Path, seeds: list[int]) -> list[tuple[float, float]]:
-    asked = [f"seed={','.join(map(str, seeds))}", f"runs_dir={folder}"]
-    command = [sys.executable, "launch.py", "-m", "peft=lora", "algo=grpo", *asked]
+    overrides = [f"seed={','.join(map(str, seeds))}", f"runs_dir={folder}"]
+    command = [sys.executable, "launch.py", "-m", "peft=lora", "algo=grpo", *overrides]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     results = []
     for path in folder.glob("*/summary.json"):

@@ -20,10 +20,10 @@ from rlvr_sweeps.training.methods.adapters import attach
 ROUNDS = 7
 
 
-def policy(asked: argparse.Namespace, method: str, factored: bool, dropout: float, device: str) -> Any:
+def policy(options: argparse.Namespace, method: str, factored: bool, dropout: float, device: str) -> Any:
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=1024, hidden_size=asked.hidden, intermediate_size=asked.intermediate, num_hidden_layers=asked.layers,
+        vocab_size=1024, hidden_size=options.hidden, intermediate_size=options.intermediate, num_hidden_layers=options.layers,
         num_attention_heads=12, num_key_value_heads=2,
     )  # fmt: skip
     cfg = offline_composer().point([f"peft={method}", "rank=32", f"dropout={dropout}", f"peft.factored_norm={factored}"]).cfg
@@ -45,15 +45,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, value in (("hidden", 1536), ("intermediate", 8960), ("layers", 1), ("tokens", 512)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     where = torch.cuda.get_device_name() if device == "cuda" else "one core"
-    print(f"{time.strftime('%Y-%m-%d')}, {where}; hidden {asked.hidden}, {asked.layers} layers, {asked.tokens} tokens, rank 32")
-    ids = torch.randint(0, 1024, (1, asked.tokens), device=device)
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {where}; hidden {options.hidden}, {options.layers} layers, "
+        f"{options.tokens} tokens, rank 32"
+    )
+    ids = torch.randint(0, 1024, (1, options.tokens), device=device)
     for dropout in (0.0, 0.05):
         kinds = {"LoRA": ("lora", True), "DoRA, PEFT's": ("dora", False), "DoRA, factored": ("dora", True)}
-        models = {name: policy(asked, method, factored, dropout, device) for name, (method, factored) in kinds.items()}
+        models = {name: policy(options, method, factored, dropout, device) for name, (method, factored) in kinds.items()}
         times: dict[str, list[float]] = {name: [] for name in models}
         for round_ in range(ROUNDS + 1):
             for name, model in models.items():

@@ -61,21 +61,21 @@ def main():
     parser.add_argument("--algo", choices=OBJECTIVES, required=True)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=42)
-    asked = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(asked.world / "model")
-    model = AutoModelForCausalLM.from_pretrained(asked.world / "model", dtype=torch.float32)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.world / "model")
+    model = AutoModelForCausalLM.from_pretrained(arguments.world / "model", dtype=torch.float32)
     rows = [
         {"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]}
-        for row in read(asked.world / "train.jsonl")
+        for row in read(arguments.world / "train.jsonl")
     ]
     config = GRPOConfig(
-        output_dir=str(asked.out.with_suffix(".trl")), max_steps=asked.steps, learning_rate=1e-3, seed=asked.seed,
+        output_dir=str(arguments.out.with_suffix(".trl")), max_steps=arguments.steps, learning_rate=1e-3, seed=arguments.seed,
         lr_scheduler_type="constant", per_device_train_batch_size=64, num_generations=8, max_completion_length=48,
-        logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, **OBJECTIVES[asked.algo],
+        logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, **OBJECTIVES[arguments.algo],
     )  # fmt: skip
-    set_seed(asked.seed)
+    set_seed(arguments.seed)
     adapter = LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM", **METHODS[asked.method]
+        r=8, lora_alpha=16, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM", **METHODS[arguments.method]
     )
     trainer = GRPOTrainer(
         model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
@@ -83,7 +83,7 @@ def main():
     )  # fmt: skip
     trainer.train()
     rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
-    asked.out.write_text(json.dumps({"rewards": rewards, "averages": evaluate(trainer.model, tokenizer, asked.world)}))
+    arguments.out.write_text(json.dumps({"rewards": rewards, "averages": evaluate(trainer.model, tokenizer, arguments.world)}))
 
 
 if __name__ == "__main__":

@@ -53,15 +53,15 @@ def ours(folder: Path, seeds: Sequence[str]) -> float:
 
 def outcomes(folder: Path) -> dict[str, tuple[float, float]]:
     """Mean reward over all steps, and mean accuracy over the tiers, by method, objective and seed."""
-    found = {}
+    results = {}
     for path in folder.glob("*.json"):
         result = json.loads(path.read_text())
-        found[path.stem] = (statistics.fmean(result["rewards"]), statistics.fmean(result["averages"].values()))
+        results[path.stem] = (statistics.fmean(result["rewards"]), statistics.fmean(result["averages"].values()))
     for path in folder.glob("*/summary.json"):
         summary = json.loads(path.read_text())
         rewards = [json.loads(line)["reward_mean"] for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-        found[f"{summary['peft']}-{summary['algo']}-{summary['seed']}"] = (statistics.fmean(rewards), summary["avg"])
-    return found
+        results[f"{summary['peft']}-{summary['algo']}-{summary['seed']}"] = (statistics.fmean(rewards), summary["avg"])
+    return results
 
 
 def main() -> None:

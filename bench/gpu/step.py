@@ -64,7 +64,7 @@ def make_world(folder: Path, toy: bool) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def ours(asked: argparse.Namespace, world: Path, steps: list[dict[str, Any]]) -> Any:
+def ours(options: argparse.Namespace, world: Path, steps: list[dict[str, Any]]) -> Any:
     """This project's trainer by its own configuration."""
     from rlvr_sweeps.config.compose import offline_composer
     from rlvr_sweeps.runs.directory import Run
@@ -72,24 +72,24 @@ def ours(asked: argparse.Namespace, world: Path, steps: list[dict[str, Any]]) ->
 
     cfg = offline_composer().point([
         "model=local", "model.name=bench", f"model.path={world}/model", "model.revision=null", f"data.path={world}/train.jsonl",
-        f"benchmark.local.path={world}/test.jsonl", "algo=dapo_released", f"peft={asked.method}", *rank(asked),
-        f"rollout={'vllm' if asked.vllm else 'hf'}", *(["rollout.vllm.gpu_memory_utilization=0.3"] if asked.vllm else []),
-        f"rollout.max_tokens={asked.tokens}", f"batch_size={asked.batch}", "steps=10000", "training.save_every=100000",
-        f"training.per_device_batch_size={asked.per_device}", f"model.autocast_bf16={asked.cuda}", "untested_versions=true",
+        f"benchmark.local.path={world}/test.jsonl", "algo=dapo_released", f"peft={options.method}", *rank(options),
+        f"rollout={'vllm' if options.vllm else 'hf'}", *(["rollout.vllm.gpu_memory_utilization=0.3"] if options.vllm else []),
+        f"rollout.max_tokens={options.tokens}", f"batch_size={options.batch}", "steps=10000", "training.save_every=100000",
+        f"training.per_device_batch_size={options.per_device}", f"model.autocast_bf16={options.cuda}", "untested_versions=true",
         f"runs_dir={world}/runs", "cluster.gpu=null",
     ]).cfg  # fmt: skip
     run = Run.of(cfg)
     run.prepare(cfg)
     trainer, _ = train.build(run, cfg)
-    trainer.add_callback(watch(asked, steps))
+    trainer.add_callback(watch(options, steps))
     return trainer
 
 
-def rank(asked: argparse.Namespace) -> list[str]:
-    return [] if asked.method == "full" else ["rank=32"]
+def rank(options: argparse.Namespace) -> list[str]:
+    return [] if options.method == "full" else ["rank=32"]
 
 
-def plain(asked: argparse.Namespace, world: Path, steps: list[dict[str, Any]]) -> Any:
+def plain(options: argparse.Namespace, world: Path, steps: list[dict[str, Any]]) -> Any:
     """TRL's GRPOTrainer with its defaults, as a user would write it."""
     import torch
     from datasets import Dataset
@@ -99,32 +99,33 @@ def plain(asked: argparse.Namespace, world: Path, steps: list[dict[str, Any]]) -
 
     rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
     prompts = [{"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in rows]
-    sampler = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3} if asked.vllm else {}
+    sampler = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3} if options.vllm else {}
     config = GRPOConfig(
-        output_dir=str(world / "trl"), max_steps=10_000, learning_rate=1e-5, per_device_train_batch_size=asked.per_device,
-        gradient_accumulation_steps=asked.batch // asked.per_device, num_generations=8, max_completion_length=asked.tokens,
-        save_strategy="no", report_to="none", logging_steps=1, bf16=asked.cuda, use_cpu=not asked.cuda, **sampler,
+        output_dir=str(world / "trl"), max_steps=10_000, learning_rate=1e-5, per_device_train_batch_size=options.per_device,
+        gradient_accumulation_steps=options.batch // options.per_device, num_generations=8,
+        max_completion_length=options.tokens,
+        save_strategy="no", report_to="none", logging_steps=1, bf16=options.cuda, use_cpu=not options.cuda, **sampler,
     )  # fmt: skip
     adapter = None
-    if asked.method != "full":
+    if options.method != "full":
         adapter = LoraConfig(
             r=32,
             lora_alpha=64,
             lora_dropout=0.05,
             target_modules=TARGETS,
             task_type="CAUSAL_LM",
-            use_dora=asked.method == "dora",
+            use_dora=options.method == "dora",
         )
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     return GRPOTrainer(
         model=model, args=config, train_dataset=Dataset.from_list(prompts), processing_class=tokenizer, peft_config=adapter,
         reward_funcs=lambda completions, **_: [float(len(each[0]["content"]) % 2) for each in completions],
-        callbacks=[watch(asked, steps)],
+        callbacks=[watch(options, steps)],
     )  # fmt: skip
 
 
-def watch(asked: argparse.Namespace, steps: list[dict[str, Any]]) -> Any:
+def watch(options: argparse.Namespace, steps: list[dict[str, Any]]) -> Any:
     """A callback that notes seconds and lengths of every step, and stops when the time is over and three are done."""
     import torch
     from transformers import TrainerCallback
@@ -135,11 +136,11 @@ def watch(asked: argparse.Namespace, steps: list[dict[str, Any]]) -> Any:
             self.first = getattr(self, "first", self.start)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if asked.cuda:
+            if options.cuda:
                 torch.cuda.synchronize()
             now = time.perf_counter()
             steps.append({"seconds": now - self.start})
-            over = now - self.first + steps[-1]["seconds"] > asked.seconds
+            over = now - self.first + steps[-1]["seconds"] > options.seconds
             control.should_training_stop = len(steps) >= 3 and over
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -149,40 +150,40 @@ def watch(asked: argparse.Namespace, steps: list[dict[str, Any]]) -> Any:
     return Watch()
 
 
-def measure(asked: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> None:
     """One side and method, in this process: prints medians as JSON."""
     import torch
 
     steps: list[dict[str, Any]] = []
-    world = Path(asked.world)
-    trainer = (ours if asked.side == "ours" else plain)(asked, world, steps)
+    world = Path(options.world)
+    trainer = (ours if options.side == "ours" else plain)(options, world, steps)
     trainer.train()
     kept = [step for step in steps[1:] if "tokens" in step]
     print(json.dumps({
         "seconds": statistics.median(step["seconds"] for step in kept), "steps": len(kept),
         "tokens": statistics.fmean(step["tokens"] for step in kept),
-        "gib": torch.cuda.max_memory_reserved() / 2**30 if asked.cuda else None,
-        "device": torch.cuda.get_device_name() if asked.cuda else "one core",
+        "gib": torch.cuda.max_memory_reserved() / 2**30 if options.cuda else None,
+        "device": torch.cuda.get_device_name() if options.cuda else "one core",
     }))  # fmt: skip
 
 
-def operations(asked: argparse.Namespace, tokens: float) -> float:
+def operations(options: argparse.Namespace, tokens: float) -> float:
     """Necessary in a step: completions decoded once, then forward and backward, gradients of what is trained included."""
     from rlvr_sweeps.planning.timing import forward_operations
 
-    model = (TOY if asked.toy else TRUE) | {"num_key_value_heads": 2, "model_type": "qwen2", "tie_word_embeddings": False}
-    passes = 1 + (3 if asked.method == "full" else 2)
-    return passes * forward_operations(model, asked.batch, tokens, 4 / 3 * tokens**2)
+    model = (TOY if options.toy else TRUE) | {"num_key_value_heads": 2, "model_type": "qwen2", "tie_word_embeddings": False}
+    passes = 1 + (3 if options.method == "full" else 2)
+    return passes * forward_operations(model, options.batch, tokens, 4 / 3 * tokens**2)
 
 
-def in_words(asked: argparse.Namespace, found: dict[str, Any]) -> str:
+def in_words(options: argparse.Namespace, found: dict[str, Any]) -> str:
     from rlvr_sweeps.planning.hardware import gpu_by_driver_name
 
     gpu = gpu_by_driver_name(found["device"])
     words = f"{found['seconds']:7.2f} s a step, {found['tokens']:,.0f} tokens per completion ({found['steps']} steps), "
-    words += f"{asked.batch * found['tokens'] / found['seconds']:,.0f} tokens/s"
+    words += f"{options.batch * found['tokens'] / found['seconds']:,.0f} tokens/s"
     words += f", {found['gib']:.0f} GiB" if found["gib"] else ""
-    share = operations(asked, found["tokens"]) / found["seconds"] / (gpu.bf16_tflops * 1e12) if gpu else None
+    share = operations(options, found["tokens"]) / found["seconds"] / (gpu.bf16_tflops * 1e12) if gpu else None
     return words + (f", {100 * share:.1f} % of the peak" if share else f", on {found['device']}")
 
 
@@ -196,22 +197,22 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     for hidden in ("--side", "--method", "--world"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     import torch
 
-    asked.cuda, asked.vllm = torch.cuda.is_available(), torch.cuda.is_available() and find_spec("vllm") is not None
-    asked.tokens = asked.tokens or (96 if asked.toy else 4096 if asked.vllm else 512)
-    if asked.side:
-        measure(asked)
+    options.cuda, options.vllm = torch.cuda.is_available(), torch.cuda.is_available() and find_spec("vllm") is not None
+    options.tokens = options.tokens or (96 if options.toy else 4096 if options.vllm else 512)
+    if options.side:
+        measure(options)
         return
-    sampler = "vLLM" if asked.vllm else "transformers"
+    sampler = "vLLM" if options.vllm else "transformers"
     print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {sampler} samples")
-    print(f"{asked.batch} completions of at most {asked.tokens:,} tokens a step")
+    print(f"{options.batch} completions of at most {options.tokens:,} tokens a step")
     with tempfile.TemporaryDirectory() as world:
-        make_world(Path(world), asked.toy)
+        make_world(Path(world), options.toy)
         seconds: dict[tuple[str, str], float] = {}
-        for method in asked.methods:
-            asked.method = method
+        for method in options.methods:
+            options.method = method
             for side in SIDES:
                 command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--method", method, "--world", world]
                 done = subprocess.run(command, capture_output=True, text=True)
@@ -220,7 +221,7 @@ def main() -> None:
                     continue
                 found = json.loads(done.stdout.strip().splitlines()[-1])
                 seconds[method, side] = found["seconds"]
-                print(f"  {method:<5} {side:<6} {in_words(asked, found)}")
+                print(f"  {method:<5} {side:<6} {in_words(options, found)}")
             if all((method, side) in seconds for side in SIDES):
                 print(f"  {method:<5} plain TRL takes {seconds[method, 'plain'] / seconds[method, 'ours']:.2f} times as long")
         for side in SIDES:
