@@ -1,4 +1,4 @@
-"""What the tests share: a composer over the real conf/, an untaught tiny model, real launches in a folder of their own."""
+"""Shared fixtures: a composer over conf/, a tiny model with random weights, and launches of launch.py in a temporary folder."""
 
 import json
 import os
@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("fresh", database=None)  # examples of earlier runs do not decide a test
+settings.register_profile("fresh", database=None)  # examples of earlier runs do not influence a test
 settings.load_profile("fresh")
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 ROOT = Path(__file__).resolve().parent.parent
-
-
-PROMPTS = [[(7 * row + 3 * place) % 280 for place in range(20)] for row in range(32)]  # for methods that look at activations
+# Token ids of 32 prompts for methods that start from activations.
+PROMPTS = [[(7 * row + 3 * position) % 280 for position in range(20)] for row in range(32)]
 
 
 def choices(group: str) -> list[str]:
-    """The names of a conf/ group's files."""
+    """Return the names of the files in a group of conf/."""
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
 @pytest.fixture(scope="session")
 def composer():
+    """Return a composer over conf/."""
     from rlvr_sweeps.config.compose import offline_composer
 
     return offline_composer()
@@ -33,12 +33,13 @@ def composer():
 
 @pytest.fixture
 def point(composer, tmp_path):
-    """Compose one point; runs go to this test's own folder."""
+    """Return a function that composes one point whose runs are in this test's temporary folder."""
     return lambda *overrides: composer.point([*overrides, f"runs_dir={tmp_path}/runs"]).cfg
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    """Return the tokenizer of the embedded world."""
     from rlvr_sweeps.assets.tiny import make_tokenizer
 
     return make_tokenizer()
@@ -46,33 +47,33 @@ def tokenizer():
 
 @pytest.fixture
 def model(tokenizer):
-    """The tiny architecture with random weights, biases and norms included, so that nothing is special by being 0 or 1."""
+    """Return the tiny architecture with random weights, also in biases and norms, which would otherwise be 0 or 1."""
     import torch
 
     from rlvr_sweeps.assets.tiny import Recipe, make_model
 
     torch.set_num_threads(1)
-    made = make_model(Recipe(), tokenizer).eval()
+    tiny_model = make_model(Recipe(), tokenizer).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in tiny_model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return made
+    return tiny_model
 
 
 @pytest.fixture
 def launch(tmp_path):
-    """Run the real launch.py; returns the finished process, its output as text."""
+    """Return a function that runs launch.py and returns the finished process, with its output as text."""
 
     def run(*arguments: str, expect: int = 0, runs: str | Path = tmp_path / "runs") -> subprocess.CompletedProcess:
-        done = subprocess.run(command(*arguments, runs=runs), cwd=ROOT, capture_output=True, text=True, timeout=900)
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done
+        process = subprocess.run(command(*arguments, runs=runs), cwd=ROOT, capture_output=True, text=True, timeout=900)
+        assert process.returncode == expect, process.stdout + process.stderr
+        return process
 
     def command(*arguments: str, runs: str | Path = tmp_path / "runs") -> list[str]:
-        here = f"hydra.sweep.dir={tmp_path}/launches/" + "${now:%H-%M-%S-%f}"
-        return [sys.executable, "launch.py", *arguments, f"runs_dir={runs}", here]
+        sweep_dir = f"hydra.sweep.dir={tmp_path}/launches/" + "${now:%H-%M-%S-%f}"
+        return [sys.executable, "launch.py", *arguments, f"runs_dir={runs}", sweep_dir]
 
     run.command = command
     run.runs = tmp_path / "runs"
@@ -81,13 +82,13 @@ def launch(tmp_path):
 
 @pytest.fixture(scope="session")
 def world(composer):
-    """A run's configuration on the embedded world."""
+    """Return the configuration of a run on the embedded world."""
     return composer.point([]).cfg
 
 
 @pytest.fixture(scope="session")
 def twelve(world, tmp_path_factory):
-    """A .jsonl of twelve training problems: few enough that some steps pass an epoch."""
+    """Write twelve training problems, so few that some steps pass the end of an epoch; return the path of the .jsonl file."""
     from rlvr_sweeps.assets.problems import load_problems
 
     return write_problems(tmp_path_factory.mktemp("problems") / "twelve.jsonl", load_problems(world["data"])[:12])
@@ -95,9 +96,10 @@ def twelve(world, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def three(world, tmp_path_factory):
-    """A .jsonl of three training problems of one operation, for short trainings.
+    """Write three training problems of one operation, for short trainings; return the path of the .jsonl file.
 
-    The base model always solves the first, whose groups dynamic sampling therefore replaces, and the others every second time.
+    The base model always solves the first problem, so dynamic sampling replaces its groups. It solves the other two in about
+    half of its samples.
     """
     from rlvr_sweeps.assets.problems import load_problems
 
@@ -106,7 +108,9 @@ def three(world, tmp_path_factory):
 
 
 def write_problems(path, problems):
-    path.write_text("".join(json.dumps({"question": each.question, "answer": each.answer}) + "\n" for each in problems))
+    """Write problems as a .jsonl file; return its path."""
+    rows = ({"question": problem.question, "answer": problem.answer} for problem in problems)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -114,7 +118,7 @@ SHORTEST = ("batch_size=16", "rollout.group_size=8", "rollout.max_tokens=14", "s
 
 
 def prepare(composer, problems, runs_dir, *overrides):
-    """Make the directory of a run that is trained on a .jsonl of problems; returns the run and its configuration."""
+    """Make the directory of a run that trains on a .jsonl file of problems; return the run and its configuration."""
     from rlvr_sweeps.runs.directory import Run
 
     cfg = composer.point([*overrides, f"data.path={problems}", "data.problems=null", f"runs_dir={runs_dir}"]).cfg
@@ -125,19 +129,19 @@ def prepare(composer, problems, runs_dir, *overrides):
 
 @pytest.fixture
 def prepared(composer, twelve, tmp_path):
-    """Make the directory of a small run on twelve problems; returns the run and its configuration."""
+    """Return a function like `prepare` for a small run on twelve problems."""
     small = ("batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
     return lambda *overrides, runs="runs": prepare(composer, twelve, tmp_path / runs, *small, *overrides)
 
 
 @pytest.fixture
 def shortest(composer, three, tmp_path):
-    """Make the directory of a run of five steps of two prompts on three problems; returns the run and its configuration."""
+    """Return a function like `prepare` for a run of five steps of two prompts on three problems."""
     return lambda *overrides, runs="runs": prepare(composer, three, tmp_path / runs, *SHORTEST, *overrides)
 
 
 def write_right(run, benchmark, problems, k, right):
-    """k samples of each problem, the first `right` of them correct."""
+    """Write k samples of each problem, of which the first `right` are correct."""
     rows = [
         {
             "problem": problem.id, "sample": index, "correct": index < right, "tokens": 5, "truncated": False,
@@ -154,7 +158,10 @@ def write_right(run, benchmark, problems, k, right):
 
 @pytest.fixture
 def evaluated(point, tmp_path):
-    """Make a run as if trained and evaluated on three problems, four times each: all right on tier1, `right` of 4 on tier2."""
+    """Return a function that writes the files of a trained run, evaluated on three problems with four samples of each.
+
+    All samples of tier1 are correct, and `right` of the four on tier2.
+    """
     from rlvr_sweeps.assets.problems import load_problems
     from rlvr_sweeps.evaluation.samples import summarise
     from rlvr_sweeps.files import write_json
@@ -164,9 +171,9 @@ def evaluated(point, tmp_path):
     path.write_text("".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in (1, 2, 3)))
 
     def make(*overrides, right=2):
-        two = [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in (f"path={path}", "problems=3", "k=4")]
-        rest = [f"~benchmark.tier{n}" for n in (3, 4, 5)]
-        cfg = point(*two, *rest, "analysis=none", *overrides)
+        used = [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in (f"path={path}", "problems=3", "k=4")]
+        removed = [f"~benchmark.tier{n}" for n in (3, 4, 5)]
+        cfg = point(*used, *removed, "analysis=none", *overrides)
         run = Run.of(cfg)
         run.prepare(cfg)
         for tier, count in (("tier1", 4), ("tier2", right))[: len(cfg["benchmark"])]:
@@ -189,7 +196,7 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory):
-    """A headless Chromium that writes down its console and every request."""
+    """Yield a headless Chromium that logs its console and every request."""
     binaries = shutil.which("chromium"), shutil.which("chromedriver")
     if not all(binaries):
         pytest.skip("SKIPPED: pages were not opened in a browser. As root on Debian: apt-get install chromium chromium-driver")
@@ -206,6 +213,6 @@ def driver(tmp_path_factory):
 
 
 def requested(driver):
-    """The addresses asked for since the last call."""
+    """Return the URLs that the browser has requested since the last call."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]

@@ -1,4 +1,4 @@
-"""Test --json: standard output holds one JSON value and nothing else."""
+"""Test that with --json standard output contains one JSON value and nothing else."""
 
 import json
 
@@ -6,11 +6,12 @@ from rlvr_sweeps.cli import main as rlvr
 
 
 def json_output(capsys, *arguments):
+    """Return the value that `rlvr ... --json` prints."""
     rlvr([*map(str, arguments), "--json"])
     return json.loads(capsys.readouterr().out)
 
 
-def test_report_table_and_regrade(evaluated, tmp_path, capsys):
+def test_report_table_and_regrade_print_one_json_value(evaluated, tmp_path, capsys):
     run = evaluated("peft=lora", right=3)
     report = json_output(capsys, "report", tmp_path / "runs")
     assert [row["avg"] for row in report["runs"]] == [0.875] and report["page"].endswith("report.html")
@@ -24,7 +25,7 @@ def test_report_table_and_regrade(evaluated, tmp_path, capsys):
     assert (regraded["run"], regraded["avg_before"], regraded["changes"]) == (run.name, 0.875, [])
 
 
-def test_data(tmp_path, capsys, monkeypatch):
+def test_data_export_prints_one_json_value(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     exported = json_output(capsys, "data", "export", tmp_path / "sets", "tier1", "--model", "tiny")
     assert exported["sets"]["tier1"]["rows"] == 40 and exported["folder"] == str(tmp_path / "sets")

@@ -13,13 +13,14 @@ CUDA, VLLM_CPU = (next(known for known in KNOWN.values() if engine in known) for
 
 
 def pins(file):
+    """Return the version of each distribution that a constraints file pins."""
     lines = (ROOT / file).read_text().splitlines()
     return dict(
         re.fullmatch(r"([\w.-]+)==([\w.]+)(?:\+\w+)?", line).groups() for line in lines if "==" in line and line[0] != "#"
     )
 
 
-def test_the_cuda_extra_is_the_known_set():
+def test_the_cuda_extra_pins_the_known_set():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert dict(requirement.split("==") for requirement in extras["cuda"]) == CUDA
 
@@ -42,6 +43,7 @@ def test_both_containers_have_the_same_base_and_files():
 
 
 def section(text, name):
+    """Return the non-empty lines of a section of an Apptainer definition file."""
     body = re.search(rf"^%{name}\n(.*?)(?=^%|\Z)", text, re.M | re.S)[1]
     return [line.strip() for line in body.splitlines() if line.strip()]
 
@@ -59,7 +61,7 @@ def section(text, name):
         ({"vllm": "0.31.0", "vllm-cpu": "0.31.0"}, None, "install one"),
     ],
 )
-def test_a_combination_is_judged(changed, known, cure):
+def test_judge_returns_the_known_set_or_what_to_install(changed, known, cure):
     versions = {name: version for name, version in (COMMON | changed).items() if version}
     judgement = judge(versions)
     assert (judgement.known is None) == (known is None) and (known or "") in (judgement.known or "") and cure in judgement.cure

@@ -1,4 +1,4 @@
-"""rlvr_sweeps/patches.py against the installed upstream versions: a test that fails names what changed and what to read."""
+"""rlvr_sweeps/patches.py against the installed upstream versions: a failing test states what changed and what to read."""
 
 import ast
 import hashlib
@@ -71,7 +71,7 @@ def digest(path):
 
 
 @pytest.mark.parametrize("path", SOURCES)
-def test_the_upstream_code_is_the_one_that_was_read(path):
+def test_upstream_source_has_the_recorded_digest(path):
     assert digest(path) == SOURCES[path], (
         f"The source of {path} is not that of the version rlvr_sweeps/patches.py was written for. Read what changed, adapt the "
         "patch or the override that names it, then record the new digest in SOURCES."
@@ -86,7 +86,7 @@ def test_an_overridden_method_exists_upstream_and_takes_the_same_arguments(overr
     assert name in vars(own_class), f"{override.by} does not override {name}: delete the row from OVERRIDDEN."
     own = inspect.signature(vars(own_class)[name])
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
-        return  # passes everything on
+        return  # passes all arguments on
     required = [name for name, parameter in original.parameters.items() if parameter.default is inspect.Parameter.empty]
     assert set(required) <= set(own.parameters) or len(original.parameters) == len(own.parameters), (
         f"{override.upstream}{original} has other arguments than {override.by}.{name}{own}: adapt the override."
@@ -112,7 +112,7 @@ def test_an_imported_private_name_exists(row):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
-def test_a_patch_states_version_link_and_when_it_may_go(function):
+def test_a_patch_states_version_link_and_when_it_may_be_removed(function):
     text = inspect.getdoc(function)
     assert "https://github.com/" in text, f"{function.__name__}: add a link to the upstream code or issue."
     assert "Remove " in text, f"{function.__name__}: add when the function may be removed."
@@ -130,7 +130,7 @@ def test_the_installed_version_is_the_pinned_one(library):
     assert version(library) == PINS[library], f"constraints.txt pins {library}=={PINS[library]}: run make venv."
 
 
-def test_attributes_that_patches_use():
+def test_attributes_that_patches_use_exist():
     """Attributes exist on instances only, so the source of the class that sets them is searched."""
     used = {
         "trl.trainer.grpo_trainer:GRPOTrainer": ["self._last_loaded_step = -1", "self._metrics[mode]", "self.rollout_func = "],
@@ -148,12 +148,8 @@ def test_attributes_that_patches_use():
 
 def test_no_private_name_of_an_upstream_library_is_used_elsewhere():
     """Outside patches.py no private module is imported and no private attribute of another object is used."""
-    documented = {
-        "_exit",
-        "_asdict",
-        "_fields",
-        "_version",
-    }  # of os, of named tuples, and torch's counter of writes to a tensor
+    # of os, of named tuples, and torch's counter of writes to a tensor
+    documented = {"_exit", "_asdict", "_fields", "_version"}
     files = {*(ROOT / "rlvr_sweeps").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")} - {ROOT / "rlvr_sweeps/patches.py"}
     uses = []
     for path in sorted(files):

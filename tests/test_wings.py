@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launching": {"assets", "config", "runs", "planning", "training", "evaluation", "reporting"},
     "cli": {"assets", "config", "runs", "planning", "evaluation", "reporting", "launching"},
 }
-TORCH = (  # what runs in a stage's process; every other module must start without torch
+TORCH = (  # modules that run in a stage's process; every other module must not import torch
     "training/", "evaluation/analyse", "evaluation/engines", "evaluation/evaluate", "reporting/tables/parameters",
 )  # fmt: skip
 TORCH_FREE_IN_TRAINING = (
@@ -39,7 +39,7 @@ MODULES = sorted(str(path.relative_to(PACKAGE).with_suffix("")) for path in PACK
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of this package that a file imports, anywhere in it, as wing or ground names."""
+    """Return the wings and ground modules of this package that a file imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "rlvr_sweeps":
@@ -62,14 +62,14 @@ def test_a_module_imports_only_what_its_wing_may(module):
         allowed = {wing} | MAY_IMPORT[wing] | (GROUND if wing != "grading" else {"patches"})
     excess = imported(PACKAGE / f"{module}.py") - allowed
     assert not excess, (
-        f"rlvr_sweeps/{module}.py imports {sorted(excess)}, which is above its wing: see MAY_IMPORT in this file."
+        f"rlvr_sweeps/{module}.py imports {sorted(excess)}, which its wing may not import: see MAY_IMPORT in this file."
     )
 
 
-def test_the_matrix_has_no_circle():
+def test_the_matrix_has_no_cycle():
     order = list(MAY_IMPORT)
     for wing, allowed in MAY_IMPORT.items():
-        assert all(order.index(other) < order.index(wing) for other in allowed), wing
+        assert all(order.index(imported_wing) < order.index(wing) for imported_wing in allowed), wing
 
 
 def test_every_wing_is_in_the_matrix():
@@ -77,11 +77,12 @@ def test_every_wing_is_in_the_matrix():
 
 
 def is_torch_free(module: str) -> bool:
+    """Return whether a module must not import torch."""
     return module in TORCH_FREE_IN_TRAINING or not module.startswith(TORCH)
 
 
 def test_torch_free_modules_import_nothing_heavy():
-    """In one process: the modules are imported in turn, and the first that brings a heavy library is named."""
+    """Import the modules in turn in one process; the error message has the first that imports a heavy library."""
     names = [f"rlvr_sweeps.{module}".replace("/", ".").removesuffix(".__init__") for module in MODULES if is_torch_free(module)]
     code = (
         "import importlib, sys\n"
@@ -90,8 +91,8 @@ def test_torch_free_modules_import_nothing_heavy():
         f"    heavy = [library for library in {HEAVY!r} if library in sys.modules]\n"
         "    assert not heavy, f'{name} imports {heavy}'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
 
 
 def test_evaluation_imports_neither_trl_nor_peft():
@@ -99,10 +100,10 @@ def test_evaluation_imports_neither_trl_nor_peft():
         "import sys, rlvr_sweeps.evaluation.analyse, rlvr_sweeps.evaluation.evaluate\n"
         "assert not {'trl', 'peft'} & set(sys.modules), 'import from training.models instead'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is(module):
+def test_every_module_has_a_docstring(module):
     assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))

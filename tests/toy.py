@@ -1,9 +1,9 @@
-"""A toy of DeepSeek-R1-Distill-Qwen-1.5B: its ratios of widths in two layers, random weights, a template like its own."""
+"""A small model with the width ratios of DeepSeek-R1-Distill-Qwen-1.5B: two layers, random weights, a similar chat template."""
 
 import json
 from pathlib import Path
 
-# The published template's special tokens, and what it makes of system and user messages: R1 begins its answer inside <think>.
+# The special tokens of the published template, and its text for system and user messages. The answer begins inside <think>.
 BEGIN, END, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}{% endfor %}"
@@ -14,7 +14,7 @@ TEMPLATE = (
 
 
 def make_tokenizer():
-    """Byte-level without merges, as rlvr_sweeps.assets.tiny's."""
+    """Return a byte-level tokenizer without merges, like that of rlvr_sweeps.assets.tiny."""
     from tokenizers import AddedToken, pre_tokenizers
     from transformers import Qwen2Tokenizer
 
@@ -30,7 +30,10 @@ def make_tokenizer():
 
 
 def make_r1(folder: Path) -> Path:
-    """hidden : intermediate : heads : key-value heads = 1536 : 8960 : 12 : 2, an eighth of each width."""
+    """Save the model and its tokenizer in a folder; return the folder.
+
+    hidden : intermediate : heads : key-value heads = 1536 : 8960 : 12 : 2, as in the 1.5B model, at an eighth of its widths.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -47,6 +50,7 @@ def make_r1(folder: Path) -> Path:
 
 
 def write_problems(path: Path, count: int, start: int = 0) -> Path:
+    """Write `count` sums of two consecutive numbers as a .jsonl file; return its path. The first sum is of `start`."""
     rows = ({"prompt": f"What is {n} + {n + 1}?", "solution": str(2 * n + 1)} for n in range(start, start + count))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

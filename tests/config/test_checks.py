@@ -1,4 +1,4 @@
-"""Invalid settings are refused before anything runs, by a message with the value and what is allowed."""
+"""Test that invalid settings are refused before anything runs, by a message with the value and what is allowed."""
 
 import re
 
@@ -55,7 +55,7 @@ from rlvr_sweeps.errors import Refused
         ("data.path=${nowhere}", "cannot be resolved"),
     ],
 )
-def test_refused(composer, overrides, message):
+def test_an_invalid_setting_is_refused(composer, overrides, message):
     with pytest.raises(Exception, match=re.escape(message)):
         composer.point(overrides.split())
 

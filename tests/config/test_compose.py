@@ -1,4 +1,4 @@
-"""Composer returns the same configurations as hydra.compose."""
+"""Test that Composer returns the same configurations as hydra.compose."""
 
 import pytest
 from omegaconf import OmegaConf

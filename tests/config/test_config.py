@@ -1,4 +1,4 @@
-"""Every file of conf/ composes, and the upstream constructors accept the values passed to them."""
+"""Test that every file of conf/ composes and that the upstream constructors accept the values passed to them."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -57,8 +57,8 @@ def test_a_dial_is_read_exactly_where_changing_it_changes_the_method(composer, n
     assert dials_read(composer.compose([f"peft={name}"])) == changed
 
 
-def test_the_papers_recipe(composer):
-    """The values of Sec. 2.2-2.4 of the paper, for the 1.5B and the 7B model."""
+def test_the_recipes_have_the_papers_values(composer):
+    """Compare with the values of Sec. 2.2-2.4 of the paper, for the 1.5B and the 7B model."""
     for model, batch, per_device, steps in (("r1_qwen_1_5b", 128, 4, 1024), ("r1_qwen_7b", 32, 1, 8192)):
         cfg = raw(composer, f"model={model}")
         assert (cfg["rank"], cfg["alpha"], cfg["dropout"], cfg["lr"]) == (32, 64, 0.05, 1e-5)

@@ -1,4 +1,4 @@
-"""Run ids: which settings change them, which do not, and that existing ids stay the same."""
+"""Test which settings change a run id, which do not, and that existing ids stay the same."""
 
 import json
 
@@ -44,7 +44,10 @@ def test_a_dial_that_the_method_ignores_does_not_change_the_id(composer):
 
 
 def test_base_has_one_id_for_every_training_setting(composer):
-    names = {run_name(composer.point(["peft=none", *more]).cfg) for more in ([], ["algo=grpo"], ["steps=3", "seed=5", "lr=1"])}
+    names = {
+        run_name(composer.point(["peft=none", *overrides]).cfg)
+        for overrides in ([], ["algo=grpo"], ["steps=3", "seed=5", "lr=1"])
+    }
     assert len(names) == 1
 
 

@@ -1,4 +1,4 @@
-"""The rows of conf/sweep/: launches and tables use the same runs, and the printed values belong to the right rows."""
+"""Test the rows of conf/sweep/: launches and tables use the same runs, and each value printed in the paper is in its row."""
 
 import pytest
 
@@ -21,13 +21,14 @@ from rlvr_sweeps.runs.directory import Run
 
 
 def sections_of(name, model, composer):
+    """Return the sections of a product, by name."""
     return load_product(name, model, composer).sections
 
 
 def names(composer, product, model, *arguments):
     """Return the names of the distinct runs that a launch of a product makes."""
-    rest = [f"sweep={product}", f"model={model}", "rollout=hf", *arguments]
-    return {Run.of(composer.point(point).cfg).name for point in points(sections_of(product, model, composer), model, rest)}
+    overrides = [f"sweep={product}", f"model={model}", "rollout=hf", *arguments]
+    return {Run.of(composer.point(point).cfg).name for point in points(sections_of(product, model, composer), model, overrides)}
 
 
 @pytest.mark.slow
@@ -49,8 +50,8 @@ def test_the_papers_tables_are_26_distinct_runs(composer):
 
 @pytest.mark.slow
 def test_the_papers_runs_fit_the_gpus_that_they_are_planned_for(composer, tmp_path):
-    rest = ["sweep=paper", "model=r1_qwen_1_5b", "cluster=slurm", "cluster.gpu=h100", f"runs_dir={tmp_path}"]
-    grid = points(sections_of("paper", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", rest)
+    overrides = ["sweep=paper", "model=r1_qwen_1_5b", "cluster=slurm", "cluster.gpu=h100", f"runs_dir={tmp_path}"]
+    grid = points(sections_of("paper", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", overrides)
     plan = make_plan([composer.point(point) for point in grid], retry=False)
     assert "full" in {planned.cfg["peft"]["name"] for planned in plan} and len({planned.run.name for planned in plan}) == 26
     refuse_unfit(plan)

@@ -1,4 +1,4 @@
-"""launch.py as a user types it: real training on the embedded world, interrupted, repeated, run twice at once."""
+"""Test launch.py as a command: training on the embedded world that is interrupted, repeated, or launched twice at once."""
 
 import json
 import os
@@ -23,22 +23,24 @@ SAMPLES = "eval/tier1.jsonl"
 
 
 def summaries(folder):
+    """Return the evaluation summaries of a folder's runs, by run name."""
     return {run.name: json.loads(run.summary_path.read_text()) for run in all_runs(folder)}
 
 
-def science_rows(run):
-    """metrics.jsonl without its clocks."""
+def rows_without_times(run):
+    """Return the rows of metrics.jsonl without their times."""
     return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in read_rows(run.metrics_path)]
 
 
-def same_run(one: Run, other: Run) -> bool:
+def have_equal_results(first: Run, second: Run) -> bool:
+    """Return whether two runs have equal metrics, weights and samples."""
     files = ["merged/model.safetensors", SAMPLES]
-    return science_rows(one) == science_rows(other) and all(
-        (one.path / file).read_bytes() == (other.path / file).read_bytes() for file in files
+    return rows_without_times(first) == rows_without_times(second) and all(
+        (first.path / file).read_bytes() == (second.path / file).read_bytes() for file in files
     )
 
 
-def test_a_grid_with_every_available_method_then_the_same_again(launch, capsys):
+def test_a_grid_of_methods_is_computed_once_and_a_second_launch_changes_nothing(launch, capsys):
     grid = ("-m", "peft=none,full,lora,dora,rslora,pissa,lora_plus", "algo=dapo,dr_grpo", *SHORT)
     first = launch(*grid)
     assert "13 runs: 13 new; 13 to do." in first.stdout
@@ -61,8 +63,8 @@ def test_a_grid_with_every_available_method_then_the_same_again(launch, capsys):
     assert counts["dora"] > counts["lora"] == counts["rslora"] == counts["pissa"] > counts["none"] == 0
 
     before = {path: path.stat().st_mtime_ns for path in launch.runs.rglob("*") if path.is_file()}
-    again = launch(*grid)
-    assert "13 done; nothing to do." in again.stdout
+    second = launch(*grid)
+    assert "13 done; nothing to do." in second.stdout
     assert {path: path.stat().st_mtime_ns for path in launch.runs.rglob("*") if path.is_file()} == before
 
     rlvr(["report", str(launch.runs)])
@@ -73,39 +75,39 @@ def test_a_grid_with_every_available_method_then_the_same_again(launch, capsys):
     assert len((launch.runs / "report.csv").read_text().splitlines()) == 14
 
 
-def test_killed_in_the_middle_it_goes_on_and_ends_as_if_nothing_had_been(launch, tmp_path):
+def test_a_killed_launch_resumes_with_the_results_of_an_undisturbed_launch(launch, tmp_path):
     grid = ("-m", "peft=lora,dora", "steps=12", *SHORT[1:])
     process = subprocess.Popen(launch.command(*grid), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: any(len(read_rows(run.metrics_path)) >= 5 for run in all_runs(launch.runs)))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     wait_for(lambda: all(run.state() == "lost" for run in all_runs(launch.runs)))
-    kept = max(all_runs(launch.runs), key=lambda run: len(read_rows(run.metrics_path)))
-    assert list(kept.checkpoints_path.glob("checkpoint-*"))
-    torn = kept.checkpoints_path / "checkpoint-99"  # newer, and half-written
-    shutil.copytree(next(kept.checkpoints_path.glob("checkpoint-*")), torn)
-    (torn / "trainer_state.json").write_text("{")
+    run = max(all_runs(launch.runs), key=lambda run: len(read_rows(run.metrics_path)))
+    assert list(run.checkpoints_path.glob("checkpoint-*"))
+    incomplete = run.checkpoints_path / "checkpoint-99"  # newer than the complete ones
+    shutil.copytree(next(run.checkpoints_path.glob("checkpoint-*")), incomplete)
+    (incomplete / "trainer_state.json").write_text("{")
     assert "2 lost; 2 to do" in launch(*grid).stdout
-    resumed = [row["resumed_from"] for row in read_rows(kept.attempts_path) if row["event"] == "train"]
+    resumed = [row["resumed_from"] for row in read_rows(run.attempts_path) if row["event"] == "train"]
     assert resumed[0] is None and resumed[1].startswith("checkpoint-")
-    straight = tmp_path / "straight"
-    launch(*grid, runs=straight)
+    undisturbed = tmp_path / "undisturbed"
+    launch(*grid, runs=undisturbed)
     for run in all_runs(launch.runs):
-        assert same_run(run, Run(straight / run.name)), run.name
+        assert have_equal_results(run, Run(undisturbed / run.name)), run.name
 
 
 def test_two_launches_at_once_compute_every_run_once(launch):
     grid = ("-m", "peft=lora,rslora,pissa", *SHORT)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    both = [subprocess.Popen(launch.command(*grid), **pipes) for _ in range(2)]
-    outputs = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    processes = [subprocess.Popen(launch.command(*grid), **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
     for run in all_runs(launch.runs):
         assert run.state() == "done"
         assert [row["event"] for row in read_rows(run.attempts_path)] == ["start", "train", "done"]
 
 
-def test_a_failure_is_told_kept_and_run_again_on_request(launch, tmp_path):
+def test_a_failure_is_printed_and_recorded_and_retried_with_retry_true(launch, tmp_path):
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"question": "Start with 1 A:+1 mod 10."}\n')
     grid = ("-m", "peft=lora", f"data.path={problems}", "data.problems=null", *SHORT)
@@ -115,13 +117,13 @@ def test_a_failure_is_told_kept_and_run_again_on_request(launch, tmp_path):
     assert run.state() == "failed" and "Traceback" in run.log_path("train").read_text()
     assert "retry=true" in launch(*grid).stdout
     problems.write_text(
-        "".join(f'{{"question": "Start with {i} A:+1 mod 10.", "answer": "{(i + 1) % 10}"}}\n' for i in range(10))
+        "".join(f'{{"question": "Start with {start} A:+1 mod 10.", "answer": "{(start + 1) % 10}"}}\n' for start in range(10))
     )
     launch(*grid, "retry=true")
     assert run.state() == "done"
 
 
-NOSY = """
+READ_STANDARD_INPUT = """
 import os, pathlib, sys
 from rlvr_sweeps.launching import fork_server
 from rlvr_sweeps.runs.directory import Run
@@ -131,18 +133,18 @@ print(os.read(0, 99))
 """
 
 
-def test_a_stage_that_asks_its_terminal_takes_nothing_of_what_the_warm_process_is_told(composer, tmp_path):
-    """As transformers does before it runs a model's own code."""
+def test_a_stage_does_not_read_the_fork_servers_standard_input(composer, tmp_path):
+    """Transformers reads standard input before it runs code of a model's repository."""
     cfg = composer.point(["peft=none", f"runs_dir={tmp_path}"]).cfg
     run = Run.of(cfg)
     run.prepare(cfg)
-    told = subprocess.run(
-        [sys.executable, "-c", NOSY, run.path], input=b"the next run", cwd=ROOT, capture_output=True, check=True
+    process = subprocess.run(
+        [sys.executable, "-c", READ_STANDARD_INPUT, run.path], input=b"the next run", cwd=ROOT, capture_output=True, check=True
     )
-    assert (run.log_path("evaluate").read_text(), told.stdout) == ("b''\n", b"b'the next run'\n")
+    assert (run.log_path("evaluate").read_text(), process.stdout) == ("b''\n", b"b'the next run'\n")
 
 
-READY = """
+IMPORT_IN_ADVANCE = """
 import gc, pathlib, sys
 from rlvr_sweeps.launching import fork_server
 from rlvr_sweeps.runs.directory import Run
@@ -155,15 +157,17 @@ print(gc.isenabled(), gc.get_freeze_count() > 100_000)
 """
 
 
-def test_the_warm_process_has_imported_what_a_training_does_and_says_nothing(composer, tmp_path):
+def test_the_fork_server_has_imported_the_modules_of_a_training_and_prints_nothing(composer, tmp_path):
     cfg = composer.point(["peft=lora", f"runs_dir={tmp_path}"]).cfg
     run = Run.of(cfg)
     run.prepare(cfg)
-    ready = subprocess.run([sys.executable, "-c", READY, run.path], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (ready.stdout.split(), ready.stderr) == (["True", "True", "False", "True", "True"], "")
+    process = subprocess.run(
+        [sys.executable, "-c", IMPORT_IN_ADVANCE, run.path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (process.stdout.split(), process.stderr) == (["True", "True", "False", "True", "True"], "")
 
 
-def test_another_evaluation_trains_nothing_and_keeps_the_old_samples(launch):
+def test_new_evaluation_settings_keep_the_model_and_the_old_samples(launch):
     launch("peft=lora", *SHORT)
     (run,) = all_runs(launch.runs)
     trained = (run.merged_path / "model.safetensors").stat().st_mtime_ns
@@ -173,12 +177,12 @@ def test_another_evaluation_trains_nothing_and_keeps_the_old_samples(launch):
     assert (run.merged_path / "model.safetensors").stat().st_mtime_ns == trained
     assert json.loads(run.summary_path.read_text())["avg"] != first["avg"]
     assert [path.read_bytes() for path in (run.path / "old").rglob("tier1.jsonl")] == [old]
-    (run.path / SAMPLES).write_bytes((run.path / SAMPLES).read_bytes()[:-40])  # a torn end
+    (run.path / SAMPLES).write_bytes((run.path / SAMPLES).read_bytes()[:-40])  # an incomplete last line
     run.stage_path("evaluate").unlink()
-    whole = json.loads(run.summary_path.read_text())
+    expected = json.loads(run.summary_path.read_text())
     launch("peft=lora", *SHORT, "evaluation.temperature=1.3")
-    again = json.loads(run.summary_path.read_text())
-    assert {k: v for k, v in again.items() if k != "finished"} == {k: v for k, v in whole.items() if k != "finished"}
+    summary = json.loads(run.summary_path.read_text())
+    assert {k: v for k, v in summary.items() if k != "finished"} == {k: v for k, v in expected.items() if k != "finished"}
 
 
 def test_plan_true_writes_nothing(launch, tmp_path):
@@ -186,7 +190,7 @@ def test_plan_true_writes_nothing(launch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_point_refused_stops_the_whole_grid_before_anything_runs(launch, tmp_path):
+def test_one_refused_point_stops_the_grid_before_anything_runs(launch, tmp_path):
     refused = launch("-m", "peft=lora,full", "rank=4", expect=1)
     assert "peft=full has no rank" in refused.stderr and "Traceback" not in refused.stderr
     assert "There is no setting 'rnak'" in launch("rnak=3", expect=1).stderr
@@ -194,12 +198,12 @@ def test_a_point_refused_stops_the_whole_grid_before_anything_runs(launch, tmp_p
     assert not list(tmp_path.rglob("config.yaml"))
 
 
-def test_each_run_gets_gpus_of_its_own(launch, monkeypatch):
-    """The devices are names here, on a machine without: what is tested is who is given which."""
+def test_runs_at_once_use_different_gpus_unless_they_share_them(launch, monkeypatch):
+    """The devices are only numbers in CUDA_VISIBLE_DEVICES: no GPU is needed to test which run uses which."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     launch("-m", "peft=lora,rslora", "algo=grpo", *SHORT)
-    given = {json.loads(run.record_path.read_text())["surroundings"]["gpus"] for run in all_runs(launch.runs)}
-    assert given == {"4", "7"}
+    used = {json.loads(run.record_path.read_text())["surroundings"]["gpus"] for run in all_runs(launch.runs)}
+    assert used == {"4", "7"}
     launch(
         "-m",
         "peft=lora,rslora",
@@ -216,11 +220,12 @@ def test_each_run_gets_gpus_of_its_own(launch, monkeypatch):
     assert max(row["time"] for row in rows if row["event"] == "start") < min(
         row["time"] for row in rows if row["event"] == "done"
     )
-    three = ("distributed=ddp", "distributed.processes=4", "training.per_device_batch_size=16")
-    assert "this machine has 2" in launch("peft=lora", *three, expect=1).stderr
+    four_processes = ("distributed=ddp", "distributed.processes=4", "training.per_device_batch_size=16")
+    assert "this machine has 2" in launch("peft=lora", *four_processes, expect=1).stderr
 
 
 def wait_for(condition, timeout_s=300):
+    """Return when the condition holds; fail after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -228,7 +233,7 @@ def wait_for(condition, timeout_s=300):
 
 
 @pytest.mark.parametrize("overrides", [(), ("peft=pissa", "rank=4"), ("peft=none",), ("peft=vera", "algo=grpo")])
-def test_with_and_without_m_it_is_the_same_run(launch, composer, overrides):
+def test_a_point_is_the_same_run_with_and_without_m(launch, composer, overrides):
     name = run_name(composer.point(list(overrides)).cfg)
     for mode in ((), ("-m",)):
         assert name in launch(*mode, *overrides, "plan=true").stdout, mode

@@ -1,4 +1,4 @@
-"""rlvr status: a line per run, whatever the width of the terminal."""
+"""Test that rlvr status prints one line per run at every width of the terminal."""
 
 import io
 
@@ -10,7 +10,7 @@ from rlvr_sweeps.launching import status
 
 
 @pytest.mark.parametrize("width", [60, 140])
-def test_a_line_per_run(evaluated, point, tmp_path, width):
+def test_one_line_per_run(evaluated, point, tmp_path, width):
     done, failed = evaluated("peft=lora"), evaluated("peft=dora")
     write_json(failed.failure_path, {"stage": "train", "error": "ValueError: no", "traceback": "", "time": 0.0})
     failed.stage_path("train").unlink()
@@ -27,7 +27,7 @@ def test_a_line_per_run(evaluated, point, tmp_path, width):
     assert lines[-2].endswith("ValueError: no") and lines[-1] == "3 runs: 2 done, 1 failed"
 
 
-def test_no_runs(tmp_path):
+def test_a_folder_without_runs(tmp_path):
     text = io.StringIO()
     status.show(tmp_path, Console(file=text, width=80))
     assert text.getvalue().strip() == "run  state  step  reward  accuracy %\nno runs"

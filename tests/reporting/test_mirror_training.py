@@ -10,7 +10,7 @@ import pytest
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.runs.directory import all_runs
 from tests.conftest import ROOT
-from tests.launching.test_launch import SHORT, same_run
+from tests.launching.test_launch import SHORT, have_equal_results
 from tests.reporting.test_mirror import KEY, curve, server, told  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def test_two_runs_killed_and_resumed_are_two_curves_and_the_same_bits_as_without
     mirrored, plain = all_runs(launch.runs), all_runs(tmp_path / "alone")
     assert sorted(server.runs) == sorted(run.id for run in mirrored) and len(mirrored) == 2
     for with_wandb, without in zip(mirrored, plain, strict=True):
-        assert same_run(with_wandb, without)
+        assert have_equal_results(with_wandb, without)
         assert not without.wandb_path.exists()
         assert read_json(with_wandb.mirror_path)["confirmed"]
         kept = server.runs[with_wandb.id]

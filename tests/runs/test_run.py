@@ -1,4 +1,4 @@
-"""A run's directory: states, locks, and files that are incomplete or edited."""
+"""Test the directory of a run: states, locks, and files that are incomplete or edited."""
 
 import json
 import os
@@ -36,7 +36,7 @@ for value in range(200):
 
 @pytest.fixture
 def run(point):
-    """A run without analysis whose directory exists."""
+    """Make the directory of a run without analysis; return the run."""
     cfg = point("analysis=none")
     prepared_run = Run.of(cfg)
     prepared_run.prepare(cfg)
@@ -52,7 +52,7 @@ def finish(run, stage="train"):
     run.finish(stage, run.config(), 1.0)
 
 
-def test_states(run, point):
+def test_the_state_follows_from_the_files(run, point):
     assert Run.of(point("seed=1")).state() == "new"
     assert run.state() == "new"
     run.log_event("start")
@@ -145,7 +145,7 @@ def test_append_rows_removes_an_incomplete_last_line(tmp_path):
 @example({"a": "1e-5", "b": "yes", "c": "null", "d": "2024-01-01", "e": "12:30", "f": "0x1F", "g": "a: b # c", "h": "~ é\n"})
 def test_a_configuration_is_read_as_it_was_written(cfg):
     assume("$" not in str(cfg) and "???" not in str(cfg))  # OmegaConf's syntax, which a resolved configuration does not contain
-    assert OmegaConf.to_container(OmegaConf.create(as_yaml({"it": cfg})))["it"] == cfg
+    assert OmegaConf.to_container(OmegaConf.create(as_yaml({"cfg": cfg})))["cfg"] == cfg
 
 
 def test_a_reader_sees_complete_files_during_a_write(tmp_path):
@@ -156,7 +156,7 @@ def test_a_reader_sees_complete_files_during_a_write(tmp_path):
         assert len(json.loads(path.read_text())) == 1000
 
 
-def test_the_latest_complete_checkpoint(tmp_path):
+def test_an_incomplete_checkpoint_is_not_the_latest(tmp_path):
     for step in (5, 10, 100):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()

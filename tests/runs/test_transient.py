@@ -1,4 +1,4 @@
-"""transient_reason: which failures of a stage are worth another try."""
+"""Test which failures of a stage `transient_reason` considers transient, so that the stage is started again."""
 
 import pytest
 
