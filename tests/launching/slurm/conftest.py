@@ -1,6 +1,6 @@
-"""Launches on the real Slurm that `make test-slurm` starts: virtual nodes with four pretended GPUs each, and real training.
+"""Fixtures for launches on the Slurm of `make test-slurm`: virtual nodes with four simulated GPUs each, and real training.
 
-Each worker of pytest-xdist has a partition of two nodes of its own, so a test may close its partition, end a node or empty the
+Each worker of pytest-xdist has its own partition of two nodes, so a test may close its partition, end a node or empty the
 queue while other tests run.
 """
 
@@ -18,7 +18,7 @@ from rlvr_sweeps.runs.directory import Run, all_runs
 from tests.conftest import ROOT
 
 PARTITION = "test" + os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-# squeue and scancel, in the launches of the tests too, see the jobs of this partition only.
+# squeue and scancel are limited to the jobs of this partition, also in the launches of the tests.
 os.environ |= {"SQUEUE_PARTITION": PARTITION, "SCANCEL_PARTITION": PARTITION}
 # Twelve steps of less than a second, a checkpoint at every fourth, and an evaluation of one tier.
 SMALL = (
@@ -55,13 +55,13 @@ def start_requeued():
 
 def wait_until(condition, pause_s=0.1):
     """Return when the condition holds; requeued jobs start meanwhile without delay."""
-    begin = looked = time.monotonic()
+    begin = last_update = time.monotonic()
     while not condition():
         now = time.monotonic()
         assert now < begin + PATIENCE_S, f"waited for {PATIENCE_S:.0f} s; the queue: {queue()}"
-        if now > looked + REQUEUED_EVERY_S:
+        if now > last_update + REQUEUED_EVERY_S:
             start_requeued()
-            looked = time.monotonic()
+            last_update = time.monotonic()
         time.sleep(pause_s)
 
 
@@ -76,11 +76,11 @@ def slurm(launch):
     wait_for_empty_queue()
 
     def overrides(*arguments, gpus=False):
-        grid = [argument for argument in arguments if argument == "-m"]  # argparse wants it before the overrides
-        rest = [argument for argument in arguments if argument != "-m"]
-        if not any(argument.startswith("hydra.launcher.partition=") for argument in rest):
-            rest.append(f"hydra.launcher.partition={PARTITION}")
-        return *grid, "cluster=slurm", *SMALL, *(() if gpus else NO_GPU), *rest
+        grid = [argument for argument in arguments if argument == "-m"]  # argparse requires it before the overrides
+        points = [argument for argument in arguments if argument != "-m"]
+        if not any(argument.startswith("hydra.launcher.partition=") for argument in points):
+            points.append(f"hydra.launcher.partition={PARTITION}")
+        return *grid, "cluster=slurm", *SMALL, *(() if gpus else NO_GPU), *points
 
     def start(*arguments, gpus=False, **options):
         return launch(*overrides(*arguments, gpus=gpus), **options)
@@ -109,7 +109,7 @@ def set_partition(state):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """Return a function that returns the run of SMALL by the local launcher, made once for all workers."""
+    """Return a function that returns the run of SMALL by the local launcher, computed once for all workers."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "undisturbed"
 
@@ -129,7 +129,7 @@ def undisturbed(tmp_path_factory):
 def assert_survives(slurm, undisturbed, record_property):
     """Return a function that disturbs a run after some steps and asserts that it ends like the undisturbed one, to the bit.
 
-    The outcome is recorded as properties of the test, of which `make faults` writes docs/reliability.md.
+    The outcome is recorded as properties of the test, from which `make faults` writes docs/reliability.md.
     """
 
     def check(fault, disturb, *arguments, after=5, times=1):
@@ -148,7 +148,7 @@ def assert_survives(slurm, undisturbed, record_property):
 
 
 def record(record_property, fault, outcome, times=1, runs=1, identical="yes"):
-    """Record one row of docs/reliability.md."""
+    """Record one row of docs/reliability.md as properties of the test."""
     for name, value in (("fault", fault), ("outcome", outcome), ("times", times), ("runs", runs), ("identical", identical)):
         record_property(name, value)
 

@@ -1,4 +1,4 @@
-"""On a real Slurm: what is submitted is computed once, and with the same result as by the local launcher."""
+"""Test on a real Slurm that submitted runs are computed once, with the results of the local launcher."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_a_grid_gives_the_results_of_the_local_launcher(slurm, tmp_path, count, 
     assert [row["stage"] for row in events(lora, "done")] == ["train", "evaluate", "analyse"]
 
 
-def test_waiting_for_a_canary(slurm, tmp_path):
+def test_a_launch_waits_for_its_canary(slurm, tmp_path):
     """The other runs start after the canary; if a run fails, the command that waited prints the error and exits with 1."""
     output = slurm("-m", "peft=lora", "steps=4", "canary=true", "wait=true", "hydra.launcher.poll_s=1").stdout
     assert "canary: job" in output and f"{only_run(slurm.runs).name}  done" in output
@@ -83,10 +83,10 @@ def test_waiting_for_a_canary(slurm, tmp_path):
     failing = (f"data.path={problems}", "data.problems=null", "canary=true", "wait=true", "hydra.launcher.poll_s=1")
     refused = slurm(*failing, expect=1, runs=tmp_path / "failing")
     assert "1 of 1 runs are not done" in refused.stdout + refused.stderr
-    assert not (only_run(tmp_path / "failing").path / "train.json").exists()  # the canary failed; the run never started
+    assert not (only_run(tmp_path / "failing").path / "train.json").exists()  # the canary failed; the run did not start
 
 
-def test_the_login_process_is_killed(slurm):
+def test_runs_continue_when_the_launching_process_is_killed(slurm):
     command = slurm.command("peft=none", "hydra.launcher.srun_args=[--no-kill]")
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     wait_until(lambda: any(run.jobs() for run in all_runs(slurm.runs)))
@@ -97,7 +97,7 @@ def test_the_login_process_is_killed(slurm):
 
 
 def test_code_and_configuration_are_frozen_at_submission(slurm, closed_partition, undisturbed, tmp_path):
-    """conf/ and modules are edited while a run is queued: it runs what was submitted."""
+    """Files of conf/ and modules are edited while a run is queued: the run uses the submitted files."""
     copy = tmp_path / "copy"
     for part in ("conf", "rlvr_sweeps", "hydra_plugins", "launch.py"):
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, copy / part)
@@ -116,7 +116,7 @@ def test_code_and_configuration_are_frozen_at_submission(slurm, closed_partition
     assert weights(run) == weights(undisturbed()) and numbers(run) == numbers(undisturbed())
 
 
-def test_runs_that_left_the_grid_are_named_and_continue(slurm, closed_partition):
+def test_queued_runs_outside_the_new_grid_are_listed_and_continue(slurm, closed_partition):
     slurm("-m", "peft=lora,dora")
     lora, dora = sorted(all_runs(slurm.runs), key=lambda run: "dora" in run.name)
     for plan in ("true", "false"):
@@ -126,8 +126,8 @@ def test_runs_that_left_the_grid_are_named_and_continue(slurm, closed_partition)
     assert "no longer in this sweep" not in slurm("sweep=rank", "plan=true").stdout
 
 
-@pytest.mark.exhaustive  # one and two processes on one node; test_a_process_of_two_nodes_is_killed has two nodes
-def test_one_gpu_two_gpus_and_two_nodes_in_one_grid(slurm):
+@pytest.mark.exhaustive  # one and two processes on one node; a test of test_slurm_faults.py has two nodes
+def test_runs_on_one_gpu_two_gpus_and_two_nodes(slurm):
     two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16", "steps=3")
     slurm("steps=3", gpus=True)
     slurm(*two, "lr=2e-3", gpus=True)

@@ -1,4 +1,4 @@
-"""On a real Slurm: a run is stopped, killed, cancelled or fails, and continues or reports the error."""
+"""Test on a real Slurm that a run that is stopped, killed or cancelled continues, and that a failed run reports its error."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def shorten_time_limit(job):
 
 
 @pytest.mark.cgroup
-def test_the_time_limit_itself(assert_survives):
+def test_a_run_survives_the_time_limit(assert_survives):
     """Slurm gives notice before the time limit; the trainer is suspended until the notice arrives."""
 
     def disturb(run):
@@ -64,7 +64,7 @@ def test_the_time_limit_itself(assert_survives):
 
 
 @pytest.mark.exhaustive
-def test_the_time_limit_without_an_answer(assert_survives, slurm):
+def test_a_run_survives_a_time_limit_at_which_it_could_not_save(assert_survives, slurm):
     """A step that outlasts a short notice: Slurm ends the job, and the same command continues the run."""
     notice = "hydra.launcher.signal_delay_s=5"
 
@@ -85,8 +85,8 @@ def test_the_time_limit_without_an_answer(assert_survives, slurm):
     assert_survives("time limit, no answer in time", disturb, notice, after=1)
 
 
-@pytest.mark.exhaustive  # test_the_time_limit_itself and test_preempted_by_a_higher_partition have the same notice
-def test_notice_before_the_time_limit(assert_survives):
+@pytest.mark.exhaustive  # the tests of the time limit and of preemption have the same notice
+def test_a_run_survives_a_notice_to_all_processes_of_the_job(assert_survives):
     """USR2 to every process of a job, its shell too: the trainer saves at the end of its step, and the job is requeued."""
     run = assert_survives("USR2 to the whole job", lambda run: sh("scancel", "--signal=USR2", "--full", training_job(run)))
     assert len(events(run, "requeue")) == 1
@@ -96,12 +96,12 @@ def test_notice_before_the_time_limit(assert_survives):
 
 
 @pytest.mark.cgroup
-def test_requeued_by_the_administrator(assert_survives):
+def test_a_run_survives_a_requeue_by_the_administrator(assert_survives):
     run = assert_survives("scontrol requeue", lambda run: sh("scontrol", "requeue", training_job(run)))
     assert len(events(run, "start")) == 3  # two for training, one for evaluation
 
 
-def test_preempted_by_a_higher_partition(assert_survives):
+def test_a_run_survives_preemption_by_a_higher_partition(assert_survives):
     def disturb(run):
         node = events(run, "start")[-1]["node_name"]
         options = ("--partition=high", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 2")
@@ -111,8 +111,8 @@ def test_preempted_by_a_higher_partition(assert_survives):
     assert len(events(run, "train")) == 2
 
 
-def test_a_node_is_lost(assert_survives):
-    """A node's slurmd is killed and its trainer suspended: Slurm starts the job elsewhere, and the old attempt yields."""
+def test_a_run_survives_the_loss_of_its_node(assert_survives):
+    """A node's slurmd is killed and its trainer suspended: Slurm starts the job elsewhere, and the first attempt ends."""
 
     def disturb(run):
         node = events(run, "start")[-1]["node_name"]
@@ -129,7 +129,7 @@ def test_a_node_is_lost(assert_survives):
     assert first != second
 
 
-def test_killed(assert_survives, slurm):
+def test_a_run_survives_kill_9_of_the_trainer_and_the_supervisor(assert_survives, slurm):
     """A killed trainer is started again in its job; after a killed supervisor the same command continues the run."""
 
     def disturb(run):
@@ -145,12 +145,12 @@ def test_killed(assert_survives, slurm):
     assert len(events(run, "train")) == 3
 
 
-def test_a_process_of_two_nodes_is_killed(slurm, closed_partition, tmp_path, record_property):
+def test_a_run_on_two_nodes_survives_an_occupied_port_and_kill_9_of_a_rank(slurm, closed_partition, tmp_path, record_property):
     """Both nodes start again in the same job, as after an occupied port; the result is that of two processes on one machine."""
     two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16")
     slurm(*two, "cluster.train.nodes=2", gpus=True)
     run = only_run(slurm.runs)
-    with socket.create_server(("", 20_000 + int(training_job(run)) % 30_000)):  # their first port: they use another
+    with socket.create_server(("", 20_000 + int(training_job(run)) % 30_000)):  # occupies the first port that the run tries
         closed_partition()
         wait_until(lambda: steps(run) >= 5)
     os.kill(trainer_pid(run), signal.SIGKILL)
@@ -166,7 +166,7 @@ def test_a_process_of_two_nodes_is_killed(slurm, closed_partition, tmp_path, rec
 
 
 @pytest.mark.cgroup
-def test_cancelled_while_running_and_while_queued(assert_survives, slurm):
+def test_a_run_survives_scancel_while_running_and_while_queued(assert_survives, slurm):
     def disturb(run):
         sh("scancel", training_job(run))
         wait_for_empty_queue()
@@ -188,8 +188,8 @@ def test_cancelled_while_running_and_while_queued(assert_survives, slurm):
         set_partition("UP")
 
 
-def test_the_disk_is_full(assert_survives, slurm):
-    """The run records the error in its own folder, and continues when there is space."""
+def test_a_run_survives_a_full_disk(assert_survives, slurm):
+    """The run records the error in its folder, and continues when there is space."""
 
     ballast = slurm.runs / "ballast"
 
@@ -219,7 +219,7 @@ def test_the_disk_is_full(assert_survives, slurm):
 
 
 @pytest.mark.cgroup
-def test_a_failure_is_reported(slurm, tmp_path, record_property):
+def test_a_failure_is_reported_by_slurm_and_by_rlvr(slurm, tmp_path, record_property):
     """Training problems that are all too long: FAILED in Slurm, the error in the table, the evaluation out of the queue."""
     problems = tmp_path / "too_long.jsonl"
     problems.write_text('{"question": "' + "long " * 200 + '", "answer": "1"}\n')

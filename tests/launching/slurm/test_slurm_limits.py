@@ -1,4 +1,4 @@
-"""On a real Slurm: the limits of arrays and accounts, and launches refused because the cluster could not run them."""
+"""Test on a real Slurm the limits of arrays and accounts, and launches refused because the cluster could not run them."""
 
 import json
 import os
@@ -24,10 +24,11 @@ def untrained(count):
 
 
 def states(slurm):
+    """Return the states of all runs of the launch."""
     return [run.state() for run in all_runs(slurm.runs)]
 
 
-def test_arrays_are_cut(slurm):
+def test_more_runs_than_an_array_may_have_are_submitted_as_two_arrays(slurm):
     """Four runs on a cluster whose arrays hold three."""
     assert "submitted 4 runs as jobs" in slurm(*untrained(4)).stdout
     wait_for_empty_queue()
@@ -47,14 +48,14 @@ def test_a_training_without_memory_continues_with_smaller_passes(slurm):
 
 
 def make_account(name, max_submit_jobs):
-    """Make an account in which root may have so many jobs; returns the override that launches with it."""
+    """Make an account in which root may have so many jobs; return the override that launches with it."""
     sh("sacctmgr", "-i", "add", "account", name, "Cluster=testcluster")
     sh("sacctmgr", "-i", "add", "user", "root", f"Account={name}", f"MaxSubmitJobs={max_submit_jobs}")
     return f"hydra.launcher.account={name}"
 
 
 @pytest.mark.accounting
-def test_an_account_may_have_two_jobs(slurm):
+def test_runs_above_an_accounts_limit_are_submitted_by_later_launches(slurm):
     """As many runs as allowed are submitted, the rest is listed; the same command submits it later, until all runs are done."""
     few = make_account("few", max_submit_jobs=2)
     output = slurm(*untrained(3), few).stdout
@@ -70,8 +71,8 @@ def test_an_account_may_have_two_jobs(slurm):
 
 
 @pytest.mark.accounting
-def test_an_expired_account(slurm):
-    """Sites close an account by the removal of its association, or of its jobs."""
+def test_an_expired_account_is_refused(slurm):
+    """Sites close an account by removing its association or by setting its limit of jobs to 0."""
     assert "invalid account" in slurm("hydra.launcher.account=gone", expect=1).stderr.lower()
     refused = slurm(make_account("expired", max_submit_jobs=0), expect=1).stderr
     assert "AssocMaxSubmitJobLimit" in refused and "waiting changes nothing" in refused
@@ -87,13 +88,13 @@ def test_an_expired_account(slurm):
         ("hydra.launcher.partition=far", "cluster.train.timeout_min=60"),
     ],
 )
-def test_refused_by_slurm_or_for_it(slurm, setting, message):
+def test_settings_that_slurm_would_refuse_are_refused_at_launch(slurm, setting, message):
     refused = slurm(setting, expect=1)
     assert message in refused.stdout.lower() + refused.stderr.lower()
     assert not queue() and [run.state() for run in all_runs(slurm.runs)] in ([], ["new"])
 
 
-def test_a_folder_that_the_nodes_do_not_see(slurm, tmp_path):
+def test_a_folder_that_is_not_shared_with_the_nodes_is_refused(slurm, tmp_path):
     options = ("hydra.launcher.partition=far", "cluster.train.timeout_min=30", "cluster.evaluate.timeout_min=30")
     in_memory = Path("/dev/shm") / tmp_path.name
     refused = slurm(*options, expect=1, runs=in_memory).stderr
@@ -102,22 +103,21 @@ def test_a_folder_that_the_nodes_do_not_see(slurm, tmp_path):
     in_memory.rmdir()
 
 
-def test_the_doctor_examines_a_node(slurm):
-    """Slurm's GPUs are pretended here and torch sees none: nothing else of the cluster is bad."""
-    environment = {
-        key: value for key, value in os.environ.items() if key != "SQUEUE_PARTITION"
-    }  # its job is in the default one
+def test_rlvr_doctor_examines_a_node(slurm):
+    """Slurm's GPUs are simulated and torch sees none; the other checks of the cluster give no bad verdict."""
+    # The doctor's job is in the default partition.
+    environment = {key: value for key, value in os.environ.items() if key != "SQUEUE_PARTITION"}
     command = [sys.executable, "-m", "rlvr_sweeps.cli", "doctor", str(slurm.runs), "--job", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    rows = {row["what"]: row for row in json.loads(done.stdout)}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    rows = {row["what"]: row for row in json.loads(process.stdout)}
     assert rows["a job (sbatch, srun)"]["found"] in ("ran on node1", "ran on node2")
     assert rows["shared folder"]["verdict"] == rows["Python on the node"]["verdict"] == "good"
     assert rows["GPUs on the node"] | {"cure": ""} == {
         "what": "GPUs on the node", "verdict": "bad", "found": "Slurm gave 1, torch sees 0", "cure": "",
     }  # fmt: skip
-    assert done.returncode == 1 and not list(slurm.runs.iterdir())
+    assert process.returncode == 1 and not list(slurm.runs.iterdir())
 
 
-def test_without_a_slurm(launch, monkeypatch):
+def test_a_launch_without_slurm_is_refused(launch, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert "There is no squeue here" in launch("cluster=slurm", expect=1).stderr

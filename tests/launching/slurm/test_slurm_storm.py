@@ -1,4 +1,4 @@
-"""On a real Slurm: faults of every kind at random moments in the runs of one grid, which are all done in the end."""
+"""Test on a real Slurm that the runs of a grid are completed although faults of every kind are injected at random times."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ COUNT = 20
 GRID = ("-m", "peft=lora,dora", "seed=1,2", "cluster.retries=10")
 
 
-def test_a_storm(slurm, tmp_path, record_property):
+def test_all_runs_are_completed_despite_random_faults(slurm, tmp_path, record_property):
     slurm.launch("-m", "cluster=local", *SMALL, *GRID[1:], runs=tmp_path / "local")
     local_runs = {run.name: run for run in all_runs(tmp_path / "local")}
     slurm(*GRID)
