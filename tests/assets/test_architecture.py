@@ -27,11 +27,11 @@ SHAPES = {  # together: attention and MLP biases, another head size with norms, 
 @pytest.mark.parametrize("row", GOLDEN)
 def test_counts_of_the_papers_models(composer, row):
     peft, *dials = row.split()
-    counted = []
+    counts = []
     for model in ("r1_qwen_1_5b", "r1_qwen_7b"):
         cfg = composer.point([f"model={model}", "rollout=hf", "distributed=single", f"peft={peft}", *dials]).cfg
-        counted.append(trained_parameters(cfg, architecture(cfg)))
-    assert counted == GOLDEN[row]
+        counts.append(trained_parameters(cfg, architecture(cfg)))
+    assert counts == GOLDEN[row]
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -42,7 +42,7 @@ def test_base_parameters_of_every_decoder(kind):
 
 @pytest.mark.parametrize("peft", choices("peft"))
 def test_counts_of_every_method_as_peft_builds_it(composer, peft):
-    """Trained parameters, and the frozen parameters and shared buffers that the method adds."""
+    """Compare the trained parameters, and the frozen parameters and shared buffers that the method adds."""
     method = composer.point([f"peft={peft}"]).cfg["peft"]
     stated = {"model_type": "qwen3", **WIDTHS, **SHAPES["qwen3"]}
     if method["trains"] == "nothing":
@@ -67,10 +67,11 @@ def test_counts_of_every_method_as_peft_builds_it(composer, peft):
 
 def is_added_and_frozen(name, trained):
     """Return whether a parameter is added by the method and frozen."""
-    own = ("lora_A", "lora_B", "lora_E", "ranknum")
-    return any(part in name.split(".") for part in own) and not any(part in name.split(".") for part in trained)
+    added = ("lora_A", "lora_B", "lora_E", "ranknum")
+    return any(part in name.split(".") for part in added) and not any(part in name.split(".") for part in trained)
 
 
 def build_model(stated):
+    """Build the model of a configuration with random weights."""
     settings = dict(stated)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))

@@ -18,7 +18,7 @@ SHAPES = {
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
 }
 MODEL_FILE = """# @package _global_
-# A toy with random weights.
+# A small model with random weights.
 defaults:
   - local
   - _self_
@@ -35,7 +35,7 @@ training: {{gradient_checkpointing: false}}
 
 
 def write_model(kind, folder):
-    """A decoder of `kind` with random weights and the embedded world's tokenizer, saved by save_pretrained."""
+    """Save a decoder of `kind` with random weights and the tokenizer of the embedded world in a folder; return the folder."""
     tokenizer = make_tokenizer()
     config = AutoConfig.for_model(
         kind, vocab_size=288, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -49,11 +49,13 @@ def write_model(kind, folder):
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory):
+    """Return the folder of a Qwen2 model."""
     return write_model("qwen2", tmp_path_factory.mktemp("models") / "qwen2")
 
 
 @pytest.fixture
 def model_copy(qwen2, tmp_path):
+    """Return the folder of a copy of that model, which a test may change."""
     return shutil.copytree(qwen2, tmp_path / "copy")
 
 
@@ -97,6 +99,7 @@ def test_a_folder_that_cannot_be_trained_from_is_refused(composer, model_copy, d
 
 
 def write_template(folder, change):
+    """Replace the chat template of a model folder by `change` of its text."""
     path = folder / "chat_template.jinja"
     path.write_text(change(path.read_text()))
 

@@ -11,13 +11,14 @@ PROBLEMS = [Problem(str(number), f"{number}+{number}=", str(2 * number)) for num
 
 @pytest.fixture
 def cached_files(tmp_path, monkeypatch):
+    """Return a function that lists the files of the cache, which is in a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return lambda: list(tmp_path.rglob("prompts/*.json"))
 
 
 @pytest.fixture
 def counting_tokenizer(tokenizer):
-    """A tokenizer that counts the conversations it tokenises."""
+    """Return a tokenizer that counts the conversations it tokenises."""
 
     class Counting(type(tokenizer)):
         conversations = 0

@@ -28,7 +28,7 @@ def test_the_configuration_pins_the_content(composer):
 
 @pytest.mark.slow
 def test_the_code_makes_the_stored_world_except_its_weights(tmp_path):
-    """Problems, tokenizer and configuration are equal; the weights depend on the processor, only their shapes are equal."""
+    """Compare problems, tokenizer and configuration; of the weights, which depend on the processor, only the shapes."""
     code = f"from rlvr_sweeps.assets.tiny import *; make(Recipe(teaching_steps=1), Path({str(tmp_path / 'made')!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
     files = {path.relative_to(WORLD) for path in WORLD.rglob("*") if path.is_file()}
@@ -37,12 +37,12 @@ def test_the_code_makes_the_stored_world_except_its_weights(tmp_path):
     weights = Path("model/model.safetensors")
     for file in files - {Path("recipe.json"), weights}:
         assert (WORLD / file).read_bytes() == (tmp_path / "made" / file).read_bytes(), file
-    stored, made = load_file(WORLD / weights), load_file(tmp_path / "made" / weights)
-    assert {name: value.shape for name, value in stored.items()} == {name: value.shape for name, value in made.items()}
+    stored, new = load_file(WORLD / weights), load_file(tmp_path / "made" / weights)
+    assert {name: value.shape for name, value in stored.items()} == {name: value.shape for name, value in new.items()}
 
 
 @pytest.mark.slow
-def test_every_bit_repeats_on_one_machine(tmp_path):
+def test_the_world_is_equal_bit_for_bit_when_made_twice_on_one_machine(tmp_path):
     for name in ("a", "b"):
         code = f"from rlvr_sweeps.assets.tiny import *; make(Recipe(teaching_steps=5), Path({str(tmp_path / name)!r}))"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
@@ -79,7 +79,7 @@ def test_problems_are_distinct_and_their_answers_correct():
         assert problem.answer == value
 
 
-def test_the_teacher_is_right_in_30_to_80_percent():
+def test_30_to_80_percent_of_the_teachers_answers_are_correct():
     rng, teacher = random.Random(0), Teacher(Recipe())
     verdicts = []
     for _ in range(2000):
@@ -90,11 +90,11 @@ def test_the_teacher_is_right_in_30_to_80_percent():
 
 @pytest.mark.parametrize("text", ["Start with 7 A:+8 B:*3 mod 10.", "<think> A:7+8=5</think>\\boxed{5}", "Grüße, 你好 \n\t x²"])
 def test_the_saved_tokenizer_loads_unchanged(text, tmp_path):
-    made = make_tokenizer()
-    made.save_pretrained(tmp_path)
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    ids = made(text)["input_ids"]
+    ids = tokenizer(text)["input_ids"]
     assert loaded(text)["input_ids"] == ids
     assert loaded.decode(ids, skip_special_tokens=True) == text
     chat = loaded.apply_chat_template(
@@ -105,8 +105,10 @@ def test_the_saved_tokenizer_loads_unchanged(text, tmp_path):
 
 
 def test_an_existing_folder_is_refused(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "rlvr_sweeps.assets.tiny", tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "exists; remove it" in done.stderr
+    process = subprocess.run(
+        [sys.executable, "-m", "rlvr_sweeps.assets.tiny", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 2 and "exists; remove it" in process.stderr
 
 
 def test_a_failed_make_leaves_no_files(tmp_path, monkeypatch):

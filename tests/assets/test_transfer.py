@@ -1,4 +1,4 @@
-"""Test `rlvr data`: from the hub's format through `datasets` to a machine without the hub; overlap with training prompts."""
+"""Test `rlvr data`: export from the hub's format, import on a machine without the hub, and overlap with training prompts."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ COUNTS = {"aime24": 30, "aime25": 30, "amc": 40, "hmmt": 30, "math500": 500, "mi
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """A data set in a folder, in the format of a hub download. The cache is a temporary folder."""
+    """Write a data set in the format of a hub download; return its source. The cache is a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "hub" / "exam"
     folder.mkdir(parents=True)
@@ -58,6 +58,7 @@ def test_a_damaged_export_is_refused_and_nothing_is_stored(source, tmp_path, dam
 
 
 def edit(folder, **values):
+    """Change values of the exported set in the manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["exam"] |= values
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -95,7 +96,7 @@ LONG = "Find the number of positive integers n at most 100 such that n squared p
     [
         (LONG, True),
         ("Let us see. " + LONG.upper().replace("  ", " ") + " Explain.", True),
-        (" ".join(LONG.split()[:12]), False),  # only twelve words of it
+        (" ".join(LONG.split()[:12]), False),  # only twelve of its words
         (" ".join(LONG.split()[:13]), True),
         ("What is 1+1?", True),
         ("What is 1+2?", False),
@@ -103,9 +104,9 @@ LONG = "Find the number of positive integers n at most 100 such that n squared p
         ("求满足条件的正整数的个数并写出它们的和", True),
     ],
 )
-def test_thirteen_words_in_a_row(question, overlaps):
+def test_thirteen_consecutive_common_words_are_an_overlap(question, overlaps):
     training = [LONG, "what is 1 + 1", "题目:求满足条件的正整数的个数并写出它们的和。"]
-    assert problems.overlapping_ids(training, [("it", question)]) == (["it"] if overlaps else [])
+    assert problems.overlapping_ids(training, [("id", question)]) == (["id"] if overlaps else [])
 
 
 def test_a_run_records_overlap_and_warns(prepared, twelve, capsys):

@@ -54,13 +54,13 @@ def test_the_default_policy(completion, reason):
         ("I do not know", None, None),
     ],
 )
-def test_policies_that_require_less(completion, boxed, anything):
+def test_policies_that_do_not_require_finished_thinking_or_a_box(completion, boxed, anything):
     assert extract(completion, "boxed")[0] == boxed
     assert extract(completion, "any")[0] == anything
 
 
 @pytest.mark.parametrize("why", sorted({case["why"] for case in CASES}))
-def test_table_of_cases(why):
+def test_the_verdicts_of_the_table_of_cases(why):
     cases = [case for case in CASES if case["why"] == why]
     verdicts = grade_all([f"{THINK}\\boxed{{{case['answer']}}}" for case in cases], [case["gold"] for case in cases])
     wrong = [(case, verdict.reason) for case, verdict in zip(cases, verdicts, strict=True) if verdict.reason != case["verdict"]]
@@ -73,7 +73,7 @@ def test_the_table_has_every_class_of_the_policy():
 
 
 @given(st.integers(), st.integers())
-def test_integers(answer, gold):
+def test_integers_are_compared_by_value(answer, gold):
     assert grade(f"{THINK}\\boxed{{{answer}}}", str(gold)).correct == (answer == gold)
 
 
@@ -127,7 +127,7 @@ EXPRESSIONS = st.one_of(FORMULAS, LISTS, LISTS.map("({})".format), LISTS.map(r"\
 @settings(max_examples=60, deadline=None)
 @given(EXPRESSIONS)
 def test_an_answer_equals_itself_in_another_spelling(text):
-    """The same value in a different text, so that it is parsed and compared."""
+    """Compare a text with another spelling of the same value, so that both are parsed."""
     respelled = text.replace("+", " + 0 + ").replace("(", r"\left(").replace(")", r"\right)").replace(r"\frac", r"1\cdot\dfrac")
     reasons = compare_all({(text, text): None, (respelled, text): None})
     assert set(reasons.values()) <= {"correct"}
@@ -138,8 +138,8 @@ TOKENS = [*"{}()[]^_=,+.!| ", "1", "17", "x", r"\frac", r"\text", r"\sqrt", r"\p
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=60), st.sampled_from([1, 1, 40]))
-def test_nothing_raises_in_the_callers_own_process(tokens, times):
-    """Comparison with a plain gold number, and finding the box."""
+def test_no_answer_raises_an_exception_in_the_calling_process(tokens, times):
+    """Compare answers with a plain gold number, and search their boxes."""
     text = "".join(tokens) * times
     assert compare_without_parser(text[:1000], "17") in REASONS
     box = last_box("\\boxed{" + text)
@@ -147,7 +147,7 @@ def test_nothing_raises_in_the_callers_own_process(tokens, times):
 
 
 def test_fuzzed_answers_all_get_a_verdict():
-    """300 texts of LaTeX tokens against formulas, through the sandbox. Each takes at most one CPU second."""
+    """Compare 300 texts of LaTeX tokens with formulas in the sandbox. Each comparison takes at most one CPU second."""
     rng = random.Random(0)
     texts = ["".join(rng.choices(TOKENS, k=rng.choice([3, 8, 20, 60]))) for _ in range(300)]
     reasons = compare_all((text, rng.choice([r"\sqrt{2}", "x+1", "(1,2)", r"\{x\}"])) for text in texts)
@@ -163,6 +163,7 @@ def test_last_box_balances_its_braces(text):
 
 
 def balanced(text: str) -> bool:
+    """Return whether the braces of a text are balanced."""
     depth = 0
     for character in text:
         depth += (character == "{") - (character == "}")
@@ -176,12 +177,12 @@ def test_sixty_thousand_open_boxes_take_linear_time():
     assert last_box("\\boxed{" * 60_000 + "5" + "}" * 60_000) == "5"
 
 
-def test_a_million_digits_need_no_int():
+def test_an_answer_with_more_digits_than_int_accepts_is_wrong():
     limit = sys.get_int_max_str_digits()
     assert grade(f"{THINK}\\boxed{{{'9' * (limit * 10)}}}", "9").reason == "wrong"
 
 
-def test_policies_are_the_configurations(composer):
+def test_the_configuration_accepts_exactly_the_policies(composer):
     assert composer.point([]).cfg["grading"] == POLICIES[0]
     with pytest.raises(Exception, match="Allowed: boxed_after_thinking, boxed, any"):
         composer.point(["grading=boxd"])

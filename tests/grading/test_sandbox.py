@@ -1,4 +1,4 @@
-"""Test that no answer hangs, ends or subverts the judge process, and that it works from threads and forked processes."""
+"""Test that no answer blocks, ends or changes the judge process, and that threads and forked processes can use it."""
 
 import contextlib
 import multiprocessing
@@ -45,7 +45,8 @@ def test_threads_share_a_judge():
     assert list(results.values()) == [["correct", "wrong"]] * 8
 
 
-def in_child(queue):
+def put_verdicts(queue):
+    """Put the verdicts of a right and a wrong answer into a queue."""
     queue.put(sandbox.verdicts([RIGHT, WRONG]))
 
 
@@ -54,7 +55,7 @@ def test_other_processes_start_their_own_judge(method):
     sandbox.verdicts([RIGHT])
     context = multiprocessing.get_context(method)
     queue = context.Queue()
-    child = context.Process(target=in_child, args=(queue,))
+    child = context.Process(target=put_verdicts, args=(queue,))
     child.start()
     assert queue.get(timeout=60) == ["correct", "wrong"]
     child.join()
@@ -77,14 +78,14 @@ def test_killed_workers_are_replaced():
     assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
 
 
-def test_after_an_interrupted_request_the_next_reply_is_its_own():
-    """The caller is interrupted between its request and the reply."""
+def test_after_an_interrupted_request_the_next_request_gets_its_own_reply():
+    """Interrupt the caller between its request and the reply."""
     sandbox.verdicts([RIGHT])
 
-    def ring(*_):
+    def interrupt(*_):
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(TimeoutError):
@@ -97,7 +98,7 @@ def test_after_an_interrupted_request_the_next_reply_is_its_own():
 
 
 def test_the_judge_survives_workers_killed_during_a_comparison():
-    """As when a node runs out of memory: verdicts may be lost, nothing else."""
+    """Kill workers, as a node without memory does: only verdicts may be missing."""
     sandbox.verdicts([RIGHT])
 
     def kill():
@@ -118,12 +119,13 @@ def test_the_judge_survives_workers_killed_during_a_comparison():
 
 
 def children(pid: int) -> list[int]:
+    """Return the ids of a process's child processes."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 def test_the_judge_ends_with_its_caller():
-    """The caller is killed by SIGKILL while a forked child of it keeps the pipe open."""
+    """Kill the caller by SIGKILL while its forked child keeps the pipe open."""
     code = (
         "import os, time; from rlvr_sweeps.grading import sandbox; sandbox.verdicts([('x','y')]);"
         "print(sandbox._judge.pid, flush=True); os.fork(); time.sleep(60)"
@@ -143,6 +145,7 @@ def test_the_judge_ends_with_its_caller():
 
 
 def alive(pid: int) -> bool:
+    """Return whether a process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -172,27 +175,27 @@ def test_a_completion_is_never_executed(tmp_path, gold):
 
 @pytest.mark.slow
 def test_no_answer_makes_the_comparison_evaluate_write_or_connect():
-    """For all rows of answers.jsonl, without the sandbox: no code is compiled from text, no file written, no socket opened."""
+    """Check for all rows of answers.jsonl, without the sandbox: no code is compiled, no file written and no socket opened."""
     code = """
 import json, sys
 from rlvr_sweeps.grading import sandbox
 sandbox.warm_up()
-seen = []
+violations = []
 watched = ("socket.", "subprocess.", "os.", "shutil.", "compile")
 def hook(event, arguments):
     writes = event == "open" and arguments[1] not in (None, "r", "rb")
     allowed = event == "compile" and sandbox.is_library_code(arguments)
     if writes or event.startswith(watched) and not allowed:
-        seen.append((event, str(arguments)[:80]))
+        violations.append((event, str(arguments)[:80]))
 sys.addaudithook(hook)
 for line in open("tests/grading/answers.jsonl"):
     case = json.loads(line)
     if case["verdict"] != "timeout":
         sandbox.judge(case["answer"], case["gold"])
-print(json.dumps(seen))
+print(json.dumps(violations))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert process.stdout.strip() == "[]", process.stdout + process.stderr[-2000:]
 
 
 FORBIDDEN = {
@@ -207,15 +210,15 @@ FORBIDDEN = {
 }
 
 
-@pytest.mark.parametrize("what", FORBIDDEN)
-def test_a_worker_is_confined(what):
-    """Code that a parser might be made to execute raises in a worker."""
+@pytest.mark.parametrize("action", FORBIDDEN)
+def test_a_worker_is_confined(action):
+    """Test that an action which an answer might cause raises an error in a worker."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             sandbox.confine()
-            FORBIDDEN[what]()
+            FORBIDDEN[action]()
             os.write(write_end, b"done")
         except (PermissionError, MemoryError) as error:
             os.write(write_end, type(error).__name__.encode())
