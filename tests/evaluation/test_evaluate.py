@@ -1,4 +1,4 @@
-"""From samples to a summary, and from summaries to rows: numbers that must not vanish, mix or repeat."""
+"""Test the summary of samples, the rows of summaries, and that samples do not depend on processes or interruptions."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from tests.conftest import ROOT, write_right
 
 
 def test_a_benchmark_without_spread_keeps_the_overall_error(evaluated):
-    """All right on tier1: its error is 0, which is a number."""
+    """All samples of tier1 are correct: its standard error is 0, and the overall error is that of tier2."""
     row = json.loads(evaluated().summary_path.read_text())
     assert row["tier1/avg"] == 1 and row["tier1/avg_se"] == 0
     assert row["avg"] == 0.75 and row["avg_se"] == pytest.approx(row["tier2/avg_se"] / 2) and row["avg_se"] > 0
@@ -30,7 +30,7 @@ def test_seeds_become_one_row_with_the_error_of_their_mean(evaluated, tmp_path):
     assert cell.error("avg") == pytest.approx(0.125 / 3**0.5)
 
 
-def test_a_methods_own_seed_does_not_split_its_row(evaluated, tmp_path):
+def test_a_seed_in_the_settings_of_a_method_does_not_split_its_row(evaluated, tmp_path):
     for seed in (1, 2):
         evaluated("peft=shira", f"seed={seed}")
     assert len(cells(find_runs(tmp_path / "runs"))) == 1
@@ -53,22 +53,17 @@ def test_too_few_or_too_many_samples_are_an_error(evaluated):
         summarise(run, run.config())
 
 
-def test_a_question_asked_twice_is_two_problems(tmp_path):
+def test_two_equal_questions_are_two_problems(tmp_path):
     path = tmp_path / "twice.jsonl"
     path.write_text('{"question": "1?", "answer": "1"}\n' * 2 + '{"question": "2?", "answer": "2"}\n')
     source = {
-        "path": str(path),
-        "revision": None,
-        "subset": None,
-        "split": "train",
-        "question": "question",
-        "answer": "answer",
+        "path": str(path), "revision": None, "subset": None, "split": "train", "question": "question", "answer": "answer",
         "problems": 3,
-    }
+    }  # fmt: skip
     assert len({problem.id for problem in load_problems(source)}) == 3
 
 
-def test_your_own_model_needs_its_paths_named(composer, tmp_path):
+def test_a_local_model_requires_its_paths(composer, tmp_path):
     with pytest.raises(Exception, match="missing"):
         composer.point(["model=local"])
     paths = [f"model.path={tmp_path}", f"data.path={tmp_path}/a.jsonl", f"benchmark.local.path={tmp_path}/b.jsonl"]
@@ -77,8 +72,8 @@ def test_your_own_model_needs_its_paths_named(composer, tmp_path):
     assert list(cfg["benchmark"]) == ["local"]
 
 
-def stop_in_the_middle(launch, *grid):
-    """Start an evaluation, and kill everything once some samples are there, but not all."""
+def kill_during_evaluation(launch, *grid):
+    """Launch an evaluation, kill it when some samples are written but not all, and return its run."""
     process = subprocess.Popen(launch.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL)
     for _ in range(1200):
         if any((run.path / "eval" / "shards").exists() for run in all_runs(launch.runs)):
@@ -93,18 +88,18 @@ def stop_in_the_middle(launch, *grid):
 
 
 @pytest.mark.slow
-def test_samples_do_not_depend_on_processes_or_stops(world, launch, tmp_path):
-    """Base by one process; by two; and by two, killed and gone on with by three: the same files, to the last character."""
+def test_samples_do_not_depend_on_processes_or_interruptions(world, launch, tmp_path):
+    """Evaluate the base model with one process, with two, and with two that are killed and continued by three."""
     base = ("peft=none", "evaluation.batch_size=32")
-    launch(*base, runs=tmp_path / "one")
-    launch(*base, "distributed=ddp", "distributed.processes=2", runs=tmp_path / "two")
-    stopped = stop_in_the_middle(launch, *base, "distributed=ddp", "distributed.processes=2")
+    launch(*base, runs=tmp_path / "one_process")
+    launch(*base, "distributed=ddp", "distributed.processes=2", runs=tmp_path / "two_processes")
+    stopped = kill_during_evaluation(launch, *base, "distributed=ddp", "distributed.processes=2")
     assert stopped.state() == "lost"
     launch(*base, "distributed=ddp", "distributed.processes=3")
-    (alone,), (together,) = all_runs(tmp_path / "one"), all_runs(tmp_path / "two")
-    for tier in alone.config()["benchmark"]:
-        text = alone.samples_path(tier).read_text()
-        assert text == together.samples_path(tier).read_text() == stopped.samples_path(tier).read_text()
+    (by_one,), (by_two,) = all_runs(tmp_path / "one_process"), all_runs(tmp_path / "two_processes")
+    for tier in by_one.config()["benchmark"]:
+        text = by_one.samples_path(tier).read_text()
+        assert text == by_two.samples_path(tier).read_text() == stopped.samples_path(tier).read_text()
     assert not stopped.shard_paths("tier1")
     starts = [row for row in read_rows(stopped.attempts_path) if row["event"] == "start"]
     assert len(starts) == 2

@@ -1,4 +1,4 @@
-"""Commands on stored samples: majority votes, regrading, comparing, auditing."""
+"""Test majority votes and the commands on stored samples: rlvr regrade, compare and audit."""
 
 import json
 
@@ -15,11 +15,11 @@ from rlvr_sweeps.grading.sandbox import opinions
 
 
 @pytest.mark.parametrize(
-    ("right", "rivals", "won"),
+    ("right", "rivals", "expected"),
     [([3], [[2, 2]], 1), ([2], [[3]], 0), ([2], [[2]], 0.5), ([1], [[1, 1]], 1 / 3), ([0], [[]], 0), ([4], [[]], 1)],
 )
-def test_majority_by_hand(right, rivals, won):
-    assert majority_at_k(right, rivals) == pytest.approx(won)
+def test_majority_against_values_by_hand(right, rivals, expected):
+    assert majority_at_k(right, rivals) == pytest.approx(expected)
 
 
 def test_votes_for_one_answer_count_together_however_it_is_written():
@@ -30,23 +30,24 @@ def test_votes_for_one_answer_count_together_however_it_is_written():
     assert majority(rows[:3]) == 1
 
 
-def row(problem, sample, **other):
+def row(problem, sample, **values):
+    """Return a row of samples, with the given values in place of the defaults."""
     return {"problem": problem, "sample": sample, "correct": True, "answer": "1", "reason": "correct", "tokens": 3,
-            "truncated": False} | other  # fmt: skip
+            "truncated": False} | values  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "rows",
     [[], [row("a", 0)], [row("a", 0), row("a", 0)], [row("a", 0), row("a", 2)], [row("a", 0), row("a", 1), row("b", 0)],
      [row("a", 0), row("a", 1), row("a", 2)]],
-    ids=["none", "too few", "one twice", "a gap", "one problem short", "too many"],
+    ids=["none", "too few", "a repeated sample", "a missing sample", "too few of one problem", "too many"],
 )  # fmt: skip
-def test_exactly_k_samples_of_each_problem(rows):
+def test_scores_require_exactly_k_samples_of_each_problem(rows):
     with pytest.raises(RuntimeError, match="exactly 2 samples"):
         score(rows, 2, "here")
 
 
-def test_reasons_are_shares(evaluated):
+def test_the_summary_has_the_share_of_each_reason(evaluated):
     summary = json.loads(evaluated(right=1).summary_path.read_text())
     assert summary["tier2/share_correct"] == 0.25 and summary["tier2/share_wrong_form"] == 0.75
     assert summary["tier2/pass1"] == 0.25 and summary["tier2/pass2"] == pytest.approx(0.5) and summary["tier2/pass"] == 1
@@ -80,7 +81,7 @@ def test_regrading_prints_the_changes_and_copies_the_old_samples(evaluated, caps
 
 
 def test_regrading_refuses_samples_of_another_evaluation(evaluated):
-    """k was set to 5 afterwards: the stored samples must neither be scored for it nor be lost."""
+    """k was set to 5 afterwards: the stored samples must neither be scored with it nor be deleted."""
     run = evaluated()
     before = {path: path.read_text() for path in (run.summary_path, run.right_path, run.samples_path("tier1"))}
     cfg = run.config()
@@ -164,7 +165,7 @@ def test_compare_refuses_runs_with_different_evaluations(evaluated, tmp_path):
      ("x", "|x|", "different"), ("4.5e33", r"4.5 \cdot 10^{33}", "same"),
          (r"2\pi", r"\pi", "different"), ("(1,2)", "(1,2)", None), ("hm?", "17", None)],
 )  # fmt: skip
-def test_the_second_reader(answer, gold, expected):
+def test_opinions_of_the_second_comparison(answer, gold, expected):
     assert opinions([(answer, gold)]) == [expected]
 
 

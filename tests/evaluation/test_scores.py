@@ -1,4 +1,4 @@
-"""Scores and standard errors against closed forms, enumeration and simulation."""
+"""Test scores and standard errors against closed forms, enumeration and simulation."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(samples, correct,
     assert pass_at([correct], samples, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
-def test_pass_needs_as_many_samples():
+def test_pass_at_k_requires_k_samples():
     assert math.isnan(pass_at([1, 2], 2, 4))
 
 

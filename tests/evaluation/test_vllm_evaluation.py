@@ -1,4 +1,4 @@
-"""Evaluation by real vLLM on the CPU, which `make venv-vllm` installs in an environment of its own."""
+"""Test evaluation by vLLM on the CPU, which `make venv-vllm` installs in a separate environment."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ON_CPU = (  # without chunked prefill, which needs an offset that seeded generat
 
 @pytest.fixture
 def base(composer, tmp_path):
-    """Return a function that evaluates the base model with an engine, in a folder of its own, and returns the run."""
+    """Return a function that evaluates the base model with an engine, in the given folder, and returns the run."""
 
     def evaluated(engine, folder, *overrides):
         cfg = composer.point(
@@ -42,7 +42,7 @@ def test_both_engines_measure_the_same_model(base):
 
 
 def test_a_sample_depends_on_its_seed_alone(base):
-    """The same completions in another batch order, and where some exist already."""
+    """Compare the completions of another batch order, and those that follow after some exist already."""
     fewer = [f"~benchmark.tier{tier}" for tier in (3, 4, 5)]
     first = base("vllm", "first", *fewer)
     second = base("vllm", "second", "benchmark.tier1.k=3", *fewer)
@@ -55,7 +55,7 @@ def test_a_sample_depends_on_its_seed_alone(base):
     assert len({row["seed"] for row in rows}) == len(rows) and any(row["correct"] for row in rows)
 
 
-def test_three_shards_are_one(base, monkeypatch):
+def test_three_shards_equal_the_samples_of_one_process(base, monkeypatch):
     """The shards of three processes, written one after another, make the samples of one process."""
     from rlvr_sweeps.evaluation import evaluate as stage
 

@@ -1,4 +1,4 @@
-"""Estimates of a plan: memory checked by hand, refusals with settings that fit, and times that measured ones replace."""
+"""Test the estimates of a plan: memory against values by hand, refusals with settings that fit, and measured times."""
 
 import io
 import json
@@ -22,6 +22,7 @@ LARGE = ("model=r1_qwen_1_5b", H100)
 
 
 def footprint_of(composer, *overrides):
+    """Return the estimated memory of a run of the 1.5B model on an H100."""
     cfg = composer.point([*LARGE, *overrides]).cfg
     return footprint(cfg, architecture(cfg), gpu_of(cfg))
 
@@ -43,13 +44,13 @@ def printed(points):
          4 * 500_000_000 / BASE + (4 + 4 + 8) / 4),
     ],
 )  # fmt: skip
-def test_optimizer_state_by_hand(composer, distributed, bytes_each):
+def test_optimizer_state_against_values_by_hand(composer, distributed, bytes_each):
     parts = footprint_of(composer, "peft=full", *distributed.split()).parts
     assert parts["gradients and optimizer"] == pytest.approx(BASE * bytes_each)
     assert parts["weights"] == 4 * BASE
 
 
-def test_the_kv_cache_by_hand(composer):
+def test_the_kv_cache_against_values_by_hand(composer):
     """28 layers × 2 heads of 128, keys and values, bfloat16: 28,672 bytes per token.
 
     The cache is vLLM's share minus its weights and 2 GiB.
@@ -86,8 +87,8 @@ def test_a_run_that_does_not_fit_is_refused_with_settings_that_fit(composer, ove
         refuse_too_large(cfg, architecture(cfg), gpu_of(cfg))
     fitting = str(refused.value).partition("This fits: ")[2].rstrip(".").split()
     assert fitting, str(refused.value)
-    other = composer.point([*LARGE, *overrides, *fitting]).cfg
-    refuse_too_large(other, architecture(other), gpu_of(other))
+    cfg = composer.point([*LARGE, *overrides, *fitting]).cfg
+    refuse_too_large(cfg, architecture(cfg), gpu_of(cfg))
 
 
 def test_where_no_per_device_batch_fits_the_message_advises_other_settings(composer):
@@ -108,8 +109,8 @@ def test_one_gpu_costs_about_half_of_four(composer):
     """Decoding 32 sequences takes about as long as decoding 128 (the 1.5B at 16k tokens)."""
     cfg = composer.point([*LARGE, "peft=lora"]).cfg
     model, gpu, lengths = architecture(cfg), gpu_of(cfg), timing.assumed_lengths(cfg)
-    one, four = (timing.step_s(timing.on_gpus(cfg, count), model, gpu, lengths) for count in (1, 4))
-    assert one > four and 0.35 < one / (4 * four) < 0.65
+    on_one, on_four = (timing.step_s(timing.on_gpus(cfg, count), model, gpu, lengths) for count in (1, 4))
+    assert on_one > on_four and 0.35 < on_one / (4 * on_four) < 0.65
 
 
 def test_a_grid_of_one_shape_is_one_row(composer, tmp_path):
@@ -130,7 +131,7 @@ def test_without_gpus_no_estimates_are_printed(composer, tmp_path):
     assert printed([composer.point(["cluster=slurm", "cluster.gpu=null", f"runs_dir={tmp_path}"])]) == ""
 
 
-def finished(composer, folder, device, step_s, *overrides, completion=8000.0):
+def write_finished_run(composer, folder, device, step_s, *overrides, completion=8000.0):
     """Write the files of a finished training with a given device, pace and completion length; return its configuration."""
     cfg = composer.point([*overrides, f"runs_dir={folder}"]).cfg
     run = Run.of(cfg)
@@ -145,15 +146,15 @@ def finished(composer, folder, device, step_s, *overrides, completion=8000.0):
 
 def test_measured_times_replace_or_scale_the_estimate(composer, tmp_path):
     """A run of the same shape replaces the estimate, also on a CPU; a run of another method scales it."""
-    finished(composer, tmp_path, None, 0.5, "seed=7")
-    finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 500.0, *LARGE, "peft=lora", "seed=7")
+    write_finished_run(composer, tmp_path, None, 0.5, "seed=7")
+    write_finished_run(composer, tmp_path, "NVIDIA H100 80GB HBM3", 500.0, *LARGE, "peft=lora", "seed=7")
     same = printed([composer.point([f"runs_dir={tmp_path}", "lr=1e-4"])])
     assert "measured (1 run)" in same and "0.5" in same
     assert "measured" not in printed([composer.point([f"runs_dir={tmp_path}", "peft=dora"])])
     assert "measured (1 run)" in printed([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
-    other = composer.point([*LARGE, "peft=dora", f"runs_dir={tmp_path}"])
-    (estimate,) = estimates.estimates_by_shape(make_plan([other], retry=False), measure=True)
-    seconds, source = estimate.step_time(other.cfg)
+    dora_point = composer.point([*LARGE, "peft=dora", f"runs_dir={tmp_path}"])
+    (estimate,) = estimates.estimates_by_shape(make_plan([dora_point], retry=False), measure=True)
+    seconds, source = estimate.step_time(dora_point.cfg)
     lengths = timing.Lengths(8000.0, 2)
     lora, dora = (
         timing.step_s(composer.point([*LARGE, f"peft={peft}"]).cfg, estimate.model, estimate.gpu, lengths)
@@ -164,19 +165,19 @@ def test_measured_times_replace_or_scale_the_estimate(composer, tmp_path):
 
 def test_the_estimate_for_one_gpu_uses_the_runs_measured_on_four(composer, tmp_path):
     """Lengths and the time model's error come from the runs on four GPUs, so that both columns assume the same completions."""
-    finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 368.0, *LARGE, "peft=lora", "seed=7", completion=4000.0)
+    write_finished_run(composer, tmp_path, "NVIDIA H100 80GB HBM3", 368.0, *LARGE, "peft=lora", "seed=7", completion=4000.0)
     point = composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])
     (estimate,) = estimates.estimates_by_shape(make_plan([point], retry=False), measure=True)
     cfg = estimate.cfg
-    one, lengths = timing.on_gpus(cfg, 1), timing.Lengths(4000.0, 2)
-    assert estimate.lengths(one) == estimate.lengths(cfg) == lengths
-    on_one, on_four = (timing.step_s(layout, estimate.model, estimate.gpu, lengths) for layout in (one, cfg))
-    assert estimate.step_time(one)[0] == pytest.approx(368.0 * on_one / on_four)
+    one_gpu, lengths = timing.on_gpus(cfg, 1), timing.Lengths(4000.0, 2)
+    assert estimate.lengths(one_gpu) == estimate.lengths(cfg) == lengths
+    on_one, on_four = (timing.step_s(layout, estimate.model, estimate.gpu, lengths) for layout in (one_gpu, cfg))
+    assert estimate.step_time(one_gpu)[0] == pytest.approx(368.0 * on_one / on_four)
     assert estimate.step_time(cfg)[0] == 368.0
 
 
 def test_a_run_on_another_gpu_has_another_shape(composer, tmp_path):
-    cfg = finished(composer, tmp_path, "NVIDIA A100-SXM4-80GB", 900.0, *LARGE)
+    cfg = write_finished_run(composer, tmp_path, "NVIDIA A100-SXM4-80GB", 900.0, *LARGE)
     paces = measured.read_paces([str(tmp_path)])
     assert measured.shape(cfg, "a100") in paces.by_shape and measured.shape(cfg, "h100") not in paces.by_shape
 
@@ -184,7 +185,7 @@ def test_a_run_on_another_gpu_has_another_shape(composer, tmp_path):
 def test_gpu_kinds_by_driver_name(composer):
     assert gpu_by_driver_name("NVIDIA H100 80GB HBM3").name == "h100"
     assert gpu_by_driver_name("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
-    # The PCIe and NVL variants have two thirds of the SXM part's peak and other memory.
+    # The PCIe and NVL variants have two thirds of the SXM part's peak and another memory size.
     for unknown in ("Tesla T4", None, "NVIDIA H100 PCIe", "NVIDIA H100 NVL"):
         assert gpu_by_driver_name(unknown) is None
     with pytest.raises(Refused, match="h100, h200"):
@@ -209,9 +210,9 @@ def test_the_longest_run_starts_first(composer, tmp_path):
         return [planned.cfg["seed"] for planned in estimates.longest_first(plan)]
 
     assert order(["seed=1"], ["seed=2", "steps=90"], ["seed=3", "peft=full"], ["seed=4", "peft=none"]) == [2, 3, 1, 4]
-    finished(composer, tmp_path, None, 9.0, "seed=7")  # LoRA's time is known, full fine-tuning's is not
+    write_finished_run(composer, tmp_path, None, 9.0, "seed=7")  # LoRA's time is known, full fine-tuning's is not
     assert order(["seed=1"], ["seed=3", "peft=full"]) == [3, 1]
-    finished(composer, tmp_path, None, 0.5, "seed=7", "peft=full")
+    write_finished_run(composer, tmp_path, None, 0.5, "seed=7", "peft=full")
     assert order(["seed=3", "peft=full"], ["seed=1"], ["seed=2", "steps=5"]) == [1, 2, 3]
     started = Run.of(composer.point(["seed=1", f"runs_dir={tmp_path}"]).cfg)
     started.path.mkdir()
@@ -219,7 +220,7 @@ def test_the_longest_run_starts_first(composer, tmp_path):
     assert order(["seed=3", "peft=full"], ["seed=1"], ["seed=2", "steps=5"]) == [2, 3, 1]
 
 
-def test_a_run_that_needs_more_gpus_than_are_free_lets_a_smaller_run_start(composer):
+def test_a_smaller_run_starts_before_a_run_that_needs_more_gpus_than_are_free(composer):
     wide, narrow = (composer.point(["distributed=ddp", f"distributed.processes={n}", f"seed={n}"]) for n in (4, 1))
     waiting = make_plan([wide, narrow], retry=False)
     assert first_that_fits(waiting, ["0", "1", "2", "3"], True) == (0, ["0", "1", "2", "3"])
@@ -245,7 +246,7 @@ def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):
 
 def test_a_stored_configuration_without_pass_settings_counts_as_padded(composer, tmp_path):
     """A run whose steps were padded to the longest completion is no measurement of a run whose steps are cut by length."""
-    cfg = finished(composer, tmp_path, "NVIDIA H100 80GB HBM3", 500.0, *LARGE, "peft=lora", "seed=7")
+    cfg = write_finished_run(composer, tmp_path, "NVIDIA H100 80GB HBM3", 500.0, *LARGE, "peft=lora", "seed=7")
     assert "measured (1 run)" in printed([composer.point([*LARGE, "peft=lora", f"runs_dir={tmp_path}"])])
     run = Run.of(cfg)
     for key in ("micro_batches", "log_probabilities"):

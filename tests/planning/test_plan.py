@@ -1,4 +1,4 @@
-"""The plan of a launch: distinct runs, their states, and what the launch does with each."""
+"""Test the plan of a launch: distinct runs, their states, and the action of the launch on each."""
 
 import io
 
@@ -29,12 +29,12 @@ def test_states_and_actions_of_a_plan(composer, tmp_path):
         write_json(item.run.summary_path, {})
         item.run.finish("evaluate", item.cfg, 1.0)
     write_json(failed.run.failure_path, {"error": "x"})
-    again = make_plan(points, retry=False)
-    assert [item.state for item in again] == ["done", "done", "failed", "lost", "new"]
-    assert [item.to_run for item in again] == [False, False, False, True, True]
+    second_plan = make_plan(points, retry=False)
+    assert [item.state for item in second_plan] == ["done", "done", "failed", "lost", "new"]
+    assert [item.to_run for item in second_plan] == [False, False, False, True, True]
     assert [item.to_run for item in make_plan(points, retry=True)] == [False, False, True, True, True]
     text = io.StringIO()
-    show(again, Console(file=text, width=120))
+    show(second_plan, Console(file=text, width=120))
     assert "5 runs: 1 new, 2 done, 1 failed, 1 lost; 2 to do." in text.getvalue()
     assert "in the grid 2 times" in text.getvalue() and "retry=true" in text.getvalue()
 

@@ -1,4 +1,4 @@
-"""A plan refuses the grids that a launch refuses, for the same reason, on this machine and on Slurm."""
+"""Test that a plan refuses the grids that a launch refuses, with the same message, locally and on Slurm."""
 
 import io
 import socket
@@ -14,7 +14,10 @@ from rlvr_sweeps.versions import KNOWN
 
 @pytest.fixture
 def execute(composer, tmp_path, monkeypatch):
-    """Give one point to the launcher of its cluster; Slurm's programs are scripts: an empty queue, one partition of a week."""
+    """Return a function that gives one point to the launcher of its cluster and returns the printed text.
+
+    Slurm's programs are scripts: an empty queue, and one partition with a limit of a week.
+    """
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, output in (("squeue", ""), ("sinfo", f"main*|7-00:00:00|{socket.gethostname()}")):

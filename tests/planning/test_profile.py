@@ -1,4 +1,4 @@
-"""rlvr profile: phases add up to the step, operations follow from the shapes, and unknown values are left out."""
+"""Test rlvr profile: phases add up to the step, operations follow from the shapes, and unknown values are omitted."""
 
 import json
 
@@ -35,7 +35,7 @@ def trained(point):
     return make
 
 
-def test_phases_and_operations(trained):
+def test_phases_and_operations_against_values_by_hand(trained):
     result = profile(trained("NVIDIA H100 80GB HBM3", "peft=lora"))
     by_name = {phase.name: phase for phase in result.phases}
     assert {name: phase.seconds for name, phase in by_name.items()} == {
@@ -57,8 +57,8 @@ def test_vllm_computes_the_prompt_of_a_group_once(trained):
         next(phase.operations for phase in profile(trained(None, *engine)).phases if phase.name == "rollout")
         for engine in engines
     )
-    prompt, others = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is already in the cache
-    assert per_completion - per_group == pytest.approx(others * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))
+    prompt, cached = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is already in the cache
+    assert per_completion - per_group == pytest.approx(cached * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))
 
 
 def test_full_fine_tuning_recomputing_and_scoring_cost_more_passes(trained):
