@@ -1,4 +1,4 @@
-"""Attaching a method: what is trained, what the model computes at step 0, and what was asked beside what was built."""
+"""Test attached methods: trained parameters, outputs at step 0, and the check of the built method against the configuration."""
 
 import copy
 import json
@@ -29,10 +29,10 @@ def test_at_step_0_the_policy_is_the_base(model, composer, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_declared_kind_of_parameter_is_trained_in_every_module_and_nothing_else(model, composer, name):
+def test_exactly_the_declared_kinds_of_parameters_are_trained_in_every_module(model, composer, name):
     asked = method(composer, name)
     adapted = attach(model, asked, seed=1, prompts=PROMPTS)
-    named = adapted.named_parameters(remove_duplicate=False)  # TinyLoRA's layers share theirs
+    named = adapted.named_parameters(remove_duplicate=False)  # layers of TinyLoRA share parameters
     trainable = [key for key, parameter in named if parameter.requires_grad]
     if name == "full":
         assert len(trainable) == len(list(model.parameters()))
@@ -44,8 +44,8 @@ def test_every_declared_kind_of_parameter_is_trained_in_every_module_and_nothing
     assert all(any(f".{kind}" in key for kind in asked["trained"]) for key in trainable)
 
 
-def test_no_two_methods_build_the_same(model, composer):
-    """Same trainable parameters, same function at step 0 and same optimizer would be one method under two names."""
+def test_no_two_methods_are_equal(model, composer):
+    """Two methods whose models have equal outputs after an equal change, and equal optimizers, would be one method."""
     built = {}
     for name in METHODS:
         asked = method(composer, name)
@@ -58,13 +58,13 @@ def test_no_two_methods_build_the_same(model, composer):
     assert len(set(built.values())) == len(built), built
 
 
-def test_milora_takes_the_smallest_singular_directions(model, composer):
+def test_milora_trains_the_smallest_singular_directions(model, composer):
     weight = copy.deepcopy(model.model.layers[1].mlp.down_proj.weight.detach())
     adapted = attach(model, method(composer, "milora"), seed=1, prompts=PROMPTS)
     layer = adapted.base_model.model.model.layers[1].mlp.down_proj
-    taken = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    torch.testing.assert_close(layer.get_base_layer().weight + taken, weight, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(torch.linalg.svdvals(taken)[:8], torch.linalg.svdvals(weight)[-8:], atol=1e-5, rtol=1e-3)
+    trained = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(layer.get_base_layer().weight + trained, weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.linalg.svdvals(trained)[:8], torch.linalg.svdvals(weight)[-8:], atol=1e-5, rtol=1e-3)
 
 
 def test_targets_that_match_nothing_are_refused(model, composer):
@@ -73,7 +73,7 @@ def test_targets_that_match_nothing_are_refused(model, composer):
         attach(model, asked | {"config": asked["config"] | {"target_modules": ["no_such_layer"]}}, seed=1, prompts=PROMPTS)
 
 
-def test_what_was_built_is_compared_with_what_was_asked():
+def test_a_built_method_that_differs_from_the_configured_one_is_refused():
     wanted = {"adapter": "LORA", "scaling": 2.0, "trained": ["lora_A", "lora_B"]}
     build_check.refuse_differences(wanted, dict(wanted))
     with pytest.raises(Refused, match=r"scaling: asked 2\.0, built 1\.0"):
@@ -83,69 +83,73 @@ def test_what_was_built_is_compared_with_what_was_asked():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_trained_names_and_sizes_are_the_golden_ones(model, composer, name):
-    """By name with layer numbers left out: how many tensors, how many scalars. A PEFT release that changes one shows here."""
-    found: dict[str, list[int]] = {}
+def test_trained_names_and_sizes_equal_the_golden_ones(model, composer, name):
+    """Compare the numbers of tensors and scalars by name without layer numbers; a PEFT release may change them."""
+    counts: dict[str, list[int]] = {}
     for key, parameter in attach(model, method(composer, name), seed=1, prompts=PROMPTS).named_parameters():
         if parameter.requires_grad:
-            entry = found.setdefault(re.sub(r"\b\d+\b", "N", key), [0, 0])
+            entry = counts.setdefault(re.sub(r"\b\d+\b", "N", key), [0, 0])
             entry[0] += 1
             entry[1] += parameter.numel()
-    if name == "eva":  # shares ranks out by the data, to none here and there
-        assert found.keys() <= GOLDEN[name].keys()
+    if name == "eva":  # distributes ranks by the data; some modules get none
+        assert counts.keys() <= GOLDEN[name].keys()
     else:
-        assert found == GOLDEN[name]
+        assert counts == GOLDEN[name]
 
 
-def test_principal_triplets_are_pefts_pissa(model, composer):
-    ours = attach(copy.deepcopy(model), method(composer, "pissa"), seed=1)
+def test_principal_triplets_equal_pefts_pissa(model, composer):
+    policy = attach(copy.deepcopy(model), method(composer, "pissa"), seed=1)
     asked = method(composer, "lora")
     asked["config"]["init_lora_weights"] = "pissa"
-    pefts = attach(model, asked, seed=1)
-    for (name, mine), theirs in zip(tuner_layers(ours).items(), tuner_layers(pefts).values(), strict=True):
-        torch.testing.assert_close(mine.get_base_layer().weight, theirs.get_base_layer().weight, atol=2e-4, rtol=1e-3, msg=name)
-        torch.testing.assert_close(mine.get_delta_weight("default"), theirs.get_delta_weight("default"), atol=2e-4, rtol=1e-3)
+    pefts_policy = attach(model, asked, seed=1)
+    for (name, layer), expected in zip(tuner_layers(policy).items(), tuner_layers(pefts_policy).values(), strict=True):
+        torch.testing.assert_close(
+            layer.get_base_layer().weight, expected.get_base_layer().weight, atol=2e-4, rtol=1e-3, msg=name
+        )
+        torch.testing.assert_close(
+            layer.get_delta_weight("default"), expected.get_delta_weight("default"), atol=2e-4, rtol=1e-3
+        )
 
 
-def test_one_svd_per_layer_serves_both_sides_and_every_rank(tmp_path, monkeypatch):
+def test_one_svd_per_layer_is_computed_for_both_sides_and_all_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     weights = {"tall": torch.randn(160, 96), "wide": torch.randn(96, 160)}
-    done = []
+    computed = []
     monkeypatch.setattr(
-        "rlvr_sweeps.training.methods.svd.triplets", lambda weight, count: done.append(count) or triplets(weight, count)
+        "rlvr_sweeps.training.methods.svd.triplets", lambda weight, count: computed.append(count) or triplets(weight, count)
     )
     for rank in (5, 64, 1):
         for side, part in (("principal", slice(None, rank)), ("minor", slice(-rank, None))):
-            kept = cached_triplets(weights, rank, side, "some-model")
+            cached = cached_triplets(weights, rank, side, "some-model")
             for name, weight in weights.items():
-                assert all(map(torch.equal, kept[name], triplets(weight, rank)[side]))
+                assert all(map(torch.equal, cached[name], triplets(weight, rank)[side]))
                 u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-                wanted = u[:, part] @ torch.diag(s[part]) @ vh[part]
+                expected = u[:, part] @ torch.diag(s[part]) @ vh[part]
                 torch.testing.assert_close(
-                    kept[name].u @ torch.diag(kept[name].s) @ kept[name].vh, wanted, atol=1e-4, rtol=1e-4
+                    cached[name].u @ torch.diag(cached[name].s) @ cached[name].vh, expected, atol=1e-4, rtol=1e-4
                 )
-    assert done == [64, 64]
+    assert computed == [64, 64]
     cached_triplets(weights, 65, "minor", "some-model")
     cached_triplets(weights, 70, "principal", "some-model")
-    assert done == [64, 64, 96, 96]
+    assert computed == [64, 64, 96, 96]
 
 
-def test_an_svd_that_is_ended_midway_keeps_its_layers(tmp_path, monkeypatch):
+def test_an_interrupted_svd_keeps_the_layers_that_are_complete(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     weights = {name: torch.randn(8, 6) for name in ("first", "second")}
-    done = []
+    computed = []
 
-    def once(weight, count):
-        if done:
+    def interrupted_after_one(weight, count):
+        if computed:
             raise KeyboardInterrupt
-        done.append(weight)
+        computed.append(weight)
         return triplets(weight, count)
 
-    monkeypatch.setattr("rlvr_sweeps.training.methods.svd.triplets", once)
+    monkeypatch.setattr("rlvr_sweeps.training.methods.svd.triplets", interrupted_after_one)
     with pytest.raises(KeyboardInterrupt):
         cached_triplets(weights, 2, "principal", "some-model")
     monkeypatch.setattr(
-        "rlvr_sweeps.training.methods.svd.triplets", lambda weight, count: done.append(weight) or triplets(weight, count)
+        "rlvr_sweeps.training.methods.svd.triplets", lambda weight, count: computed.append(weight) or triplets(weight, count)
     )
     cached_triplets(weights, 2, "principal", "some-model")
-    assert [id(weight) for weight in done] == [id(weight) for weight in weights.values()]
+    assert [id(weight) for weight in computed] == [id(weight) for weight in weights.values()]

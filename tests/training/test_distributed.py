@@ -1,4 +1,4 @@
-"""Two processes, by DDP and by ZeRO-2 with the optimizer on the CPU: equal to each other, and to one with the same batch."""
+"""Test that two processes, with DDP and with ZeRO-2 with the optimizer on the CPU, equal each other and one process."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from tests.training.two_processes import overrides
 pytestmark = pytest.mark.slow
 METHODS = [name for name in choices("peft") if name != "none"]
 UNDER_ZERO = [name for name in METHODS if name != "adalora"]  # refused at launch: tests/config/test_checks.py
-ROUNDED = "lora,model.autocast_bf16=true"  # the recipes' setting: under DeepSpeed by its own autocast, else by accelerate's
-# Several forward passes to a step, cut by length, after a dry step: the same run as "lora".
+ROUNDED = "lora,model.autocast_bf16=true"  # the recipes' setting: DeepSpeed's autocast, else accelerate's
+# Several forward passes per step, cut by length, after a worst-case step: the same results as "lora".
 CUT = "lora,training.per_device_batch_size=2,data.max_prompt_tokens=40,training.worst_case_first=always"
 
 
 @pytest.fixture(scope="module")
-def alone(composer, twelve, tmp_path_factory):
-    """First rows of metrics.jsonl by one process, method by method."""
+def by_one_process(composer, twelve, tmp_path_factory):
+    """Return a function that trains a method by one process and returns the rows of metrics.jsonl."""
     folder = tmp_path_factory.mktemp("alone")
 
     def rows(method):
@@ -37,8 +37,8 @@ def alone(composer, twelve, tmp_path_factory):
     return rows
 
 
-def test_a_process_that_read_another_batch_is_found_at_the_start(tmp_path):
-    """Both processes end with the reason, and neither waits for the other."""
+def test_processes_with_different_batch_sizes_are_refused_at_the_start(tmp_path):
+    """Both processes end with the error, and neither waits for the other one."""
     code = (
         "import os\nfrom pathlib import Path\nfrom accelerate import Accelerator\n"
         "from rlvr_sweeps.training.build_check import refuse_different_batch_sizes\n"
@@ -50,24 +50,25 @@ def test_a_process_that_read_another_batch_is_found_at_the_start(tmp_path):
     )
     (tmp_path / "two.py").write_text(code)
     torchrun(tmp_path / "two.py")
-    for rank in (0, 1):  # each to its own file: two processes' prints can meet within a line
-        said = (tmp_path / str(rank)).read_text()
-        assert "processes begin with different numbers of completions per forward pass, [8, 4]" in said
+    for rank in (0, 1):  # a file per process: printed lines of two processes can be mixed
+        message = (tmp_path / str(rank)).read_text()
+        assert "processes begin with different numbers of completions per forward pass, [8, 4]" in message
 
 
-def together(kind, methods, problems, folder):
+def train_by_two(kind, methods, problems, folder):
+    """Train methods by two processes; return the results of two_processes.py, by method."""
     torchrun(ROOT / "tests/training/two_processes.py", folder, problems, kind, *methods)
     return json.loads((folder / f"{kind}.json").read_text())
 
 
 def torchrun(*program):
-    """Two processes of a program; returns it finished, its output as text."""
+    """Run two processes of a program; return the finished torchrun process, with its output as text."""
     options = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     command = [sys.executable, "-m", "torch.distributed.run", *options, *program]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
+    return process
 
 
 @pytest.mark.parametrize(
@@ -75,31 +76,32 @@ def torchrun(*program):
     [("ddp", [*METHODS, ROUNDED, CUT]), ("zero2_offload", [*UNDER_ZERO, ROUNDED, CUT])],
     ids=["ddp", "zero2_offload"],
 )
-def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, alone, tmp_path):
-    results = together(kind, methods, twelve, tmp_path)
+def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, by_one_process, tmp_path):
+    results = train_by_two(kind, methods, twelve, tmp_path)
     assert sorted(results) == sorted(methods)
     rounded, plain = results.pop(ROUNDED), results["lora"]
     assert rounded["dtypes"] == ["torch.float32"] and rounded["weights"][0] == rounded["weights"][1]
-    assert rounded["rows"][0]["grad_norm"] != plain["rows"][0]["grad_norm"], "products are rounded"
-    assert rounded["rows"][0]["loss"] == pytest.approx(alone(ROUNDED)[0]["loss"], abs=1e-3)
-    assert rounded["rows"][0]["grad_norm"] == pytest.approx(alone(ROUNDED)[0]["grad_norm"], rel=0.02)
-    whole, cut = alone("lora"), results[CUT]["rows"]
+    assert rounded["rows"][0]["grad_norm"] != plain["rows"][0]["grad_norm"], "autocast rounds products"
+    assert rounded["rows"][0]["loss"] == pytest.approx(by_one_process(ROUNDED)[0]["loss"], abs=1e-3)
+    assert rounded["rows"][0]["grad_norm"] == pytest.approx(by_one_process(ROUNDED)[0]["grad_norm"], rel=0.02)
+    whole, cut = by_one_process("lora"), results[CUT]["rows"]
     assert [row["loss"] for row in cut] == pytest.approx([row["loss"] for row in whole], abs=1e-4)
     assert cut[0]["entropy"] == pytest.approx(whole[0]["entropy"], abs=1e-4)
     assert cut[0]["update_positions"] < whole[0]["update_positions"]
     for method, result in results.items():
         first, second = result["weights"]
         assert first == second, method
-        for mine, one in zip(result["rows"], alone(method), strict=True):
-            assert mine["reward_mean"] == one["reward_mean"], method  # the same completions: seeds know no processes
-            assert mine["loss"] == pytest.approx(one["loss"], abs=1e-4), method
-            assert mine["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3), method
+        for row, expected in zip(result["rows"], by_one_process(method), strict=True):
+            # Seeds do not depend on the number of processes, so completions are equal.
+            assert row["reward_mean"] == expected["reward_mean"], method
+            assert row["loss"] == pytest.approx(expected["loss"], abs=1e-4), method
+            assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-3), method
     assert results["lora_plus"]["lrs"] == [1e-4, 2e-4]
     assert results["lora"]["lrs"] == [1e-4]
 
 
-def test_launched_by_name_killed_and_resumed(launch):
-    """The whole way: the launcher starts torchrun, a kill -9 of it all, the same command again."""
+def test_a_launch_with_two_processes_is_killed_and_resumes(launch):
+    """The launcher starts torchrun; after kill -9 of the launcher the same command resumes the run."""
     two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=32")
     grid = ("peft=lora", "algo=dapo", "steps=8", *two, "training.save_every=2", "benchmark.tier1.k=1")
     process = subprocess.Popen(launch.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -116,6 +118,7 @@ def test_launched_by_name_killed_and_resumed(launch):
 
 
 def wait_until(condition):
+    """Return when the condition holds; fail after five minutes."""
     for _ in range(1500):
         if condition():
             return

@@ -1,4 +1,4 @@
-"""Early stopping: the collapse rule by its numbers, the rung table with several writers, and real runs that are stopped."""
+"""Test early stopping: the numbers of the collapse rule, the table of rungs with several writers, and runs that are stopped."""
 
 import subprocess
 import sys
@@ -20,21 +20,22 @@ RULE = {"window": 4, "standard_errors": 3.0, "truncated_share": 0.9}
 
 
 def rows(rewards, cut_off=0.0, loss=0.1):
+    """Return rows of metrics.jsonl with the given rewards."""
     return [{"reward_mean": reward, "truncated_share": cut_off, "loss": loss} for reward in rewards]
 
 
-def test_a_loss_that_is_no_number_stops_at_once():
+def test_a_loss_that_is_not_a_number_stops_the_run_at_once():
     assert "loss" in why_collapsed(rows([0.5])[:-1] + rows([0.5], loss=None), **RULE)
 
 
-def test_cut_off_answers_stop_where_a_window_ends():
+def test_truncated_answers_stop_the_run_at_the_end_of_a_window():
     assert why_collapsed(rows([0.5] * 3, cut_off=1.0), **RULE) is None
     assert "100%" in why_collapsed(rows([0.5] * 4, cut_off=1.0), **RULE)
     assert why_collapsed(rows([0.5] * 4, cut_off=0.9), **RULE) is None
     assert why_collapsed(rows([0.5] * 4, cut_off=1.0) + rows([0.5] * 4, cut_off=0.5), **RULE) is None
 
 
-def test_reward_stops_a_run_after_two_windows_far_below_the_first():
+def test_two_windows_with_rewards_far_below_the_first_stop_the_run():
     start, low = [0.5, 0.6, 0.4, 0.5], [0.1, 0.2, 0.0, 0.1]
     assert why_collapsed(rows(start + low), **RULE) is None
     assert why_collapsed(rows(start + start + low), **RULE) is None
@@ -45,14 +46,14 @@ def test_reward_stops_a_run_after_two_windows_far_below_the_first():
     )
 
 
-def test_three_standard_errors_are_of_the_difference_of_two_means():
+def test_the_threshold_is_three_standard_errors_of_the_difference_of_two_means():
     start = [0.5, 0.6, 0.4, 0.5]  # variance 0.02/3 over 4 steps, twice: the error is 0.0577, three of them 0.173
     assert why_collapsed(rows(start + 2 * [value - 0.170 for value in start]), **RULE) is None
     assert why_collapsed(rows(start + 2 * [value - 0.176 for value in start]), **RULE)
 
 
-def test_a_run_that_does_not_change_is_seldom_stopped():
-    """1,024 steps of independent rewards and the default window: at most one such run of 100, and most that fall by 0.15."""
+def test_constant_rewards_are_seldom_stopped_and_fallen_rewards_mostly():
+    """Of runs of 1,024 steps, the rule stops at most 1 % with constant mean reward, and at least 95 % with a fall by 0.15."""
     generator = np.random.default_rng(0)
     flat = generator.normal(0.5, 0.08, (500, 1024))
     fallen = flat[:100] - 0.15 * (np.arange(1024) >= 500)
@@ -61,14 +62,15 @@ def test_a_run_that_does_not_change_is_seldom_stopped():
 
 
 def first_stop(rewards):
-    made = rows(rewards)
-    for step in range(16, len(made) + 1, 16):
-        if why_collapsed(made[:step], 16, 3.0, 0.9):
+    """Return the first step at which the rule stops a run, or None."""
+    metrics = rows(rewards)
+    for step in range(16, len(metrics) + 1, 16):
+        if why_collapsed(metrics[:step], 16, 3.0, 0.9):
             return step
     return None
 
 
-def test_it_is_in_the_id_when_it_is_on_and_in_none_when_it_is_off(point):
+def test_early_stopping_changes_the_id_only_where_it_is_used(point):
     plain = run_id(point())
     assert run_id(point("early_stopping=none", "tracking=wandb", "tracking.entity=x", "tracking.project=y")) == plain
     ids = {run_id(point("early_stopping=collapse")), run_id(point("early_stopping=asha", "early_stopping.study=a")),
@@ -77,7 +79,7 @@ def test_it_is_in_the_id_when_it_is_on_and_in_none_when_it_is_off(point):
 
 
 @pytest.mark.parametrize("wrong", ["early_stopping.first_rung=8", "early_stopping.reduction=1", "early_stopping.study=a/b"])
-def test_a_competition_that_cannot_be_is_refused(point, wrong):
+def test_impossible_settings_of_asha_are_refused(point, wrong):
     with pytest.raises(Refused, match="early_stopping"):
         point("early_stopping=asha", "early_stopping.study=a", wrong)
     with pytest.raises(Refused, match="study=NAME"):
@@ -85,7 +87,7 @@ def test_a_competition_that_cannot_be_is_refused(point, wrong):
 
 
 def trials_of(runs_dir):
-    """The trials of the one study s, read by Optuna from its journal."""
+    """Return the trials of study s, read by Optuna from its journal."""
     journal_file = optuna.storages.journal.JournalFileBackend(str(journal_path(runs_dir, "s")))
     storage = optuna.storages.JournalStorage(journal_file)
     (study,) = optuna.get_all_study_summaries(storage)
@@ -98,38 +100,38 @@ from pathlib import Path
 from rlvr_sweeps.training.successive_halving import Competitor
 from rlvr_sweeps.runs.directory import Run
 run = Run(Path(sys.argv[1]))
-place = Competitor(run, run.config())
-print(json.dumps([place.trial.number, place.falls_behind(16, float(sys.argv[2]))]))
+competitor = Competitor(run, run.config())
+print(json.dumps([competitor.trial.number, competitor.falls_behind(16, float(sys.argv[2]))]))
 """
 
 
-def test_several_write_at_once_and_a_resumed_run_is_the_same_trial(prepared):
+def test_several_runs_report_at_once_and_a_resumed_run_is_the_same_trial(prepared):
     asha = ("early_stopping=asha", "early_stopping.study=s", "early_stopping.first_rung=16")
     runs = [prepared(*asha, f"seed={seed}")[0] for seed in range(4)]
-    for _ in range(2):  # the second time as after a resume
-        at_once = [
+    for _ in range(2):  # the second time like resumed runs
+        processes = [
             subprocess.Popen(
-                [sys.executable, "-c", COMPETE, str(run.path), str(0.1 * place)], stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", COMPETE, str(run.path), str(0.1 * index)], stdout=subprocess.PIPE, text=True
             )
-            for place, run in enumerate(runs)
+            for index, run in enumerate(runs)
         ]
-        assert [process.wait(timeout=120) for process in at_once] == [0] * len(runs)
+        assert [process.wait(timeout=120) for process in processes] == [0] * len(runs)
     trials = trials_of(runs[0].path.parent)
     assert sorted(trial.user_attrs["run"] for trial in trials) == sorted(run.name for run in runs)
     assert sorted(trial.system_attrs["completed_rung_0"] for trial in trials) == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
-def test_the_best_third_goes_on_at_each_rung(prepared):
+def test_the_best_third_continues_at_each_rung(prepared):
     asha = ("early_stopping=asha", "early_stopping.study=s", "early_stopping.first_rung=16", "early_stopping.reduction=3")
     rewards = [0.5, 0.4, 0.6, 0.3, 0.55, 0.7]
-    places = [Competitor(*prepared(*asha, f"seed={seed}")) for seed in range(6)]
-    assert [step for step in range(1, 200) if places[0].is_rung(step)] == [16, 48, 144]
-    # by hand: the first goes on; then the best of 2, of 3 (1), of 4 (1), of 5 (1), the two best of 6
-    assert [place.falls_behind(16, reward) for place, reward in zip(places, rewards, strict=True)] == [
+    competitors = [Competitor(*prepared(*asha, f"seed={seed}")) for seed in range(6)]
+    assert [step for step in range(1, 200) if competitors[0].is_rung(step)] == [16, 48, 144]
+    # by hand: the first continues; then the best of 2, of 3 (1), of 4 (1), of 5 (1), the two best of 6
+    assert [competitor.falls_behind(16, reward) for competitor, reward in zip(competitors, rewards, strict=True)] == [
         False, True, False, True, True, False,
     ]  # fmt: skip
     resumed = [Competitor(*prepared(*asha, f"seed={seed}")).falls_behind(16, 0.9) for seed in (1, 2)]
-    assert resumed == [True, False]  # a verdict stands, whatever the reward is now
+    assert resumed == [True, False]  # a recorded decision does not change with a new reward
 
 
 @pytest.mark.slow
@@ -145,7 +147,7 @@ def test_a_stopped_run_is_done_and_the_same_after_a_kill_before_its_export(prepa
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_ends_with_finite_weights_or_as_a_failure(prepared):
+def test_a_loss_that_is_not_a_number_stops_the_run_early_or_fails_it(prepared):
     run, cfg = prepared("early_stopping=collapse", "lr=1e30", "peft=full", "algo=grpo", "steps=6")
     train_stage.train(run, cfg)
     assert "loss" in read_json(run.stopped_early_path)["why"]
@@ -155,12 +157,11 @@ def test_a_loss_that_is_no_number_ends_with_finite_weights_or_as_a_failure(prepa
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_compete_and_both_are_done(launch):
+def test_two_runs_at_once_compare_rewards_and_both_are_done(launch):
     competing = ("early_stopping=asha", "early_stopping.study=s", "early_stopping.window=2", "early_stopping.first_rung=2",
                  "early_stopping.reduction=2", "early_stopping.collapse=false")  # fmt: skip
     launch("-m", "lr=1e-3,1e-7", *competing, *SHORT, "steps=6", "hydra.launcher.workers=2")
-    found = all_runs(launch.runs)
-    assert [run.state() for run in found] == ["done", "done"]
+    assert [run.state() for run in all_runs(launch.runs)] == ["done", "done"]
     trials = {trial.user_attrs["run"]: trial for trial in trials_of(launch.runs)}
     for name, summary in summaries(launch.runs).items():
         pruned = trials[name].state == optuna.trial.TrialState.PRUNED

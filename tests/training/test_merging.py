@@ -1,4 +1,4 @@
-"""Exact sync: merged weights are the policy, and the base is not touched by making them."""
+"""Test that merged weights are the policy and that merging does not change the base."""
 
 import copy
 
@@ -13,17 +13,18 @@ METHODS = [name for name in choices("peft") if name not in ("none", "full")]
 
 
 def adapted(model, composer, name, dtype=torch.float32):
-    """The method on the model, its trained parameters moved, so that no adapter is the identity."""
-    made = attach(model.to(dtype), method(composer, name), seed=3, prompts=PROMPTS)
+    """Return the model with the method applied and its trained parameters changed, so that no adapter is the identity."""
+    policy = attach(model.to(dtype), method(composer, name), seed=3, prompts=PROMPTS)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-    return made.eval()
+    return policy.eval()
 
 
 def method(composer, name):
+    """Return the settings of a method from conf/peft, resolved."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(composer.compose([f"peft={name}"]), resolve=True)["peft"]
@@ -39,12 +40,12 @@ def test_merged_weights_are_the_policy(model, composer, name):
     ids = torch.arange(40).view(2, 20)
     before = plain(ids).logits
     plain.load_state_dict(weights)
-    wanted = policy(ids).logits
-    assert (wanted - before).abs().max() > 1e-3, "the adapter does something"
-    torch.testing.assert_close(plain(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+    expected = policy(ids).logits
+    assert (expected - before).abs().max() > 1e-3, "the adapter changes the logits"
+    torch.testing.assert_close(plain(ids).logits, expected, atol=1e-4, rtol=1e-4)
     with merged(policy):
-        torch.testing.assert_close(policy(ids).logits, wanted, atol=1e-4, rtol=1e-4)
-    assert torch.equal(policy(ids).logits, wanted)
+        torch.testing.assert_close(policy(ids).logits, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(policy(ids).logits, expected)
 
 
 @pytest.mark.slow
@@ -64,7 +65,7 @@ def test_the_base_is_bit_identical_after_50_syncs(model, composer, name, dtype):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_an_error_inside_leaves_the_model_whole(model, composer):
+def test_an_error_while_merged_restores_the_model(model, composer):
     policy = adapted(model, composer, "dora")
     ids = torch.arange(10).view(1, 10)
     before = policy(ids).logits
@@ -73,17 +74,17 @@ def test_an_error_inside_leaves_the_model_whole(model, composer):
     assert torch.equal(policy(ids).logits, before)
 
 
-def test_merged_in_float32_and_cast_once(model, composer):
+def test_weights_are_merged_in_float32_and_cast_once(model, composer):
     policy = adapted(model, composer, "lora", torch.bfloat16)
     weights = dict(policy_weights(policy))
     for name, layer in tuner_layers(policy).items():
         a, b = layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float()
-        wanted = layer.get_base_layer().weight.float() + layer.scaling["default"] * (b @ a)
-        assert torch.equal(weights[plain_name(f"{name}.weight")], wanted.to(torch.bfloat16)), name
+        expected = layer.get_base_layer().weight.float() + layer.scaling["default"] * (b @ a)
+        assert torch.equal(weights[plain_name(f"{name}.weight")], expected.to(torch.bfloat16)), name
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_autocast_around_a_merge_does_not_reach_it(model, composer, name):
+def test_autocast_does_not_change_a_merge(model, composer, name):
     policy = adapted(model, composer, name)
     alone = {key: value.clone() for key, value in policy_weights(policy)}
     with torch.autocast("cpu", torch.bfloat16):

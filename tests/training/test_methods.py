@@ -1,7 +1,7 @@
-"""Every method through real GRPO steps on the embedded model: what moves, what is saved, and that a resumed run is the run.
+"""Test for every method, by GRPO steps on the embedded model, which parameters change, what is saved, and how runs resume.
 
-One training per method serves all claims about it. The data are three problems and a step takes at least two, so that five
-steps pass epoch boundaries.
+All tests of a method use one training. The data are three problems and a step uses at least two, so that five steps pass the
+end of an epoch.
 """
 
 import copy
@@ -34,22 +34,22 @@ METHODS = [name for name in choices("peft") if name != "none"]
 
 @dataclass
 class Trained:
-    """One finished training of a method, with what it started from."""
+    """One finished training of a method, with its state at step 0."""
 
     run: Run
     cfg: Resolved
     trainer: RlvrTrainer
     facts: dict[str, Any]
     before: dict[str, torch.Tensor]  # parameters at step 0
-    gap_at_step_0: float  # largest difference between its logits in training mode and the base's
+    gap_at_step_0: float  # largest difference between the logits in training mode and those of the base
 
 
-_trainings: dict[str, Trained] = {}  # of this worker: the last one, since models and optimizers are large
+_trainings: dict[str, Trained] = {}  # this worker's latest training only, since models and optimizers are large
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in METHODS])
 def trained(request, composer, three, tmp_path_factory):
-    """The one training of a method that every claim about it is checked on."""
+    """Return the training of a method, which all its tests use."""
     if request.param not in _trainings:
         _trainings.clear()
         _trainings[request.param] = train_once(*prepare(
@@ -59,7 +59,7 @@ def trained(request, composer, three, tmp_path_factory):
 
 
 def train_once(run: Run, cfg: Resolved) -> Trained:
-    """Run the train stage, and keep what its trainer started from."""
+    """Run the train stage; return its trainer with the parameters of step 0."""
     build, results = train_stage.build, []
 
     def build_and_record(*arguments):
@@ -77,11 +77,11 @@ def train_once(run: Run, cfg: Resolved) -> Trained:
     return results[0]
 
 
-def test_exactly_the_declared_parameters_moved(trained):
+def test_exactly_the_declared_parameters_change(trained):
     cfg, before = trained.cfg, trained.before
     assert trained.facts["asked"] == trained.facts["built"]
     everything = cfg["peft"]["trains"] == "everything"
-    scalars = moved = kept_singular_values = 0
+    scalars = changed = kept_singular_values = 0
     for key, value in trained.trainer.model.named_parameters():
         different = value.detach() != before[key]
         if not (everything or is_trained_parameter(key, cfg["peft"])):
@@ -90,8 +90,8 @@ def test_exactly_the_declared_parameters_moved(trained):
             kept_singular_values += int(different.sum())
         elif not (everything and "embed_tokens" in key):  # rows of tokens that did not occur have no gradient
             assert different.any(), key
-            scalars, moved = scalars + value.numel(), moved + int(different.sum())
-    assert moved >= 0.99 * scalars
+            scalars, changed = scalars + value.numel(), changed + int(different.sum())
+    assert changed >= 0.99 * scalars
     if modules := sum("lora_E" in key for key in before):
         assert kept_singular_values == modules * cfg["peft"]["config"]["target_r"]
     rows = read_rows(trained.run.reach_path)
@@ -99,75 +99,77 @@ def test_exactly_the_declared_parameters_moved(trained):
     assert all(row["frozen_tensors_changed"] == 0 and row["reach"]["all"] > 0 for row in rows)
 
 
-def test_what_is_saved_is_the_policy(trained):
+def test_the_saved_model_and_adapter_are_the_policy(trained):
     run, cfg = trained.run, trained.cfg
     live = trained.trainer.model.eval()
     tokenizer = AutoTokenizer.from_pretrained(run.merged_path)
     ids = torch.tensor([prompt_ids(tokenizer, problem, None) for problem in load_problems(cfg["data"])[:1]])
     plain = AutoModelForCausalLM.from_pretrained(run.merged_path)
     with torch.no_grad():
-        wanted = live(ids).logits
-        torch.testing.assert_close(plain(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+        expected = live(ids).logits
+        torch.testing.assert_close(plain(ids).logits, expected, atol=1e-4, rtol=1e-4)
         if cfg["peft"]["trains"] == "adapter" and not cfg["peft"]["not_the_base_in_training"]:
             base = AutoModelForCausalLM.from_pretrained(locations.locate(cfg["model"]["path"], cfg["model"]["revision"]))
-            again = PeftModel.from_pretrained(base, run.adapter_path).eval()
-            torch.testing.assert_close(again(ids).logits, wanted, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(again.merge_and_unload()(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+            loaded = PeftModel.from_pretrained(base, run.adapter_path).eval()
+            torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(loaded.merge_and_unload()(ids).logits, expected, atol=1e-4, rtol=1e-4)
     assert run.start_path.exists() == bool(cfg["peft"]["not_the_base_in_training"])
 
 
-def test_in_training_mode_too_the_policy_starts_as_the_base_or_the_file_says_why_not(trained):
+def test_in_training_mode_the_policy_starts_as_the_base_unless_the_methods_file_states_why_not(trained):
     assert (trained.gap_at_step_0 > 1e-2) == bool(trained.cfg["peft"]["not_the_base_in_training"])
 
 
-class PulledPlug(BaseException):
-    pass
+class Interrupted(BaseException):
+    """An interruption that the train stage does not catch."""
 
 
-def test_resumed_past_an_epoch_it_is_the_uninterrupted_run_bit_for_bit(trained, composer, three, tmp_path, monkeypatch):
-    straight = trained.run
-    broken, cfg = prepare(composer, three, tmp_path, f"peft={trained.cfg['peft']['name']}", *SHORTEST)
+def test_a_run_resumed_in_its_second_epoch_equals_the_uninterrupted_run_bit_for_bit(
+    trained, composer, three, tmp_path, monkeypatch
+):
+    uninterrupted = trained.run
+    resumed, cfg = prepare(composer, three, tmp_path, f"peft={trained.cfg['peft']['name']}", *SHORTEST)
 
-    class Puller(train_stage.CheckpointKeeper):
+    class InterruptingKeeper(train_stage.CheckpointKeeper):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 4:
-                raise PulledPlug
+                raise Interrupted
 
-    with monkeypatch.context() as patch, pytest.raises(PulledPlug):
-        patch.setattr(train_stage, "CheckpointKeeper", Puller)
-        train_stage.train(broken, cfg)
-    assert [path.name for path in checkpoints(broken.checkpoints_path)] == ["checkpoint-2"]
-    assert sum(row["sampled_groups"] for row in read_rows(broken.metrics_path)[:2]) > 3, "an epoch has passed"
-    train_stage.train(broken, cfg)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train_stage, "CheckpointKeeper", InterruptingKeeper)
+        train_stage.train(resumed, cfg)
+    assert [path.name for path in checkpoints(resumed.checkpoints_path)] == ["checkpoint-2"]
+    assert sum(row["sampled_groups"] for row in read_rows(resumed.metrics_path)[:2]) > 3, "an epoch has passed"
+    train_stage.train(resumed, cfg)
 
-    def science(run):
+    def rows_without_times(run):
         return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in read_rows(run.metrics_path)]
 
-    assert science(broken) == science(straight)
-    assert len(science(straight)) == 5
+    assert rows_without_times(resumed) == rows_without_times(uninterrupted)
+    assert len(rows_without_times(uninterrupted)) == 5
     weights = "model.safetensors"
-    assert (broken.merged_path / weights).read_bytes() == (straight.merged_path / weights).read_bytes()
-    assert read_rows(broken.reach_path) == read_rows(straight.reach_path)
+    assert (resumed.merged_path / weights).read_bytes() == (uninterrupted.merged_path / weights).read_bytes()
+    assert read_rows(resumed.reach_path) == read_rows(uninterrupted.reach_path)
 
 
 @pytest.mark.parametrize("trained", [pytest.param("dora", marks=pytest.mark.xdist_group("dora"))], indirect=True)
-def test_killed_between_the_last_step_and_the_export(trained, composer, three, tmp_path, monkeypatch):
-    straight = trained.run
-    broken, cfg = prepare(composer, three, tmp_path, "peft=dora", *SHORTEST)
+def test_a_run_killed_between_the_last_step_and_the_export_is_exported(trained, composer, three, tmp_path, monkeypatch):
+    uninterrupted = trained.run
+    resumed, cfg = prepare(composer, three, tmp_path, "peft=dora", *SHORTEST)
 
-    def unplugged(*_):
+    def interrupt(*_):
         raise InterruptedError
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(train_stage, "export", unplugged)
-        train_stage.train(broken, cfg)
-    train_stage.train(broken, cfg)
-    assert [row["step"] for row in read_rows(broken.metrics_path)] == [1, 2, 3, 4, 5]
+        patch.setattr(train_stage, "export", interrupt)
+        train_stage.train(resumed, cfg)
+    train_stage.train(resumed, cfg)
+    assert [row["step"] for row in read_rows(resumed.metrics_path)] == [1, 2, 3, 4, 5]
     weights = "model.safetensors"
-    assert (broken.merged_path / weights).read_bytes() == (straight.merged_path / weights).read_bytes()
+    assert (resumed.merged_path / weights).read_bytes() == (uninterrupted.merged_path / weights).read_bytes()
 
 
-def test_dynamic_sampling_trains_on_mixed_groups_alone_and_says_what_that_cost(prepared):
+def test_dynamic_sampling_trains_on_mixed_groups_only_and_records_its_rounds(prepared):
     run, cfg = prepared("peft=lora", "algo=dapo", "steps=3")
     train_stage.train(run, cfg)
     rows = read_rows(run.metrics_path)
@@ -180,7 +182,7 @@ def test_dynamic_sampling_trains_on_mixed_groups_alone_and_says_what_that_cost(p
     assert all(row["sampling_rounds"] == 1 for row in read_rows(plain.metrics_path))
 
 
-def test_adalora_ends_at_its_target_and_its_loss_is_there(shortest):
+def test_adalora_ends_at_its_target_rank_and_records_its_orthogonality_loss(shortest):
     run, cfg = shortest("peft=adalora", "steps=10")
     train_stage.train(run, cfg)
     rows = read_rows(run.metrics_path)
@@ -190,7 +192,7 @@ def test_adalora_ends_at_its_target_and_its_loss_is_there(shortest):
     assert all(row["orthogonality_loss"] > 0 for row in rows)
 
 
-def test_lora_plus_has_its_two_rates(prepared):
+def test_lora_plus_has_two_learning_rates(prepared):
     run, cfg = prepared("peft=lora_plus", "steps=3")
     trainer, facts = train_stage.build(run, cfg)
     assert facts["built"]["lr_ratio"] == 2.0
@@ -201,38 +203,38 @@ def test_lora_plus_has_its_two_rates(prepared):
             assert group["lr"] == (2e-3 if "lora_B" in names[id(parameter)] else 1e-3)
 
 
-def test_a_frozen_tensor_that_moves_stops_the_run(shortest, monkeypatch):
+def test_a_change_of_a_frozen_tensor_stops_the_run(shortest, monkeypatch):
     run, cfg = shortest("peft=lora", "steps=3")
     build = train_stage.build
 
-    def leaky(*arguments):
+    def build_with_a_trainable_norm(*arguments):
         trainer, facts = build(*arguments)
         trainer.model.base_model.model.model.norm.weight.requires_grad_(True)
         return trainer, facts
 
-    monkeypatch.setattr(train_stage, "build", leaky)
+    monkeypatch.setattr(train_stage, "build", build_with_a_trainable_norm)
     with pytest.raises(RuntimeError, match=r"frozen tensors changed during training: .*norm\.weight"):
         train_stage.train(run, cfg)
 
 
-def test_the_wrong_method_under_a_name_is_refused(prepared, monkeypatch):
-    """The released code's bug: every name builds plain LoRA."""
+def test_a_method_that_differs_from_the_configured_one_is_refused(prepared, monkeypatch):
+    """The bug of the released code: every method name builds LoRA."""
     run, cfg = prepared("peft=dora", "steps=3")
     lora = prepared("peft=lora")[1]["peft"]
     attach = train_stage.attach
-    monkeypatch.setattr(train_stage, "attach", lambda model, _, *rest: attach(model, copy.deepcopy(lora), *rest))
+    monkeypatch.setattr(train_stage, "attach", lambda model, _, *arguments: attach(model, copy.deepcopy(lora), *arguments))
     with pytest.raises(train_stage.Refused, match=r"peft\.use_dora: asked True, built False"):
         train_stage.train(run, cfg)
     assert json.loads(run.record_path.read_text())["built"]["trained"] == ["lora_A", "lora_B"]
 
 
 @pytest.mark.parametrize("algo", [name for name in choices("algo") if name != "none"])
-def test_micro_batches_are_not_science(shortest, algo):
-    """Cut in two, a step has the same loss and gradient: the id leaves the micro-batch out for that reason."""
+def test_loss_and_gradient_do_not_depend_on_the_micro_batch(shortest, algo):
+    """A step cut in two has the same loss and gradient: for this reason the run id does not contain the micro-batch size."""
     rows = []
     for size in (16, 8):
-        asked = (f"algo={algo}", "steps=3", "dropout=0", f"training.per_device_batch_size={size}")
-        run, cfg = shortest(*asked, runs=f"of{size}")
+        settings = (f"algo={algo}", "steps=3", "dropout=0", f"training.per_device_batch_size={size}")
+        run, cfg = shortest(*settings, runs=f"of{size}")
         train_stage.train(run, cfg)
         rows.append(read_rows(run.metrics_path))
     for whole, cut in zip(*rows, strict=True):
@@ -241,14 +243,16 @@ def test_micro_batches_are_not_science(shortest, algo):
         assert cut["loss"] == pytest.approx(whole["loss"], abs=1e-5)
 
 
-def test_a_models_own_decoding_settings_stay_out_of_ours(prepared, world, tmp_path):
-    """A hub model may bring a repetition penalty, which transformers' generate would add to what is configured."""
-    place = tmp_path / "penalised"
-    shutil.copytree(locations.locate(world["model"]["path"], world["model"]["revision"]), place)
-    settings = json.loads((place / "generation_config.json").read_text())
-    (place / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1}))
+def test_decoding_settings_in_the_model_folder_are_ignored(prepared, world, tmp_path):
+    """A model may have a repetition penalty in generation_config.json, which transformers' generate would apply as well."""
+    folder = tmp_path / "penalised"
+    shutil.copytree(locations.locate(world["model"]["path"], world["model"]["revision"]), folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(
+        json.dumps(settings | {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1})
+    )
     samples = []
-    for path in (world["model"]["path"], str(place)):
+    for path in (world["model"]["path"], str(folder)):
         _, cfg = prepared(f"model.path={path}")
         model, tokenizer = load_model(cfg)
         prompts = [prompt_ids(tokenizer, problem, None) for problem in load_problems(cfg["data"])]

@@ -1,4 +1,4 @@
-"""Steps cut by length: nothing lost, little padding, and the same loss and gradient as TRL's own cut."""
+"""Test steps cut by length: all rows are kept, padding is small, and loss and gradient equal those of TRL's equal passes."""
 
 import random
 
@@ -14,35 +14,36 @@ LENGTHS = sorted(random.Random(1).choices(range(1, 400), k=64))
 
 
 def positions(passes, widths):
+    """Return the number of positions of each pass, padding included."""
     return [len(rows) * widths[rows.stop - 1] for rows in passes]
 
 
-@pytest.mark.parametrize("most", [400, 1000, 5000, 10**6])
-def test_passes_hold_every_row_once_and_no_more_than_they_may(most):
-    passes = cut(LENGTHS, most)
+@pytest.mark.parametrize("limit", [400, 1000, 5000, 10**6])
+def test_passes_contain_every_row_once_and_at_most_the_limit(limit):
+    passes = cut(LENGTHS, limit)
     assert [row for rows in passes for row in rows] == list(range(64))
-    assert max(positions(passes, LENGTHS)) <= most
-    assert len(passes) >= sum(LENGTHS) / most
+    assert max(positions(passes, LENGTHS)) <= limit
+    assert len(passes) >= sum(LENGTHS) / limit
 
 
-def test_a_row_that_is_too_long_has_a_pass_of_its_own():
+def test_a_row_above_the_limit_is_a_separate_pass():
     assert cut([1, 2, 50], 10) == [range(2), range(2, 3)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64])
-def test_a_given_number_of_passes_of_nearly_one_size(count):
+def test_rows_are_cut_into_a_given_number_of_passes_of_similar_size(count):
     passes = cut_into(LENGTHS, count)
     assert len(passes) == count and [row for rows in passes for row in rows] == list(range(64))
     assert all(len(rows) for rows in passes)
     largest = max(positions(passes, LENGTHS))
-    assert count == 64 or len(cut(LENGTHS, largest - 1)) > count, "the largest pass is as small as can be"
+    assert count == 64 or len(cut(LENGTHS, largest - 1)) > count, "the largest pass is as small as possible"
 
 
 def test_equal_widths_are_cut_evenly():
     assert [len(rows) for rows in cut_into([7] * 12, 4)] == [3, 3, 3, 3]
 
 
-def test_a_pass_is_trimmed_of_padding():
+def test_a_pass_has_no_common_padding():
     batch = {
         "prompt_ids": torch.tensor([[0, 5, 6], [0, 0, 7]]), "prompt_mask": torch.tensor([[0, 1, 1], [0, 0, 1]]),
         "completion_ids": torch.tensor([[1, 2, 3], [4, 0, 0]]), "completion_mask": torch.tensor([[1, 1, 1], [1, 0, 0]]),
@@ -55,10 +56,10 @@ def test_a_pass_is_trimmed_of_padding():
     assert rows["importance_sampling_ratio"].shape == (1, 1)
 
 
-def test_processes_make_as_many_passes_of_as_many_rows(point):
-    """Two processes with other lengths, each given the other's by `gather`, cut alike."""
+def test_two_processes_make_equally_many_passes_of_equally_many_rows(point):
+    """Two processes with different lengths, which `gather` exchanges, cut their steps equally."""
     cfg = point("training.per_device_batch_size=2", "batch_size=32", "distributed=ddp", "distributed.processes=2")
-    mine, other = torch.tensor([1, 1, 2, 3] * 4), torch.tensor([1, 9, 40, 48] * 4)
+    short_lengths, long_lengths = torch.tensor([1, 1, 2, 3] * 4), torch.tensor([1, 9, 40, 48] * 4)
 
     def batch(lengths):
         mask = torch.arange(48)[None] < lengths[:, None]
@@ -68,29 +69,29 @@ def test_processes_make_as_many_passes_of_as_many_rows(point):
             "completion_ids": torch.ones(16, 48).long(),
         }
 
-    def gathering(one, two):
+    def gathering(first, second):
         return lambda value: (
-            torch.stack([value, value]) if value.ndim == 0 else torch.cat([one.sort().values, two.sort().values])
+            torch.stack([value, value]) if value.ndim == 0 else torch.cat([first.sort().values, second.sort().values])
         )
 
-    short = passes_of(batch(mine), cfg, 8, gathering(mine, other))
-    long = passes_of(batch(other), cfg, 8, gathering(mine, other))
-    shapes = [[None if each is None else len(each["completion_mask"]) for each in passes] for passes in (short, long)]
+    short = passes_of(batch(short_lengths), cfg, 8, gathering(short_lengths, long_lengths))
+    long = passes_of(batch(long_lengths), cfg, 8, gathering(short_lengths, long_lengths))
+    shapes = [[None if rows is None else len(rows["completion_mask"]) for rows in passes] for passes in (short, long)]
     assert shapes[0] == shapes[1] and shapes[0][0] is None and shapes[0][-1]
-    shares = [each["share"] for each in long if each]
+    shares = [rows["share"] for rows in long if rows]
     assert sum(share.completions for share in shares) == pytest.approx(1) == sum(share.tokens for share in shares)
-    assert shares == [each["share"] for each in short if each] and shares[0].passes == len(shares)
+    assert shares == [rows["share"] for rows in short if rows] and shares[0].passes == len(shares)
 
 
-def test_objectives_that_depend_on_the_cut_keep_trls(point):
+def test_objectives_that_depend_on_the_cut_use_equal_passes(point):
     assert cuts_by_length(point()) and not cuts_by_length(point("training.micro_batches=equal"))
-    for other in ("algo.trl.loss_type=bnpo", "training.trl.entropy_coef=0.01", "+training.trl.use_adaptive_entropy=true",
+    for override in ("algo.trl.loss_type=bnpo", "training.trl.entropy_coef=0.01", "+training.trl.use_adaptive_entropy=true",
                   "training.trl.top_entropy_quantile=0.2", "training.trl.num_iterations=2"):  # fmt: skip
-        assert not cuts_by_length(point(other)), other
+        assert not cuts_by_length(point(override)), override
 
 
 def step_of(trainer, rewards, lengths, monkeypatch):
-    """One whole step's calls on fabricated groups: (loss, {name: gradient}, mean entropy)."""
+    """Run all passes of a step on fabricated groups; return loss, gradients by name, mean entropy and the number of passes."""
     calls = trainer.args.steps_per_generation
     trainer.current_gradient_accumulation_steps = calls
     monkeypatch.setattr(trainer, "roll", lambda count: fabricated(rewards, lengths, count))
@@ -101,7 +102,7 @@ def step_of(trainer, rewards, lengths, monkeypatch):
     return float(sum(losses)), gradients, sum(entropy) / len(entropy), len(entropy)
 
 
-# TRL's further losses: sapo and luspo are means over completions, cispo and vespo over tokens, with clips of their own or none.
+# TRL's further losses: sapo and luspo are means over completions, cispo and vespo over tokens, with different clips or none.
 FURTHER = [
     "grpo algo.trl.loss_type=sapo",
     "dapo algo.trl.loss_type=cispo",
@@ -114,33 +115,33 @@ FURTHER = [
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 @pytest.mark.parametrize("name", [*OBJECTIVES, *FURTHER])
-def test_loss_and_gradient_are_those_of_equal_passes(prepared, name, method, monkeypatch):
+def test_loss_and_gradient_equal_those_of_equal_passes(prepared, name, method, monkeypatch):
     rng = random.Random(3)
     rewards = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     lengths = [rng.choice([1, 2, 3, 4, 40]) for _ in range(16)]
-    found = {}
-    for way, size in (("equal", 4), ("equal", 16), ("by_length", 4)):
+    results = {}
+    for kind, size in (("equal", 4), ("equal", 16), ("by_length", 4)):
         settings = ("steps=9", "batch_size=16", "rollout.group_size=4", "dropout=0", f"training.per_device_batch_size={size}")
         trainer, _ = train_stage.build(
-            *prepared(*f"algo={name}".split(), f"peft={method}", *settings, f"training.micro_batches={way}")
+            *prepared(*f"algo={name}".split(), f"peft={method}", *settings, f"training.micro_batches={kind}")
         )
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in trainer.model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-        found[way, size] = step_of(trainer, rewards, lengths, monkeypatch)
-    loss, gradients, _, passes = found["equal", 4]
-    cut_loss, cut_gradients, entropy, cut_passes = found["by_length", 4]
+        results[kind, size] = step_of(trainer, rewards, lengths, monkeypatch)
+    loss, gradients, _, passes = results["equal", 4]
+    cut_loss, cut_gradients, entropy, cut_passes = results["by_length", 4]
     assert (passes, cut_passes) == (4, 2)
     assert cut_loss == pytest.approx(loss, abs=1e-5)
     for key, value in gradients.items():
         torch.testing.assert_close(cut_gradients[key], value, atol=1e-5, rtol=1e-4, msg=key)
     assert max(float(value.abs().max()) for value in gradients.values()) > 1e-3
-    assert entropy == pytest.approx(found["equal", 16][2], abs=1e-5), "the mean over the step's tokens, however it is cut"
+    assert entropy == pytest.approx(results["equal", 16][2], abs=1e-5), "the mean over the step's tokens, for every cut"
 
 
-def test_one_pass_is_the_whole_step(point):
+def test_a_step_that_fits_is_one_pass(point):
     batch = {"prompt_mask": torch.ones(4, 2).long(), "completion_mask": torch.ones(4, 3).long()}
     passes = passes_of(batch, point(), 3, lambda value: value[None])
     assert passes[:2] == [None, None] and passes[2]["share"] == Share(1, 1.0, 1.0)

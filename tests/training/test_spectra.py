@@ -1,4 +1,4 @@
-"""Spectra of an update: against NumPy, on updates whose answer is known, and as a stage of a run."""
+"""Test spectra of an update against NumPy, on updates with known spectra, and as a stage of a run."""
 
 import json
 
@@ -16,30 +16,32 @@ SHAPES = [(40, 40), (24, 64), (64, 24)]
 
 
 def random(*shape, seed=0):
+    """Return a matrix of standard normal numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def measured(change, origin):
-    found = energies(change, origin, smaller_side(origin))
-    assert found is not None
-    return found
+def measure(change, origin):
+    """Return the energies of an update that is not zero."""
+    measured = energies(change, origin, smaller_side(origin))
+    assert measured is not None
+    return measured
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_energies_are_numpys(shape):
+def test_energies_equal_numpys(shape):
     origin, change = random(*shape), random(*shape, seed=1)
     u, _, vh = np.linalg.svd(origin.double().numpy(), full_matrices=False)
     delta = change.double().numpy()
     e, f = ((delta @ vh.T) ** 2).sum(0), ((u.T @ delta) ** 2).sum(1)
-    found = measured(change, origin)
-    np.testing.assert_allclose(found.e, e / e.sum(), rtol=1e-7)
-    np.testing.assert_allclose(found.f, f / f.sum(), rtol=1e-7)
+    measured = measure(change, origin)
+    np.testing.assert_allclose(measured.e, e / e.sum(), rtol=1e-7)
+    np.testing.assert_allclose(measured.f, f / f.sum(), rtol=1e-7)
     np.testing.assert_allclose(
-        [found.e_outside, found.f_outside], 1 - np.array([e.sum(), f.sum()]) / (delta**2).sum(), atol=1e-9
+        [measured.e_outside, measured.f_outside], 1 - np.array([e.sum(), f.sum()]) / (delta**2).sum(), atol=1e-9
     )
     values = np.linalg.svd(delta, compute_uv=False)
     shares = values / values.sum()
-    assert found.effective_rank == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert measured.effective_rank == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -47,98 +49,97 @@ def test_energies_are_numpys(shape):
 def test_an_update_among_r_components_has_all_its_energy_there(shape, side):
     origin = random(*shape)
     u, s, vh = triplets(origin, 5)[side]
-    found = measured(u @ torch.diag(s) @ vh, origin)
-    place = slice(None, 5) if side == "principal" else slice(-5, None)
-    for curve, outside in ((found.e, found.e_outside), (found.f, found.f_outside)):
-        assert float(curve[place].sum()) == pytest.approx(1, abs=1e-9) and outside == pytest.approx(0, abs=1e-9)
-        np.testing.assert_allclose(curve[place], (s**2 / (s**2).sum()), rtol=1e-4)
+    measured = measure(u @ torch.diag(s) @ vh, origin)
+    components = slice(None, 5) if side == "principal" else slice(-5, None)
+    for curve, outside in ((measured.e, measured.e_outside), (measured.f, measured.f_outside)):
+        assert float(curve[components].sum()) == pytest.approx(1, abs=1e-9) and outside == pytest.approx(0, abs=1e-9)
+        np.testing.assert_allclose(curve[components], (s**2 / (s**2).sum()), rtol=1e-4)
 
 
-def test_a_rotation_of_the_outputs_leaves_the_inputs_energies_alone_and_the_effective_rank():
+def test_a_rotation_of_the_outputs_changes_neither_input_energies_nor_effective_rank():
     origin, change = random(24, 64), random(24, 64, seed=1)
-    turn = torch.linalg.qr(random(24, 24, seed=2).double()).Q
-    before, after = measured(change, origin), measured(turn @ change.double(), turn @ origin.double())
+    rotation = torch.linalg.qr(random(24, 24, seed=2).double()).Q
+    before, after = measure(change, origin), measure(rotation @ change.double(), rotation @ origin.double())
     np.testing.assert_allclose(after.e, before.e, rtol=1e-6)
     assert after.effective_rank == pytest.approx(before.effective_rank)
-    turned_alone = measured(turn @ change.double(), origin.double())
-    np.testing.assert_allclose(turned_alone.e, before.e, rtol=1e-6)
-    assert not np.allclose(turned_alone.f, before.f, rtol=1e-2)
+    only_update_rotated = measure(rotation @ change.double(), origin.double())
+    np.testing.assert_allclose(only_update_rotated.e, before.e, rtol=1e-6)
+    assert not np.allclose(only_update_rotated.f, before.f, rtol=1e-2)
 
 
 def test_a_base_of_lower_rank_still_has_orthonormal_components():
     origin = random(30, 6) @ random(6, 20, seed=1)
-    found = measured(random(30, 20, seed=2), origin)
-    assert float(found.e.sum()) == pytest.approx(1) and found.e_outside == pytest.approx(0, abs=1e-9)
+    measured = measure(random(30, 20, seed=2), origin)
+    assert float(measured.e.sum()) == pytest.approx(1) and measured.e_outside == pytest.approx(0, abs=1e-9)
 
 
 def test_the_effective_rank_of_equal_values_is_their_number():
     assert entropy_rank(torch.tensor([2.0, 2.0, 2.0, 0.0], dtype=torch.float64)) == pytest.approx(3)
 
 
-def test_a_layer_that_did_not_move_has_no_energies_and_counts_in_no_mean():
+def test_an_unchanged_layer_has_no_energies_and_is_in_no_mean():
     origin = {f"layers.{n}.q_proj.weight": random(16, 16, seed=n) for n in range(3)}
     final = {name: weight.clone() for name, weight in origin.items()}
     final["layers.1.q_proj.weight"] += 0.1 * random(16, 16, seed=9)
-    found = spectra(final.items(), origin, ["q_proj", "k_proj"], lambda _, weight: smaller_side(weight))
-    one = measured(final["layers.1.q_proj.weight"] - origin["layers.1.q_proj.weight"], origin["layers.1.q_proj.weight"])
-    assert list(found) == ["q_proj"] and (found["q_proj"]["layers"], found["q_proj"]["layers_in_all"]) == (1, 3)
-    np.testing.assert_allclose(found["q_proj"]["e"], one.e, rtol=1e-5)
+    by_kind = spectra(final.items(), origin, ["q_proj", "k_proj"], lambda _, weight: smaller_side(weight))
+    expected = measure(final["layers.1.q_proj.weight"] - origin["layers.1.q_proj.weight"], origin["layers.1.q_proj.weight"])
+    assert list(by_kind) == ["q_proj"] and (by_kind["q_proj"]["layers"], by_kind["q_proj"]["layers_in_all"]) == (1, 3)
+    np.testing.assert_allclose(by_kind["q_proj"]["e"], expected.e, rtol=1e-5)
     assert spectra(origin.items(), origin, ["q_proj"], lambda _, weight: smaller_side(weight)) == {
         "q_proj": {"layers": 0, "layers_in_all": 3}
     }
 
 
 @pytest.mark.parametrize("components", [7, 256, 257, 1536])
-def test_bins_lose_nothing_and_are_few(components):
+def test_bins_sum_to_one_and_are_at_most_256(components):
     curve = random(components).abs()
     bins = binned(curve / curve.sum())
     assert len(bins) == min(256, components) and sum(bins) == pytest.approx(1, abs=1e-5)
 
 
-def test_vectors_are_computed_once_and_kept(tmp_path, monkeypatch):
+def test_singular_vectors_are_computed_once_and_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     weight = random(8, 12)
     first = cached_smaller_side("model")("q_proj.weight", weight)
-    again = cached_smaller_side("model")("q_proj.weight", torch.zeros_like(weight))  # what is kept, whatever is asked with
-    assert torch.equal(first, again) and torch.allclose(first, smaller_side(weight), atol=1e-6)
+    cached = cached_smaller_side("model")("q_proj.weight", torch.zeros_like(weight))  # the cache uses the name, not the weight
+    assert torch.equal(first, cached) and torch.allclose(first, smaller_side(weight), atol=1e-6)
 
 
-def test_no_analysis_is_asked_of_base_nor_of_a_run_from_before(point):
+def test_base_and_configurations_without_the_setting_have_no_analysis_stage(point):
     trained, base = point("peft=lora"), point("peft=none")
     assert Run.of(trained).stages(trained) == ["train", "evaluate", "analyse"] and Run.of(base).stages(base) == ["evaluate"]
-    before = {key: value for key, value in trained.items() if key != "analysis"}
-    assert run_id(before) == run_id(trained) and Run.of(before).stages(before) == ["train", "evaluate"]
+    without = {key: value for key, value in trained.items() if key != "analysis"}
+    assert run_id(without) == run_id(trained) and Run.of(without).stages(without) == ["train", "evaluate"]
 
 
-def test_a_run_from_before_counts_and_a_new_launch_only_analyses(evaluated):
+def test_a_launch_cfg_only_analyses_a_finished_run_without_it(evaluated):
     run = evaluated("analysis=none")
-    own = run.config()
     assert run.state() == "done"
-    asked = own | {"analysis": "final"}
-    assert run.state(asked) == "stale" and [run.is_done(stage, asked) for stage in run.stages(asked)] == [True, True, False]
-    assert action(Planned(run, asked, "stale", True, 1)) == "analyse"
+    cfg = run.config() | {"analysis": "final"}
+    assert run.state(cfg) == "stale" and [run.is_done(stage, cfg) for stage in run.stages(cfg)] == [True, True, False]
+    assert action(Planned(run, cfg, "stale", True, 1)) == "analyse"
     run.analysis_path.write_text("{}")
-    run.finish("analyse", asked, 1.0)
-    assert run.state(asked) == "done"
-    run.finish("train", asked, 1.0)
-    assert not run.is_done("analyse", asked)
+    run.finish("analyse", cfg, 1.0)
+    assert run.state(cfg) == "done"
+    run.finish("train", cfg, 1.0)
+    assert not run.is_done("analyse", cfg)
 
 
 @pytest.mark.slow
-def test_a_run_is_analysed_against_the_published_weights_at_checkpoints_too(launch):
+def test_a_run_is_analysed_against_the_original_weights_also_at_checkpoints(launch):
     small = ("steps=4", "batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=2")
-    few = [f"benchmark.tier{n}.k=1" for n in range(1, 6)]
-    launch("-m", "peft=pissa", "lr=1e-6", "dropout=0", "analysis=checkpoints", *small, *few)
+    one_sample = [f"benchmark.tier{n}.k=1" for n in range(1, 6)]
+    launch("-m", "peft=pissa", "lr=1e-6", "dropout=0", "analysis=checkpoints", *small, *one_sample)
     [path] = launch.runs.glob("*/analysis.json")
-    found = json.loads(path.read_text())
-    assert set(found["spectra"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    # PiSSA starts from W0's first r triplets: a small step from there stays among them, seen from W0 and not from the residual.
-    assert all(sum(kind["e"][:8]) > 0.5 for kind in found["spectra"].values())
-    assert all(kind["effective_rank"] <= 16.5 for kind in found["spectra"].values())
-    assert found["drift"]["frozen_tensors_changed"] == 0 and found["sampler"]["sampler_kl"] is None
+    analysis = json.loads(path.read_text())
+    assert set(analysis["spectra"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    # PiSSA trains the first r triplets of W0: a small update stays among them if it is compared with W0, not with the residual.
+    assert all(sum(kind["e"][:8]) > 0.5 for kind in analysis["spectra"].values())
+    assert all(kind["effective_rank"] <= 16.5 for kind in analysis["spectra"].values())
+    assert analysis["drift"]["frozen_tensors_changed"] == 0 and analysis["sampler"]["sampler_kl"] is None
     rows = [json.loads(line) for line in (path.parent / "spectra.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
-    np.testing.assert_allclose(rows[-1]["spectra"]["q_proj"]["e"], found["spectra"]["q_proj"]["e"], atol=1e-4)
+    np.testing.assert_allclose(rows[-1]["spectra"]["q_proj"]["e"], analysis["spectra"]["q_proj"]["e"], atol=1e-4)
     before = path.stat().st_mtime_ns
-    launch("-m", "peft=pissa", "lr=1e-6", "dropout=0", "analysis=checkpoints", *small, *few)
+    launch("-m", "peft=pissa", "lr=1e-6", "dropout=0", "analysis=checkpoints", *small, *one_sample)
     assert path.stat().st_mtime_ns == before

@@ -1,4 +1,4 @@
-"""The paper's stack at a toy shape: the 1.5B's recipe through vLLM, ZeRO-2 with CPU offload, two ranks, evaluation by vLLM."""
+"""Test the recipe of the 1.5B model at a small size: vLLM, ZeRO-2 with CPU offload, two ranks, evaluation by vLLM."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from rlvr_sweeps.runs.directory import Run, all_runs
 from rlvr_sweeps.training import train as train_stage
 from tests.conftest import ROOT
 from tests.toy import make_r1, write_problems
-from tests.training.test_distributed import together, wait_until
+from tests.training.test_distributed import train_by_two, wait_until
 from tests.training.test_vllm_rollouts import ON_CPU
 from tests.training.two_processes import overrides
 
@@ -30,7 +30,10 @@ EVALUATED_ON_CPU = (
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The recipe's overrides at the toy's size: rewards of random weights are 0, so lengths give the gradient."""
+    """Return the overrides of the recipe at a small size.
+
+    The rewards of random weights are 0, so only the overlong punishment gives a gradient.
+    """
     folder = tmp_path_factory.mktemp("toy")
     make_r1(folder / "r1")
     train, test = write_problems(folder / "train.jsonl", 40), write_problems(folder / "test.jsonl", 4, start=100)
@@ -45,7 +48,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe_run(recipe, tmp_path_factory):
-    """The recipe's run, from its first step to its evaluation."""
+    """Launch the recipe; return its run, trained and evaluated."""
     folder = tmp_path_factory.mktemp("recipe")
     command = [sys.executable, "launch.py", *recipe, f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launch"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=1800)
@@ -54,7 +57,7 @@ def recipe_run(recipe, tmp_path_factory):
 
 @pytest.fixture
 def train(composer, tmp_path):
-    """Return a function that trains a run by one process, this one, and returns its metrics."""
+    """Return a function that trains a run in this process and returns its metrics."""
 
     def train(folder, *overrides):
         cfg = composer.point([*overrides, f"runs_dir={tmp_path}/{folder}"]).cfg
@@ -79,7 +82,7 @@ def weights(run):
 
 
 @pytest.mark.xdist_group("recipe")
-def test_the_recipe_runs(recipe_run):
+def test_the_recipe_trains_and_evaluates(recipe_run):
     rows = read_rows(recipe_run.metrics_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["sync_gap_nats"] < 0.01 and all(abs(row["sampler_ratio_mean"] - 1) < 0.01 for row in rows)
@@ -91,7 +94,7 @@ def test_the_recipe_runs(recipe_run):
 
 @pytest.mark.exhaustive
 @pytest.mark.xdist_group("recipe")
-def test_the_recipe_is_killed_and_resumes(launch, recipe, recipe_run):
+def test_the_recipe_resumes_after_a_kill_to_equal_weights_and_samples(launch, recipe, recipe_run):
     """kill -9 while vLLM decodes: the same command ends with the same bits as an undisturbed run."""
     process = subprocess.Popen(launch.command(*recipe), cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_until(lambda: any(len(read_rows(run.metrics_path)) >= 3 for run in all_runs(launch.runs)))
@@ -109,18 +112,18 @@ def test_the_recipe_is_killed_and_resumes(launch, recipe, recipe_run):
 
 @pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.exhaustive), "zero2_offload"])
 def test_two_ranks_equal_one_process(composer, twelve, train, tmp_path, kind):
-    """The same completions, rewards and losses of the same global batch, from one engine or from one per rank."""
+    """Compare completions, rewards and losses of the same global batch, from one engine and from one engine per rank."""
     spec = ",".join(("lora", *ON_CPU))
     expected_rows = train("single", *overrides(composer, spec, twelve, "single", 1))
-    result = together(kind, [spec], twelve, tmp_path)[spec]
+    result = train_by_two(kind, [spec], twelve, tmp_path)[spec]
     assert result["weights"][0] == result["weights"][1]
     for row, expected in zip(result["rows"], expected_rows, strict=True):
         assert row["reward_mean"] == expected["reward_mean"] and row["loss"] == pytest.approx(expected["loss"], abs=1e-4)
         assert row["sampler_kl"] < 1e-5 and row["sampler_ratio_mean"] == pytest.approx(1, abs=1e-3)
 
 
-def test_log_probabilities_from_the_update_are_those_of_a_separate_pass(train):
-    """Without dropout: the same importance weights, loss and gradient with one forward pass less, also for several passes."""
+def test_log_probabilities_from_the_update_equal_those_of_a_separate_pass(train):
+    """Without dropout, importance weights, loss and gradient are equal with one forward pass less, also for several passes."""
     small = (
         *ON_CPU, "steps=2", "batch_size=32", "rollout.max_tokens=40", "algo=grpo", "dropout=0",
         "training.per_device_batch_size=8",
@@ -141,7 +144,7 @@ def test_log_probabilities_from_the_update_are_those_of_a_separate_pass(train):
 
 
 def test_runs_of_one_launch_do_not_affect_each_other(launch, tmp_path):
-    """Two vLLM runs one after another from one fork server, and the second in a launch of its own: the same bits."""
+    """Two vLLM runs one after another from one fork server, and the second in a separate launch: the same bits."""
     small = (
         *ON_CPU, "steps=2", "batch_size=16", "rollout.max_tokens=24", "algo=grpo", "analysis=none", "benchmark.tier1.k=1",
         *(f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)),

@@ -1,4 +1,4 @@
-"""On real vLLM, on the CPU: the sampler equals the policy for every method after every sync, and a difference is an error."""
+"""Test with vLLM on the CPU that the sampler equals every method's policy after every sync and that differences are refused."""
 
 import gc
 
@@ -28,7 +28,10 @@ ON_CPU = (
 
 @pytest.fixture(scope="module")
 def engines(composer):
-    """Return engines(sync): a VllmRollouts on the embedded model, one for all tests of this module, which set its `model`."""
+    """Yield a function that returns a VllmRollouts on the embedded model for a value of rollout.sync.
+
+    All tests of this module share it and set its `model`.
+    """
     from accelerate import Accelerator
 
     from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
@@ -52,7 +55,7 @@ def engines(composer):
 
 @pytest.fixture
 def embedded(composer):
-    """A fresh copy of the embedded model, its tokenizer and its problems' prompts."""
+    """Return a copy of the embedded model, its tokenizer, 64 problems and their prompts."""
     cfg = composer.point([]).cfg
     model, tokenizer = load_model(cfg)
     problems = load_problems(cfg["data"])[:64]
@@ -94,7 +97,7 @@ def test_sampler_and_trainer_agree_after_every_sync(engines, embedded, composer,
 
 
 @pytest.mark.parametrize("name", WITH_SEPARATE_ADAPTER)
-def test_a_separate_adapter_is_the_same_policy(engines, embedded, composer, name):
+def test_an_engine_with_a_separate_adapter_is_the_same_policy(engines, embedded, composer, name):
     model, _, _, prompts = embedded
     separate, merged = engines("adapter"), engines("merged")
     separate.model = merged.model = policy = policy_of(name, model, composer)
@@ -111,7 +114,7 @@ def test_a_separate_adapter_is_the_same_policy(engines, embedded, composer, name
     assert list(differing(separate)) == []
 
 
-def test_a_sampler_that_differs_from_the_policy_is_refused_by_name(engines, embedded, composer):
+def test_a_sampler_that_differs_from_the_policy_is_refused_with_the_tensors_names(engines, embedded, composer):
     model, _, _, prompts = embedded
     sampler = engines("merged")
     sampler.model = policy = policy_of("lora", model, composer)
@@ -147,7 +150,7 @@ def test_a_completion_depends_on_its_seed_alone(engines, embedded):
 
 
 def test_rewards_are_statistically_those_of_transformers(engines, embedded):
-    """Eight completions of each of 64 prompts by either engine: the mean rewards differ by less than four standard errors."""
+    """Sample 8 completions of each of 64 prompts by either engine: mean rewards differ by less than four standard errors."""
     model, tokenizer, problems, prompts = embedded
     sampler = engines("merged")
     sampler.model = model

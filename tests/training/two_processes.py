@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: methods trained for two steps by two processes; what each ended with, as JSON.
+"""Train methods for two steps by two processes and write the results as JSON; test_distributed.py starts it with torchrun.
 
 torchrun --nproc-per-node=2 tests/training/two_processes.py OUT PROBLEMS KIND METHOD[,OVERRIDE...]...
 """
@@ -20,7 +20,7 @@ from rlvr_sweeps.training import train as train_stage
 
 
 def overrides(composer, method, problems, kind, processes):
-    """Two steps of sixteen completions, without dropout where the method has it, so that one process and two agree."""
+    """Return overrides for two steps of sixteen completions, without dropout, so that one process and two agree."""
     method, *more = method.split(",")
     dropout = ["dropout=0"] if "dropout" in dials_read(composer.compose([f"peft={method}"])) else []
     return [
@@ -32,6 +32,7 @@ def overrides(composer, method, problems, kind, processes):
 
 
 def digest(model):
+    """Return the hash of a model's trained parameters."""
     total = hashlib.sha256()
     for _, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
@@ -40,6 +41,7 @@ def digest(model):
 
 
 def main():
+    """Train each method and write OUT/KIND.json."""
     out, problems, kind, *methods = sys.argv[1:]
     torch.set_num_threads(1)
     composer = offline_composer()
@@ -54,12 +56,12 @@ def main():
         trainer, facts = train_stage.build(run, cfg)
         assert facts["asked"] == facts["built"] and facts["built"]["processes"] == 2
         trainer.train()
-        mine = digest(trainer.accelerator.unwrap_model(trainer.model))
-        both = [None, None]
-        world.all_gather_object(both, mine)
+        weights = digest(trainer.accelerator.unwrap_model(trainer.model))
+        weights_of_ranks = [None, None]
+        world.all_gather_object(weights_of_ranks, weights)
         optimizer = trainer.model_wrapped.optimizer if kind.startswith("zero") else trainer.optimizer
         results[method] = {
-            "weights": both,
+            "weights": weights_of_ranks,
             "rows": read_rows(run.metrics_path),
             "lrs": sorted({group["lr"] for group in optimizer.param_groups if group["params"]}),
             "dtypes": sorted({str(value.dtype) for value in trainer.accelerator.unwrap_model(trainer.model).parameters()}),
