@@ -25,7 +25,7 @@ SHAPES = {  # together: attention and MLP biases, another head size with norms, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", GOLDEN)
-def test_counts_of_the_papers_models(composer, row):
+def test_counts_of_the_papers_models_equal_the_golden_counts(composer, row):
     peft, *dials = row.split()
     counts = []
     for model in ("r1_qwen_1_5b", "r1_qwen_7b"):
@@ -35,13 +35,13 @@ def test_counts_of_the_papers_models(composer, row):
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_base_parameters_of_every_decoder(kind):
+def test_base_parameters_of_every_decoder_equal_those_of_the_built_model(kind):
     stated = {"model_type": kind, **WIDTHS, **SHAPES[kind]}
     assert base_parameters(stated) == sum(parameter.numel() for parameter in build_model(stated).parameters())
 
 
 @pytest.mark.parametrize("peft", choices("peft"))
-def test_counts_of_every_method_as_peft_builds_it(composer, peft):
+def test_counts_of_every_method_equal_those_of_the_built_model(composer, peft):
     """Compare the trained parameters, and the frozen parameters and shared buffers that the method adds."""
     method = composer.point([f"peft={peft}"]).cfg["peft"]
     stated = {"model_type": "qwen3", **WIDTHS, **SHAPES["qwen3"]}

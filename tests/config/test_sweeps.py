@@ -86,12 +86,12 @@ def test_an_override_of_a_setting_of_the_sweep_or_of_several_models_is_refused(c
     assert len(points(rank, "tiny", ["lr=1e-4,1e-3"])) == 8
 
 
-def test_rows_with_their_own_model_keep_it(composer):
+def test_rows_that_set_a_model_keep_that_model(composer):
     grid = points(sections_of("table6", "r1_qwen_1_5b", composer), "r1_qwen_1_5b", ["model=r1_qwen_1_5b"])
     assert all([override for override in point if override.startswith("model")] == ["model=r1_qwen_7b"] for point in grid)
 
 
-def test_a_sweep_with_several_seeds(composer):
+def test_a_sweep_with_seeds_has_one_run_per_row_and_seed(composer):
     assert len(names(composer, "seeds", "tiny")) == 10
     assert len(names(composer, "seeds", "tiny", "seed=7")) == 2
     assert seeds(3) == [42, 43, 44]

@@ -22,7 +22,7 @@ def test_majority_against_values_by_hand(right, rivals, expected):
     assert majority_at_k(right, rivals) == pytest.approx(expected)
 
 
-def test_votes_for_one_answer_count_together_however_it_is_written():
+def test_votes_for_equal_answers_in_different_spellings_are_added():
     answers = [("1/2", True), (r"\frac12", True), ("0.3", False), ("0.30", False), (r"\frac{3}{10}", False), (None, False)]
     rows = [{"problem": "p", "answer": answer, "correct": correct} for answer, correct in answers]
     assert majority(rows) == 0  # two for the right answer, three for 0.3
@@ -124,7 +124,7 @@ def test_regrading_refuses_a_running_or_unevaluated_run(evaluated, point):
         regrade.regrade(run)
 
 
-def test_comparing_by_name_id_and_seeds(evaluated, tmp_path, capsys):
+def test_runs_are_compared_by_name_id_and_groups_of_seeds(evaluated, tmp_path, capsys):
     runs = [evaluated(f"seed={seed}", right=right) for seed, right in ((1, 1), (2, 2), (3, 4))]
     folder = ["--runs-dir", str(tmp_path / "runs"), "--json"]
     cli.main(["compare", runs[0].name, runs[2].id, *folder])

@@ -41,7 +41,7 @@ def test_both_engines_measure_the_same_model(base):
     assert difference < 4 * (by_transformers["avg_se"] ** 2 + by_vllm["avg_se"] ** 2) ** 0.5
 
 
-def test_a_sample_depends_on_its_seed_alone(base):
+def test_a_sample_depends_only_on_its_seed(base):
     """Compare the completions of another batch order, and those that follow after some exist already."""
     fewer = [f"~benchmark.tier{tier}" for tier in (3, 4, 5)]
     first = base("vllm", "first", *fewer)

@@ -38,7 +38,7 @@ CASES = [json.loads(line) for line in (ROOT / "tests/grading/answers.jsonl").rea
         ("", "unfinished thinking"),
     ],
 )
-def test_the_default_policy(completion, reason):
+def test_reasons_of_the_default_policy(completion, reason):
     verdict = grade(completion, "5")
     assert (verdict.reason, verdict.correct) == (reason, reason == "correct")
 
@@ -156,7 +156,7 @@ def test_fuzzed_answers_all_get_a_verdict():
 
 
 @given(st.text(alphabet="ab{}\\ ", max_size=30))
-def test_last_box_balances_its_braces(text):
+def test_last_box_returns_balanced_braces(text):
     content = last_box("\\boxed{" + text + "}")
     if balanced(text) and "\\boxed{" not in text:
         assert content == text

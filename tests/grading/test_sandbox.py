@@ -85,14 +85,14 @@ def test_after_an_interrupted_request_the_next_request_gets_its_own_reply():
     def interrupt(*_):
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    previous_handler = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(TimeoutError):
             sandbox.verdicts([ENDLESS, RIGHT])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)
     assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
     assert sandbox.verdicts([WRONG, WRONG]) == ["wrong", "wrong"]
 

@@ -105,7 +105,7 @@ def test_memory_grows_with_batch_and_share(composer):
     assert footprint_of(composer, "training.gradient_checkpointing=false").peak > peaks[2]
 
 
-def test_one_gpu_costs_about_half_of_four(composer):
+def test_a_step_on_one_gpu_takes_about_half_the_gpu_time_of_four(composer):
     """Decoding 32 sequences takes about as long as decoding 128 (the 1.5B at 16k tokens)."""
     cfg = composer.point([*LARGE, "peft=lora"]).cfg
     model, gpu, lengths = architecture(cfg), gpu_of(cfg), timing.assumed_lengths(cfg)
@@ -182,7 +182,7 @@ def test_a_run_on_another_gpu_has_another_shape(composer, tmp_path):
     assert measured.shape(cfg, "a100") in paces.by_shape and measured.shape(cfg, "h100") not in paces.by_shape
 
 
-def test_gpu_kinds_by_driver_name(composer):
+def test_gpus_are_identified_by_driver_name(composer):
     assert gpu_by_driver_name("NVIDIA H100 80GB HBM3").name == "h100"
     assert gpu_by_driver_name("NVIDIA A100-SXM4-40GB").name == "a100_40gb"
     # The PCIe and NVL variants have two thirds of the SXM part's peak and another memory size.

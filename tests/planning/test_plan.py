@@ -9,7 +9,7 @@ from rlvr_sweeps.files import write_json
 from rlvr_sweeps.planning.plan import make_plan, show
 
 
-def test_states_and_actions_of_a_plan(composer, tmp_path):
+def test_the_plan_has_the_state_and_action_of_each_run(composer, tmp_path):
     points = [
         composer.point([f"peft={peft}", f"algo={algo}", f"runs_dir={tmp_path}", "analysis=none"])
         for peft in ("none", "lora", "dora")

@@ -77,7 +77,7 @@ def test_only_a_launch_needs_a_writable_runs_folder(execute, cluster):
         execute(cluster, "false", runs_dir="/proc/none")
 
 
-def test_a_slurm_launch_plans_without_a_slurm(execute, monkeypatch):
+def test_a_slurm_launch_can_be_planned_without_slurm(execute, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert "1 new; 1 to do." in execute("slurm", "true")
     with pytest.raises(Refused, match="no squeue here"):

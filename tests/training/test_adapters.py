@@ -30,31 +30,31 @@ def test_at_step_0_the_policy_is_the_base(model, composer, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_exactly_the_declared_kinds_of_parameters_are_trained_in_every_module(model, composer, name):
-    asked = method(composer, name)
-    adapted = attach(model, asked, seed=1, prompts=PROMPTS)
+    settings = method(composer, name)
+    adapted = attach(model, settings, seed=1, prompts=PROMPTS)
     named = adapted.named_parameters(remove_duplicate=False)  # layers of TinyLoRA share parameters
     trainable = [key for key, parameter in named if parameter.requires_grad]
     if name == "full":
         assert len(trainable) == len(list(model.parameters()))
         return
-    targets = asked["config"]["target_modules"]
-    for kind in asked["trained"]:
+    targets = settings["config"]["target_modules"]
+    for kind in settings["trained"]:
         of_kind = {key.split(f".{kind}")[0].rpartition(".")[2] for key in trainable if f".{kind}" in key} - {"base_model"}
         assert of_kind == set(targets), kind
-    assert all(any(f".{kind}" in key for kind in asked["trained"]) for key in trainable)
+    assert all(any(f".{kind}" in key for kind in settings["trained"]) for key in trainable)
 
 
 def test_no_two_methods_are_equal(model, composer):
     """Two methods whose models have equal outputs after an equal change, and equal optimizers, would be one method."""
     built = {}
     for name in METHODS:
-        asked = method(composer, name)
-        adapted = attach(copy.deepcopy(model), asked, seed=1, prompts=PROMPTS)
+        settings = method(composer, name)
+        adapted = attach(copy.deepcopy(model), settings, seed=1, prompts=PROMPTS)
         with torch.no_grad():
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.01)
-        built[name] = (round(float(adapted.eval()(IDS).logits.detach().double().sum()), 6), asked["lr_ratio"])
+        built[name] = (round(float(adapted.eval()(IDS).logits.detach().double().sum()), 6), settings["lr_ratio"])
     assert len(set(built.values())) == len(built), built
 
 
@@ -68,18 +68,20 @@ def test_milora_trains_the_smallest_singular_directions(model, composer):
 
 
 def test_targets_that_match_nothing_are_refused(model, composer):
-    asked = method(composer, "lora")
+    settings = method(composer, "lora")
     with pytest.raises(Refused, match="matches no layer"):
-        attach(model, asked | {"config": asked["config"] | {"target_modules": ["no_such_layer"]}}, seed=1, prompts=PROMPTS)
+        attach(
+            model, settings | {"config": settings["config"] | {"target_modules": ["no_such_layer"]}}, seed=1, prompts=PROMPTS
+        )
 
 
 def test_a_built_method_that_differs_from_the_configured_one_is_refused():
-    wanted = {"adapter": "LORA", "scaling": 2.0, "trained": ["lora_A", "lora_B"]}
-    build_check.refuse_differences(wanted, dict(wanted))
+    configured = {"adapter": "LORA", "scaling": 2.0, "trained": ["lora_A", "lora_B"]}
+    build_check.refuse_differences(configured, dict(configured))
     with pytest.raises(Refused, match=r"scaling: asked 2\.0, built 1\.0"):
-        build_check.refuse_differences(wanted, wanted | {"scaling": 1.0})
+        build_check.refuse_differences(configured, configured | {"scaling": 1.0})
     with pytest.raises(Refused, match="built None"):
-        build_check.refuse_differences(wanted, {"adapter": "LORA", "scaling": 2.0})
+        build_check.refuse_differences(configured, {"adapter": "LORA", "scaling": 2.0})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -99,9 +101,9 @@ def test_trained_names_and_sizes_equal_the_golden_ones(model, composer, name):
 
 def test_principal_triplets_equal_pefts_pissa(model, composer):
     policy = attach(copy.deepcopy(model), method(composer, "pissa"), seed=1)
-    asked = method(composer, "lora")
-    asked["config"]["init_lora_weights"] = "pissa"
-    pefts_policy = attach(model, asked, seed=1)
+    settings = method(composer, "lora")
+    settings["config"]["init_lora_weights"] = "pissa"
+    pefts_policy = attach(model, settings, seed=1)
     for (name, layer), expected in zip(tuner_layers(policy).items(), tuner_layers(pefts_policy).values(), strict=True):
         torch.testing.assert_close(
             layer.get_base_layer().weight, expected.get_base_layer().weight, atol=2e-4, rtol=1e-3, msg=name

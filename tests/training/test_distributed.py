@@ -102,8 +102,8 @@ def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, by_one_pro
 
 def test_a_launch_with_two_processes_is_killed_and_resumes(launch):
     """The launcher starts torchrun; after kill -9 of the launcher the same command resumes the run."""
-    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=32")
-    grid = ("peft=lora", "algo=dapo", "steps=8", *two, "training.save_every=2", "benchmark.tier1.k=1")
+    two_processes = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=32")
+    grid = ("peft=lora", "algo=dapo", "steps=8", *two_processes, "training.save_every=2", "benchmark.tier1.k=1")
     process = subprocess.Popen(launch.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_until(lambda: any(len(read_rows(run.metrics_path)) >= 3 for run in all_runs(launch.runs)))
     process.kill()

@@ -135,7 +135,7 @@ def test_the_best_third_continues_at_each_rung(prepared):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_is_done_and_the_same_after_a_kill_before_its_export(prepared):
+def test_a_run_stopped_early_has_equal_weights_after_a_kill_before_its_export(prepared):
     run, cfg = prepared("early_stopping=collapse", "early_stopping.window=3", "rollout.max_tokens=4", "algo=grpo", "steps=8")
     for _ in range(2):  # the second time from the checkpoint at which it stopped
         train_stage.train(run, cfg)

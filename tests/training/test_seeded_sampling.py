@@ -31,7 +31,7 @@ def test_frequencies_follow_the_softmax(temperature, top_p):
     assert np.all(np.abs(frequencies - expected) <= 4.5 * error)
 
 
-def test_positions_draw_independently():
+def test_positions_are_drawn_independently():
     first, second = draws(20_000, 1.0, 1.0, 0), draws(20_000, 1.0, 1.0, 1)
     p = LOGITS.softmax(-1)
     agree = float((first == second).float().mean())
@@ -55,7 +55,7 @@ def test_a_completion_does_not_depend_on_its_batch(model, tokenizer):
     assert len(set(map(tuple, together))) > 6  # different seeds give different completions
 
 
-def test_completions_that_have_ended_leave_the_batch(model, tokenizer, monkeypatch):
+def test_completed_rows_are_removed_from_the_batch(model, tokenizer, monkeypatch):
     """Completions equal those sampled one by one, with fewer rows per forward pass."""
     widths, forward = [], type(model).forward
 

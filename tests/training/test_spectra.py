@@ -112,7 +112,7 @@ def test_base_and_configurations_without_the_setting_have_no_analysis_stage(poin
     assert run_id(without) == run_id(trained) and Run.of(without).stages(without) == ["train", "evaluate"]
 
 
-def test_a_launch_cfg_only_analyses_a_finished_run_without_it(evaluated):
+def test_a_launch_with_analysis_only_analyses_a_finished_run(evaluated):
     run = evaluated("analysis=none")
     assert run.state() == "done"
     cfg = run.config() | {"analysis": "final"}

@@ -135,7 +135,7 @@ def test_a_sampler_that_differs_from_the_policy_is_refused_with_the_tensors_name
             refuse_disagreement(policy, sampler, text, tolerance)
 
 
-def test_a_completion_depends_on_its_seed_alone(engines, embedded):
+def test_a_completion_depends_only_on_its_seed(engines, embedded):
     model, _, _, prompts = embedded
     sampler = engines("merged")
     sampler.model = model
@@ -149,7 +149,7 @@ def test_a_completion_depends_on_its_seed_alone(engines, embedded):
     assert len({tuple(row) for row in same_prompt}) > 1
 
 
-def test_rewards_are_statistically_those_of_transformers(engines, embedded):
+def test_mean_rewards_equal_those_of_transformers_within_their_errors(engines, embedded):
     """Sample 8 completions of each of 64 prompts by either engine: mean rewards differ by less than four standard errors."""
     model, tokenizer, problems, prompts = embedded
     sampler = engines("merged")

@@ -21,13 +21,13 @@ from rlvr_sweeps.training import train as train_stage
 
 def overrides(composer, method, problems, kind, processes):
     """Return overrides for two steps of sixteen completions, without dropout, so that one process and two agree."""
-    method, *more = method.split(",")
+    method, *further = method.split(",")
     dropout = ["dropout=0"] if "dropout" in dials_read(composer.compose([f"peft={method}"])) else []
     return [
         f"peft={method}", "algo=dapo", "steps=2", "batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "lr=1e-4",
         f"training.per_device_batch_size={16 // processes}", "training.gradient_checkpointing=true", "training.save_every=2",
         f"data.path={problems}", "data.problems=null", f"distributed={kind}", f"distributed.processes={processes}",
-        *dropout, *more,
+        *dropout, *further,
     ]  # fmt: skip
 
 

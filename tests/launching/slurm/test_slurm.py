@@ -128,10 +128,10 @@ def test_queued_runs_outside_the_new_grid_are_listed_and_continue(slurm, closed_
 
 @pytest.mark.exhaustive  # one and two processes on one node; a test of test_slurm_faults.py has two nodes
 def test_runs_on_one_gpu_two_gpus_and_two_nodes(slurm):
-    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16", "steps=3")
+    two_processes = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16", "steps=3")
     slurm("steps=3", gpus=True)
-    slurm(*two, "lr=2e-3", gpus=True)
-    slurm(*two, "lr=3e-3", "cluster.train.nodes=2", gpus=True)
+    slurm(*two_processes, "lr=2e-3", gpus=True)
+    slurm(*two_processes, "lr=3e-3", "cluster.train.nodes=2", gpus=True)
     wait_for_empty_queue()
     by_rate = {}
     for run in all_runs(slurm.runs):
@@ -148,7 +148,7 @@ def test_the_stock_launcher_runs_the_same_task(launch):
     assert only_run(launch.runs).state() == "done"
 
 
-def test_cancel_retry_and_logs(slurm):
+def test_rlvr_cancel_retry_and_logs_of_a_run(slurm):
     slurm("steps=4")
     run = only_run(slurm.runs)
     wait_until(lambda: steps(run) >= 1)

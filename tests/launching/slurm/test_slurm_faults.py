@@ -147,14 +147,14 @@ def test_a_run_survives_kill_9_of_the_trainer_and_the_supervisor(assert_survives
 
 def test_a_run_on_two_nodes_survives_an_occupied_port_and_kill_9_of_a_rank(slurm, closed_partition, tmp_path, record_property):
     """Both nodes start again in the same job, as after an occupied port; the result is that of two processes on one machine."""
-    two = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16")
-    slurm(*two, "cluster.train.nodes=2", gpus=True)
+    two_processes = ("distributed=ddp", "distributed.processes=2", "training.per_device_batch_size=16")
+    slurm(*two_processes, "cluster.train.nodes=2", gpus=True)
     run = only_run(slurm.runs)
     with socket.create_server(("", 20_000 + int(training_job(run)) % 30_000)):  # occupies the first port that the run tries
         closed_partition()
         wait_until(lambda: steps(run) >= 5)
     os.kill(trainer_pid(run), signal.SIGKILL)
-    slurm.launch("cluster=local", *SMALL, *two, runs=tmp_path / "local")
+    slurm.launch("cluster=local", *SMALL, *two_processes, runs=tmp_path / "local")
     local_run = only_run(tmp_path / "local")
     wait_for_empty_queue()
     assert run.state() == "done", (read_json(run.failure_path), events(run, "start"))

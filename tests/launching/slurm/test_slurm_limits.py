@@ -57,17 +57,17 @@ def make_account(name, max_submit_jobs):
 @pytest.mark.accounting
 def test_runs_above_an_accounts_limit_are_submitted_by_later_launches(slurm):
     """As many runs as allowed are submitted, the rest is listed; the same command submits it later, until all runs are done."""
-    few = make_account("few", max_submit_jobs=2)
-    output = slurm(*untrained(3), few).stdout
+    limited = make_account("few", max_submit_jobs=2)
+    output = slurm(*untrained(3), limited).stdout
     assert "submitted 2 runs as jobs" in output
     assert "1 runs are not submitted yet" in output and "AssocMaxSubmitJobLimit" in output
-    output = slurm(*untrained(3), few).stdout
+    output = slurm(*untrained(3), limited).stdout
     assert "1 runs are not submitted yet" in output or "submitted 1 runs" in output
     wait_for_empty_queue()
-    slurm(*untrained(3), few)
+    slurm(*untrained(3), limited)
     wait_for_empty_queue()
     assert states(slurm) == ["done"] * 3
-    assert "3 done; nothing to do" in slurm(*untrained(3), few).stdout
+    assert "3 done; nothing to do" in slurm(*untrained(3), limited).stdout
 
 
 @pytest.mark.accounting
