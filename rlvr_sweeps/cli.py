@@ -20,7 +20,7 @@ RUN_HELP = "name, id or directory of a run"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one `rlvr` command; a Refused becomes one message and exit code 1."""
+    """Run one `rlvr` command; print the message of a Refused and exit with code 1."""
     parsed = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show_table(arguments: argparse.Namespace, console: Console) -> None:
+    """Write a table of the paper or of a sweep as .md, .tex, .csv and .json, and print it or, with --json, the .json file."""
     from rlvr_sweeps.reporting.tables import render
 
     name = f"table{arguments.name}" if arguments.name.isdigit() else arguments.name
@@ -41,6 +42,7 @@ def show_table(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def draw_figure(arguments: argparse.Namespace, console: Console) -> None:
+    """Draw a figure into files, and print their paths and the caption."""
     from rlvr_sweeps.reporting.figures import catalogue
 
     model, plot = catalogue.make_figure(arguments.name, arguments.overrides)
@@ -58,6 +60,7 @@ def draw_figure(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_status(arguments: argparse.Namespace, console: Console) -> None:
+    """Print the state of every run of a folder; with --watch, print it again every two seconds."""
     from rlvr_sweeps.launching import status
 
     folder = existing(arguments.runs_dir, "status")
@@ -70,6 +73,7 @@ def show_status(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_report(arguments: argparse.Namespace, console: Console) -> None:
+    """Print a table of the finished runs, write it as CSV and as an HTML page, and print the paths of both files."""
     from rlvr_sweeps.reporting.page import main_table, report
 
     folder = existing(arguments.runs_dir, "report")
@@ -83,10 +87,11 @@ def show_report(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_comparison(arguments: argparse.Namespace, console: Console) -> None:
+    """Print paired differences to the first run, with confidence intervals; raise Refused for fewer than two runs."""
     from rlvr_sweeps.reporting.differences import compare
 
     if len(arguments.runs) < 2:
-        raise Refused("A comparison needs two runs: rlvr compare A B. Seeds of one row go together with commas: A1,A2 B1,B2.")
+        raise Refused("A comparison needs two runs: rlvr compare A B. Join the seeds of one row with commas: A1,A2 B1,B2.")
     rows = compare.compare(arguments.runs, arguments.runs_dir)
     if arguments.json:
         print(compare.as_json(rows))
@@ -95,17 +100,19 @@ def show_comparison(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_regrading(arguments: argparse.Namespace, console: Console) -> None:
+    """Grade the stored samples of runs again, store the new verdicts unless --dry-run is given, and print the changes."""
     from rlvr_sweeps.evaluation import regrade
 
     for run in [named_run(name, arguments.runs_dir) for name in arguments.runs]:
         changes, before, after = regrade.regrade(run, arguments.dry_run)
-        if arguments.json:  # a line per run
+        if arguments.json:  # one line of JSON per run
             print(json.dumps(regrade.as_facts(run, changes, before, after)))
             continue
         regrade.show(run, changes, before, after, arguments.dry_run, console)
 
 
 def show_audit(arguments: argparse.Namespace, console: Console) -> None:
+    """Print how often the verdicts of a sample of answers differ from those of an independent reader."""
     from rlvr_sweeps.evaluation import audit
 
     runs = [named_run(name, arguments.runs_dir) for name in arguments.runs]
@@ -117,6 +124,7 @@ def show_audit(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_logs(arguments: argparse.Namespace, _: Console) -> None:
+    """Print the last lines of a run's log; with --follow, also the lines added until the run is neither queued nor running."""
     from rlvr_sweeps.launching.slurm import manage
 
     run = named_run(arguments.run, arguments.runs_dir)
@@ -128,31 +136,41 @@ def show_logs(arguments: argparse.Namespace, _: Console) -> None:
 
 
 def show_profile(arguments: argparse.Namespace, console: Console) -> None:
+    """Print the seconds of a run's training step by phase, and their share of the machine's peak."""
     from rlvr_sweeps.planning import profile
 
     measured = profile.profile(named_run(arguments.run, arguments.runs_dir))
-    print(json.dumps(profile.as_dict(measured), indent=1)) if arguments.json else profile.show(measured, console)
+    if arguments.json:
+        print(json.dumps(profile.as_dict(measured), indent=1))
+    else:
+        profile.show(measured, console)
 
 
 def cancel_runs(arguments: argparse.Namespace, console: Console) -> None:
+    """Cancel the Slurm jobs of runs, and print the ids of the cancelled jobs."""
     from rlvr_sweeps.launching.slurm import manage
 
     jobs = manage.cancel([named_run(name, arguments.runs_dir) for name in arguments.runs])
     if arguments.json:
         print(json.dumps(jobs, indent=1))
         return
-    for name, of_run in jobs.items():
-        console.print(f"{name}: cancelled {', '.join(of_run)}", highlight=False, soft_wrap=True)
+    for name, job_ids in jobs.items():
+        console.print(f"{name}: cancelled {', '.join(job_ids)}", highlight=False, soft_wrap=True)
 
 
 def retry_runs(arguments: argparse.Namespace, console: Console) -> None:
+    """Submit failed and lost runs to Slurm again, and print the ids of the new jobs."""
     from rlvr_sweeps.launching.slurm import manage
 
     jobs = manage.retry([named_run(name, arguments.runs_dir) for name in arguments.runs])
-    print(json.dumps(jobs)) if arguments.json else console.print(f"submitted as jobs {', '.join(jobs)}", highlight=False)
+    if arguments.json:
+        print(json.dumps(jobs))
+    else:
+        console.print(f"submitted as jobs {', '.join(jobs)}", highlight=False)
 
 
-def examine(arguments: argparse.Namespace, console: Console) -> None:
+def check_site(arguments: argparse.Namespace, console: Console) -> None:
+    """Print what this site has and lacks for a sweep; exit with code 1 if a finding is bad."""
     from rlvr_sweeps.launching import doctor
 
     findings = list(doctor.examine(arguments.runs_dir.absolute(), arguments.job))
@@ -165,19 +183,20 @@ def examine(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def exchange_with_wandb(arguments: argparse.Namespace, console: Console) -> None:
+    """Send missing rows to Weights & Biases (sync), fetch runs (pull), or save a workspace or report; print what was done."""
     from rlvr_sweeps.reporting.tracking import sync
 
-    if arguments.way == "pull":
+    if arguments.action == "pull":
         sync.pull(arguments.project, arguments.folder, console)
         return
-    where = {key: value for key in ("entity", "project") if (value := getattr(arguments, key))}
-    if arguments.way == "sync":
-        named = [named_run(name, arguments.runs_dir) for name in arguments.runs]
-        sync.sync(named or sync.behind(existing(arguments.runs_dir, "wandb sync")), where, console)
+    target = {key: value for key in ("entity", "project") if (value := getattr(arguments, key))}
+    if arguments.action == "sync":
+        runs = [named_run(name, arguments.runs_dir) for name in arguments.runs]
+        sync.sync(runs or sync.not_uploaded(existing(arguments.runs_dir, "wandb sync")), target, console)
         return
     from rlvr_sweeps.reporting.tracking import views
 
-    views.save(arguments.way, arguments.sweep, arguments.model or main_model(), where, console)
+    views.save(arguments.action, arguments.sweep, arguments.model or main_model(), target, console)
 
 
 def existing(folder: Path, command: str) -> Path:
@@ -188,45 +207,48 @@ def existing(folder: Path, command: str) -> Path:
 
 
 def sources(model: str) -> dict[str, Source]:
-    """Return a model's problem sets by name: its benchmarks and its training data."""
+    """Return the sources of a model's problem sets by name: its benchmarks and its training data."""
     cfg = offline_composer().point([f"model={model}", "rollout=hf"]).cfg
     return {**cfg["benchmark"], cfg["data"]["name"]: cfg["data"]}
 
 
 def move_data(arguments: argparse.Namespace, console: Console) -> None:
-    known = sources(arguments.model or main_model())
-    if unknown := sorted(set(arguments.sets) - set(known)):
-        raise Refused(f"There is no problem set {', '.join(unknown)}. Problem sets: {', '.join(known)}.")
-    chosen = {name: source for name, source in known.items() if not arguments.sets or name in arguments.sets}
+    """Export problem sets to a folder, or check and import those of a folder; print rows and SHA-256 of each set."""
+    available = sources(arguments.model or main_model())
+    if unknown := sorted(set(arguments.sets) - set(available)):
+        raise Refused(f"There is no problem set {', '.join(unknown)}. Problem sets: {', '.join(available)}.")
+    chosen = {name: source for name, source in available.items() if not arguments.sets or name in arguments.sets}
     entries = (
         export_sets(arguments.folder, chosen)
-        if arguments.way == "export"
-        else import_sets(arguments.folder, chosen if arguments.sets else known)
+        if arguments.action == "export"
+        else import_sets(arguments.folder, chosen if arguments.sets else available)
     )
     if arguments.json:
         print(json.dumps({"folder": str(arguments.folder.absolute()), "sets": entries}, indent=1))
         return
     for name, entry in entries.items():
         console.print(f"{name:16} {entry['rows']:>6} rows  sha256 {entry['sha256'][:16]}", highlight=False)
-    done = f"written to {arguments.folder.absolute()}" if arguments.way == "export" else "checked; this machine will use them"
-    console.print(done, highlight=False, soft_wrap=True)
+    result = (
+        f"written to {arguments.folder.absolute()}" if arguments.action == "export" else "checked; this machine will use them"
+    )
+    console.print(result, highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs, "profile": show_profile,
-    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "wandb": exchange_with_wandb,
+    "cancel": cancel_runs, "retry": retry_runs, "doctor": check_site, "wandb": exchange_with_wandb,
 }  # fmt: skip
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed arguments; overrides (KEY=VALUE) may also follow options."""
+    """Return the parsed arguments; overrides (KEY=VALUE) may also follow options. Exit with code 2 for unknown arguments."""
     root = parser()
-    parsed, rest = root.parse_known_args(arguments)
-    if rest and not (hasattr(parsed, "overrides") and all("=" in text and not text.startswith("-") for text in rest)):
-        root.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        parsed.overrides += rest
+    parsed, remaining = root.parse_known_args(arguments)
+    if remaining and not (hasattr(parsed, "overrides") and all("=" in text and not text.startswith("-") for text in remaining)):
+        root.error(f"unrecognized arguments: {' '.join(remaining)}")
+    if remaining:
+        parsed.overrides += remaining
     return parsed
 
 
@@ -236,8 +258,8 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="print the state of every run")
     report = commands.add_parser("report", help="print a table of the finished runs; write a CSV and an HTML page")
-    for folder in (status, report):
-        folder.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
+    for command in (status, report):
+        command.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
     report.add_argument("--out", type=Path, help="file of the page; RUNS_DIR/report.html by default")
     table = commands.add_parser("table", help="print and write a table of the paper or of a sweep")
     table.add_argument("name", metavar="TABLE", help="3 4 5 6, or a sweep: released, lr_fair, seeds, …")
@@ -278,48 +300,48 @@ def parser() -> argparse.ArgumentParser:
     profile.add_argument("run", metavar="RUN", help=RUN_HELP)
     cancel = commands.add_parser("cancel", help="cancel the Slurm jobs of runs; their files stay")
     retry = commands.add_parser("retry", help="submit failed and lost runs again, unchanged")
-    for several in (cancel, retry):
-        several.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
-    for named in (compare, regrade, audit, logs, profile, cancel, retry):
-        named.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
-    moved = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
-    moved.add_argument(
-        "way",
+    for command in (cancel, retry):
+        command.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
+    for command in (compare, regrade, audit, logs, profile, cancel, retry):
+        command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
+    data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
+    data.add_argument(
+        "action",
         choices=["export", "import"],
         help="export: write the sets into FOLDER; import: check the sets in FOLDER and use them",
     )
-    moved.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the exported sets")
-    moved.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all sets of the model by default")
-    moved.add_argument("--model", help="model whose benchmarks and training data to use; by default the paper's main model")
-    doctor = commands.add_parser("doctor", help="check this site for whatever would stop a sweep")
+    data.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the exported sets")
+    data.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all sets of the model by default")
+    data.add_argument("--model", help="model whose benchmarks and training data to use; by default the paper's main model")
+    doctor = commands.add_parser("doctor", help="check this site for everything that would prevent a sweep")
     doctor.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
     doctor.add_argument("--job", action="store_true", help="also submit a job of one minute that checks its node")
-    for printed in (status, report, table, figure, compare, regrade, audit, logs, profile, cancel, retry, moved, doctor):
-        printed.add_argument("--json", action="store_true", help="print JSON")
+    for command in (status, report, table, figure, compare, regrade, audit, logs, profile, cancel, retry, data, doctor):
+        command.add_argument("--json", action="store_true", help="print JSON")
     add_wandb(commands.add_parser("wandb", help="send runs to Weights & Biases, fetch them, or save views of a sweep there"))
     return root
 
 
 def add_wandb(parser: argparse.ArgumentParser) -> None:
     """Add the actions of `rlvr wandb` to its parser."""
-    ways = parser.add_subparsers(dest="way", required=True)
-    sync = ways.add_parser("sync", help="send the rows that W&B lacks: after an outage, or from a cluster without a network")
+    actions = parser.add_subparsers(dest="action", required=True)
+    sync = actions.add_parser("sync", help="send the rows that W&B lacks: after an outage, or from a cluster without a network")
     sync.add_argument("runs", nargs="*", metavar="RUN", help="by default all runs with tracking=wandb of which W&B lacks rows")
     sync.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
-    pull = ways.add_parser("pull", help="fetch runs as directories that status, report and compare read")
+    pull = actions.add_parser("pull", help="fetch runs as directories that status, report and compare can read")
     pull.add_argument("project", metavar="ENTITY/PROJECT", help="project to read from")
     pull.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write run directories into")
     for name, help_text in (
         ("workspace", "save a workspace with the curves of a sweep"),
         ("report", "save a report with its curves and table"),
     ):
-        made = ways.add_parser(name, help=help_text)
-        made.add_argument("sweep", metavar="SWEEP", help="name of a file in conf/sweep/, such as rank")
-        made.add_argument("--model", help="model of the sweep; by default the paper's main model")
-    for where in ways.choices.values():
-        if where is not pull:
-            where.add_argument("--entity", help="W&B entity, instead of that of the runs")
-            where.add_argument("--project", help="W&B project, instead of that of the runs")
+        view = actions.add_parser(name, help=help_text)
+        view.add_argument("sweep", metavar="SWEEP", help="name of a file in conf/sweep/, such as rank")
+        view.add_argument("--model", help="model of the sweep; by default the paper's main model")
+    for action in actions.choices.values():
+        if action is not pull:
+            action.add_argument("--entity", help="W&B entity, instead of that of the runs")
+            action.add_argument("--project", help="W&B project, instead of that of the runs")
 
 
 if __name__ == "__main__":

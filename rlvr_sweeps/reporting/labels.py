@@ -1,4 +1,8 @@
-"""Labels of report rows, unique within a report, and the number formats that tables, figures and pages share."""
+"""Labels of report rows, unique within a report, and the number formats that tables, figures and pages share.
+
+The labels are made from the configurations of finished runs and begin with the method. `config.sweeps.label` makes different
+labels, from the overrides of a sweep's rows: those of the paper's tables, with the method only where it differs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +16,12 @@ DIALS = {dial: DIAL_LABELS[dial] for dial in ("rank", "lr", "batch_size", "dropo
 
 @dataclass(frozen=True)
 class ReportRow:
-    """A row of a report: its runs, its label among all rows and within its section, and the paper's values in percent."""
+    """A row of a report: its runs, its label among all rows and in its section, and the paper's printed values in percent."""
 
     cell: Cell
     label: str
     section: str = ""
-    in_section: str = ""
+    section_label: str = ""
     printed: dict[str, float] = field(default_factory=dict)
 
 
@@ -38,24 +42,23 @@ def trained_rows(rows: Sequence[ReportRow]) -> list[ReportRow]:
     return [row for row in rows if is_trained(row.cell.cfg)]
 
 
-def label_with_objective(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
+def label_with_objective(cell: Cell, cells: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
     """Return the label of a cell, followed by its objective where the trained cells have several objectives."""
-    several = len({other.cfg["algo"]["name"] for other in among if is_trained(other.cfg)}) > 1 and is_trained(cell.cfg)
-    return label(cell, among, dials) + (f" {cell.cfg['algo']['title']}" if several else "")
+    objectives = {trained.cfg["algo"]["name"] for trained in cells if is_trained(trained.cfg)}
+    show_objective = len(objectives) > 1 and is_trained(cell.cfg)
+    return label(cell, cells, dials) + (f" {cell.cfg['algo']['title']}" if show_objective else "")
 
 
-def label(cell: Cell, among: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
-    """Return the method's title and the dials that differ between rows of this method and objective."""
-    cfg = cell.cfg
-    rivals = [
-        other.cfg for other in among
-        if (other.cfg["peft"]["name"], other.cfg["algo"]["name"]) == (cfg["peft"]["name"], cfg["algo"]["name"])
-    ]  # fmt: skip
+def label(cell: Cell, cells: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)) -> str:
+    """Return the method's title, the dials that differ between rows of this method and objective, and the model if several."""
+    cfg, configurations = cell.cfg, [row.cfg for row in cells]
+    names = cfg["peft"]["name"], cfg["algo"]["name"]
+    same_method = [each for each in configurations if (each["peft"]["name"], each["algo"]["name"]) == names]
     parts = [cfg["peft"]["title"]]
     for dial in dials:
-        if len({other[dial] for other in rivals}) > 1:
+        if len({each[dial] for each in same_method}) > 1:
             parts.append(f"{DIALS[dial]} {cfg[dial]:g}")
-    if len({other["model"]["name"] for other in (c.cfg for c in among)}) > 1:
+    if len({each["model"]["name"] for each in configurations}) > 1:
         parts.append(cfg["model"]["name"])
     return " ".join(parts)
 

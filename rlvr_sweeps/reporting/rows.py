@@ -1,8 +1,8 @@
-"""Group finished runs into rows: the cells that tables, figures and the status show.
+"""Group finished runs into cells: the rows that tables, figures and the status show.
 
-Tables read a run only through `Result`: its summary row and its right samples by problem, both plain data. `from_files` reads
-them from the run's directory; another source (W&B) returns the same for the same run names, so the tables are equal. Curves and
-samples exist only in the run's directory.
+Tables read a run only through `Result`: its summary row and its numbers of right samples by problem, both plain data.
+`from_files` reads them from the run's directory; another source (W&B) returns equal data for equal run names, so the tables are
+equal. Curves and samples exist only in the run's directory.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import RunStatus
 
 Right = dict[str, Row]  # eval/right.json: benchmark -> k, golds (a hash), right (problem -> right samples, in order)
-SEEDS = ("seed", "random_seed")  # the run's, and a method's own that is set to it
+SEEDS = ("seed", "random_seed")  # the run's seed, and a setting of some methods that is set to the same value
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Result:
     right: Right
 
 
-Source = Callable[[Run, Resolved], Result | None]  # None where the run is not evaluated as its configuration asks
+Source = Callable[[Run, Resolved], Result | None]  # None where the run is not evaluated as its configuration specifies
 
 
 def from_files(run: Run, cfg: Resolved) -> Result | None:
@@ -46,10 +46,10 @@ class Cell:
     cfg: Resolved
     summaries: list[Row] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
-    right: list[Right] = field(default_factory=list)  # by run, where the source gave it
+    right: list[Right] = field(default_factory=list)  # by run, where the source supplies it
 
     def value(self, column: str) -> float | None:
-        """Return the mean of a summary column over the seeds; None where a seed lacks it."""
+        """Return the mean of a summary column over the seeds; None where a seed has no value."""
         values = [summary.get(column) for summary in self.summaries]
         known = [float(value) for value in values if value is not None]
         return statistics.fmean(known) if known and len(known) == len(values) else None
@@ -61,7 +61,7 @@ class Cell:
         return [f"{row['run']} was stopped after {row['steps_done']} steps: {row['stopped_early']}." for row in early]
 
     def error(self, column: str) -> float | None:
-        """Return the standard error of that mean: from the spread of the seeds or, for one seed, from its samples.
+        """Return the standard error of `value(column)`: from the spread of the seeds or, for one seed, from its samples.
 
         All seeds are evaluated with the same random numbers, so the sampling errors of similar runs are correlated. Where the
         variance over seeds is smaller than the sampling variance, the difference is common to all seeds and is added.
@@ -82,18 +82,18 @@ class Cell:
 def cells(runs: Sequence[RunStatus]) -> list[Cell]:
     """Return the evaluated runs as cells; runs of one cell differ only in their seed and were evaluated in the same way."""
     by_key: dict[str, Cell] = {}
-    for item in runs:
-        if item.cfg is None or not item.evaluated:
+    for status in runs:
+        if status.cfg is None or not status.evaluated:
             continue
-        key = digest(row_of(item.cfg) | {"evaluation": evaluation_spec(item.cfg), "grader": item.summary.get("grader")})
-        cell = by_key.setdefault(key, Cell(item.cfg))
-        cell.summaries.append(item.summary)
-        cell.runs.append(item.run)
+        key = digest(row_of(status.cfg) | {"evaluation": evaluation_spec(status.cfg), "grader": status.summary.get("grader")})
+        cell = by_key.setdefault(key, Cell(status.cfg))
+        cell.summaries.append(status.summary)
+        cell.runs.append(status.run)
     return sorted(by_key.values(), key=order)
 
 
 def row_of(cfg: Resolved) -> Row:
-    """Return the settings that the runs of one row share: those of the run id without the seeds."""
+    """Return the settings that the runs of one row share: those that determine the run id, without the seeds."""
     return {name: value for name, value in science(cfg).items() if name.rpartition(".")[2] not in SEEDS}
 
 

@@ -29,25 +29,25 @@ def read_row_results(
 ) -> list[RowResult]:
     """Return every row of a product with its results.
 
-    `base`: overrides that all rows share, `model=` and `runs_dir=` among them; `seeds`: by default as many as the product asks.
+    `base`: overrides that all rows share, `model=` and `runs_dir=` among them; `seeds`: by default those of the product.
     """
-    filled = []
+    results = []
     for row in product.rows:
-        own = {key_of(override) for override in row.overrides}
-        rest = [f"sweep={product.name}", *(override for override in base if key_of(override) not in own)]
+        row_keys = {key_of(override) for override in row.overrides}
+        shared = [f"sweep={product.name}", *(override for override in base if key_of(override) not in row_keys)]
         by_name: dict[str, tuple[Run, Resolved]] = {}
         for seed in seeds or first_seeds(product.sections[row.section].seeds):
-            cfg = composer.point([*row.overrides, *rest, f"seed={seed}"]).cfg
+            cfg = composer.point([*row.overrides, *shared, f"seed={seed}"]).cfg
             by_name.setdefault(Run.of(cfg).name, (Run.of(cfg), cfg))
-        first = next(iter(by_name.values()))[1]
-        cell = Cell(first)
+        first_cfg = next(iter(by_name.values()))[1]
+        cell = Cell(first_cfg)
         for run, cfg in by_name.values():
             if result := source(run, cfg):
                 cell.runs.append(run)
                 cell.summaries.append(result.summary)
                 cell.right.append(result.right)
-        filled.append(RowResult(row, first, cell if cell.runs else None, tuple(run for run, _ in by_name.values())))
-    return filled
+        results.append(RowResult(row, first_cfg, cell if cell.runs else None, tuple(run for run, _ in by_name.values())))
+    return results
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class SweepResults:
 
     product: Product
     composer: Composer
-    typed: tuple[str, ...]  # the overrides as given
-    base: tuple[str, ...]  # the overrides that all rows share: those of `typed` without the seeds
+    overrides: tuple[str, ...]  # those of the command
+    base: tuple[str, ...]  # those that all rows share: `overrides` without the seeds
     rows: list[RowResult]
-    model: str  # the model of the overrides; a row may set another (Table 6)
+    model: str  # the model of the overrides; a row may set a different model (Table 6)
 
 
 def read_sweep_results(name: str, overrides: Sequence[str], source: Source = from_files) -> SweepResults:
@@ -77,7 +77,7 @@ def read_sweep_results(name: str, overrides: Sequence[str], source: Source = fro
             raise Refused(f"{override.input_line}: a table has one value of {override.get_key_element()} for all of its rows.")
         else:
             base.append(str(override.input_line))
-    model = str(composer.compose([one for one in base if not key_of(one).startswith("hydra")]).model.name)
+    model = str(composer.compose([override for override in base if not key_of(override).startswith("hydra")]).model.name)
     product = load_product(name, model, composer)
     refuse_fixed_keys(product.sections, model, overrides)
     return SweepResults(

@@ -1,4 +1,4 @@
-"""Figures: the plotted numbers are the cells', every format is written, and a page answers the mouse and loads nothing."""
+"""Test figures: the plotted numbers are those of the cells, every format is written, and a page loads no file."""
 
 import json
 import statistics
@@ -25,7 +25,7 @@ from tests.conftest import choices, requested
 
 @pytest.fixture
 def trained(evaluated):
-    """A run as if trained: with a reward of `start` that rises by a hundredth a step, a reach, an update's spectrum."""
+    """Make a run with the files of training: a reward that rises from `start` by 0.01 per step, a reach `moved`, a spectrum."""
 
     def make(*overrides, right=2, start=0.3, trainable=10, moved=0.01, steps=5):
         run = evaluated(*overrides, "steps=5", right=right)
@@ -64,9 +64,9 @@ def test_reward_curves_are_the_smoothed_means_of_the_seeds(trained, tmp_path):
     trained("peft=dora")
     [panel] = rewards(rows_in(tmp_path)).panels
     lora, dora = by_label(panel)["LoRA"], by_label(panel)["DoRA"]
-    one, two = (smooth([start + n / 100 for n in range(steps)]) for start, steps in ((0.3, 5), (0.5, 4)))
-    assert lora.y == pytest.approx([100 * (a + b) / 2 for a, b in zip(one, two, strict=False)])
-    assert lora.x == [1, 2, 3, 4] and lora.low == pytest.approx([100 * a for a in one[:4]])
+    first, second = (smooth([start + n / 100 for n in range(steps)]) for start, steps in ((0.3, 5), (0.5, 4)))
+    assert lora.y == pytest.approx([100 * (a + b) / 2 for a, b in zip(first, second, strict=False)])
+    assert lora.x == [1, 2, 3, 4] and lora.low == pytest.approx([100 * value for value in first[:4]])
     assert dora.low is None and len(dora.y) == 5
 
 
@@ -76,7 +76,7 @@ def test_smoothing_is_a_centred_mean():
     assert smooth(values)[0] == pytest.approx(statistics.fmean(values[: WINDOW // 2 + 1]))
 
 
-def test_accuracy_stands_at_its_share_of_parameters_with_its_error(trained, evaluated, tmp_path):
+def test_accuracy_is_plotted_at_the_share_of_parameters_with_its_error(trained, evaluated, tmp_path):
     trained("peft=lora", trainable=100, right=3)
     trained("peft=full", trainable=1000, right=2)
     trained("peft=dora", trainable=10, right=1)
@@ -88,25 +88,28 @@ def test_accuracy_stands_at_its_share_of_parameters_with_its_error(trained, eval
     assert panel.x_log and (lora.x, lora.y) == ([10], [pytest.approx(100 * (1 + 0.75) / 2)])
     assert lora.high == [pytest.approx(lora.y[0] + 100 * cell.error("avg"))]
     assert panel.levels == {"Base": pytest.approx(50)}
-    assert by_label(panel)["Pareto frontier"].tooltips == ["DoRA", "LoRA"]  # Full trains more and is worse
+    assert by_label(panel)["Pareto frontier"].tooltips == [
+        "DoRA",
+        "LoRA",
+    ]  # Full trains more parameters and has a lower accuracy
 
 
-def test_no_point_of_the_frontier_is_beaten():
+def test_no_point_exceeds_the_frontier():
     points = [Series(f"{x} {y}", [x], [y], [""]) for x, y in ((1, 5), (1, 7), (2, 6), (3, 8), (4, 8), (5, 9))]
     assert frontier(points).tooltips == ["1 7", "3 8", "5 9"]
     assert frontier(points[:1]) is None
 
 
-def test_printed_values_stand_beside_ours_where_they_are_given(trained, tmp_path):
+def test_printed_values_are_plotted_where_a_row_has_them(trained, tmp_path):
     trained("peft=lora")
     [row] = rows_in(tmp_path)
     assert "printed" not in {series.look for series in parameters([row]).panels[0].series}
-    given = ReportRow(row.cell, row.label, printed={"overall": 42.5})
-    [printed] = [series for series in parameters([given]).panels[0].series if series.look == "printed"]
+    with_printed = ReportRow(row.cell, row.label, printed={"overall": 42.5})
+    [printed] = [series for series in parameters([with_printed]).panels[0].series if series.look == "printed"]
     assert (printed.x, printed.y) == ([1.0], [42.5])
 
 
-def test_a_line_per_method_through_its_rates_and_none_without_two(trained, tmp_path):
+def test_each_method_has_a_line_and_one_rate_gives_no_figure(trained, tmp_path):
     trained("peft=lora", "lr=1e-3", right=1, moved=0.1)
     trained("peft=dora", "lr=1e-3")
     assert learning_rates(rows_in(tmp_path)) is None
@@ -127,7 +130,7 @@ def test_a_line_never_joins_two_objectives(trained, tmp_path):
     }
 
 
-def test_the_forest_is_sorted_and_says_the_reports_differences(trained, tmp_path):
+def test_the_forest_is_sorted_and_shows_the_reports_differences(trained, tmp_path):
     for peft, right in (("lora", 2), ("dora", 3), ("full", 1)):
         trained(f"peft={peft}", right=right)
     [panel] = forest(rows_in(tmp_path)).panels
@@ -136,13 +139,13 @@ def test_the_forest_is_sorted_and_says_the_reports_differences(trained, tmp_path
     assert all(series.low[0] <= series.x[0] <= series.high[0] for series in panel.series)
 
 
-def test_the_tokens_of_a_cost_are_what_was_generated(trained, tmp_path):
+def test_the_tokens_of_a_cost_are_the_generated_ones(trained, tmp_path):
     trained("peft=lora", "rollout.group_size=4")
     tokens = costs(rows_in(tmp_path)).panels[-1]
     assert tokens.series[0].x == [pytest.approx(5 * 10 * 2 * 4 / 1e6)]
 
 
-def test_energies_are_summed_over_components_and_a_kind_that_did_not_move_is_no_zero(trained, tmp_path):
+def test_energies_are_summed_over_components_and_unchanged_kinds_are_left_out(trained, tmp_path):
     trained("peft=lora")
     distribution, summed = spectrum(rows_in(tmp_path)).panels
     curve = by_label(summed)["LoRA"]
@@ -184,41 +187,43 @@ def test_the_papers_methods_look_different_from_each_other():
     assert styles(["PiSSA"])["PiSSA"] == looks["PiSSA"]  # the same in every figure
 
 
-def test_a_reports_figures_can_stand_in_one_page(trained, tmp_path):
+def test_a_reports_figures_have_unique_ids_in_one_page(trained, tmp_path):
     for peft in ("lora", "dora"):
         for lr in ("1e-3", "1e-4"):
             trained(f"peft={peft}", f"lr={lr}")
-    found = cells(find_runs(tmp_path / "runs"))
-    drawn = figures_for_report(found, families(found)[0])
-    assert len(drawn) == 7 and all(figure.svg.startswith("<svg") and figure.caption for figure in drawn)
-    ids = [part.split('"')[0] for figure in drawn for part in figure.svg.split(' id="')[1:]]
+    rows = cells(find_runs(tmp_path / "runs"))
+    figures = figures_for_report(rows, families(rows)[0])
+    assert len(figures) == 7 and all(figure.svg.startswith("<svg") and figure.caption for figure in figures)
+    ids = [part.split('"')[0] for figure in figures for part in figure.svg.split(' id="')[1:]]
     assert len(ids) == len(set(ids))
     assert figures_for_report([], []) == []
 
 
-def test_the_same_numbers_are_the_same_bytes(trained, tmp_path):
+def test_equal_numbers_give_equal_bytes(trained, tmp_path):
     trained("peft=lora")
     plot = rewards(rows_in(tmp_path))
     assert as_svg(plot, "x") == as_svg(plot, "x")
 
 
 def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path, capsys):
-    few = ["~benchmark.tier3", "~benchmark.tier4", "~benchmark.tier5", "steps=5", "analysis=none"]
-    few += [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in ("problems=3", "k=4")]
-    few += [f"benchmark.{tier}.path={tmp_path}/problems.jsonl" for tier in ("tier1", "tier2")]
+    small = ["~benchmark.tier3", "~benchmark.tier4", "~benchmark.tier5", "steps=5", "analysis=none"]
+    small += [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in ("problems=3", "k=4")]
+    small += [f"benchmark.{tier}.path={tmp_path}/problems.jsonl" for tier in ("tier1", "tier2")]
     trained("peft=pissa")
     trained("peft=pissa", "lr=5e-3")  # no row of the product
-    model, plot = make_figure("3", ["model=tiny", f"runs_dir={tmp_path}/runs", *few])
+    model, plot = make_figure("3", ["model=tiny", f"runs_dir={tmp_path}/runs", *small])
     assert model == "tiny"
     assert {series.label for panel in plot.panels for series in panel.series if series.look != "frontier"} == {"PiSSA"}
     assert "1 of 4 rows have finished" in plot.caption
     paths = write_figure(plot, "3", tmp_path / "out")
     assert [path.name for path in paths] == [f"figure3.{kind}" for kind in ("pdf", "png", "svg", "html")]
-    begins = [path.read_bytes()[:4] for path in paths]
-    assert begins == [b"%PDF", b"\x89PNG", b"<svg", b"<!do"]
-    rlvr(["figure", "3", "model=tiny", f"runs_dir={tmp_path}/runs", *few, "--out", str(tmp_path / "again"), "--json"])
-    said = json.loads(capsys.readouterr().out)
-    assert said["caption"] == plot.caption and all((tmp_path / "again" / Path(file).name).exists() for file in said["files"])
+    beginnings = [path.read_bytes()[:4] for path in paths]
+    assert beginnings == [b"%PDF", b"\x89PNG", b"<svg", b"<!do"]
+    rlvr(["figure", "3", "model=tiny", f"runs_dir={tmp_path}/runs", *small, "--out", str(tmp_path / "again"), "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["caption"] == plot.caption and all(
+        (tmp_path / "again" / Path(file).name).exists() for file in printed["files"]
+    )
 
 
 def test_what_is_refused_says_what_would_help(tmp_path):
@@ -228,7 +233,7 @@ def test_what_is_refused_says_what_would_help(tmp_path):
         make_figure("3", ["model=tiny", f"runs_dir={tmp_path}"])
 
 
-def test_a_page_answers_the_mouse_and_loads_nothing(driver, tmp_path):
+def test_a_page_reacts_to_the_mouse_and_loads_no_file(driver, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
 
     hostile = "</script><b>x"
@@ -250,10 +255,11 @@ def test_a_page_answers_the_mouse_and_loads_nothing(driver, tmp_path):
 
     assert hostile in find("p").text
     x, y = driver.execute_script(
-        "const [, x, y] = points[2]; const at = new DOMPoint(x, y).matrixTransform(svg.getScreenCTM()); return [at.x, at.y]"
+        "const [, x, y] = points[2]; const mark = new DOMPoint(x, y).matrixTransform(svg.getScreenCTM());"
+        "return [mark.x, mark.y]"
     )
     ActionChains(driver).move_by_offset(round(x), round(y)).perform()
-    assert find("#says").text == "LoRA, <i>c"
+    assert find("#tooltip").text == "LoRA, <i>c"
     line = find("#lr-panel0-0-0")
     assert line.is_displayed()
     find("[id^='lr-legend-all-0-text']").click()

@@ -1,4 +1,4 @@
-"""Stars and each method's own learning rate, from made results; the prompts that the choice is made on."""
+"""Test stars, the choice of each method's own learning rate on constructed results, and its held-out prompts."""
 
 import json
 
@@ -21,8 +21,8 @@ from tests.conftest import write_right
 HELD_OUT = ("+benchmark/extra@benchmark=heldout", "data.holdout=40")
 
 
-def filled(cfg, levels, seed):
-    """A row of one run per level: 200 problems, 8 samples each, right with about that probability."""
+def make_row(cfg, levels, seed):
+    """Return a row of one run per level: 200 problems, 8 samples each, right with about that probability."""
     rng = np.random.default_rng(seed)
     difficulty = np.random.default_rng(0).normal(0, 0.2, 200)  # the problems are the same for all
     cell = Cell(cfg)
@@ -36,23 +36,23 @@ def filled(cfg, levels, seed):
 
 def test_stars_need_a_difference_and_three_seeds(point):
     def row(levels, seed):
-        return filled(point("peft=lora", f"lr={seed}e-5"), levels, seed)
+        return make_row(point("peft=lora", f"lr={seed}e-5"), levels, seed)
 
     base, higher, same = row([0.5, 0.51, 0.49], 1), row([0.6, 0.61, 0.59], 2), row([0.5, 0.49, 0.51], 3)
     two_seeds, one_seed = row([0.7, 0.71], 4), row([0.7], 5)
-    untrained = filled(point("peft=none"), [0.3], 6)
+    untrained = make_row(point("peft=none"), [0.3], 6)
     rows = [base, higher, same, two_seeds, one_seed, untrained]
-    found = contrasts([*rows, base], base.runs[0].name)  # the baseline stands in two panels
-    assert len(found) == 5
-    starred = [found[one.runs[0].name].star for one in rows[1:]]
+    by_name = contrasts([*rows, base], base.runs[0].name)  # the baseline is in two panels
+    assert len(by_name) == 5
+    starred = [by_name[each.runs[0].name].star for each in rows[1:]]
     assert starred == [True, False, False, False, True]
-    assert all(found[one.runs[0].name].p_holm < 0.05 for one in (two_seeds, one_seed))
-    assert all(one.p_holm >= one.difference.p for one in found.values())
-    assert 0.005 < smallest_difference(list(found.values())) < 0.2
+    assert all(by_name[each.runs[0].name].p_holm < 0.05 for each in (two_seeds, one_seed))
+    assert all(contrast.p_holm >= contrast.difference.p for contrast in by_name.values())
+    assert 0.005 < smallest_difference(list(by_name.values())) < 0.2
     assert contrasts(rows, "another") == {} and smallest_difference([]) is None
 
 
-def test_a_methods_own_rate_and_how_sensitive_it_is(point):
+def test_a_methods_own_rate_and_its_sensitivity(point):
     def rates(*scores):
         rows = []
         for lr, score in zip(("1e-3", "1e-4", "1e-5", "1e-6"), scores, strict=True):
@@ -69,7 +69,7 @@ def test_a_methods_own_rate_and_how_sensitive_it_is(point):
     assert not rates(0.5, None, 0.3, 0.2).complete
 
 
-def test_held_out_prompts_are_neither_trained_on_nor_an_exam(point, world, tmp_path):
+def test_held_out_prompts_are_neither_trained_on_nor_part_of_the_average(point, world, tmp_path):
     cfg = point("peft=lora", *HELD_OUT)
     trained, held_out = split(load_problems(cfg["data"]), 40)
     assert load_problems(cfg["benchmark"]["heldout"]) == held_out and len(held_out) == 40
@@ -86,29 +86,31 @@ def test_held_out_prompts_are_neither_trained_on_nor_an_exam(point, world, tmp_p
     assert json.loads(run.right_path.read_text())["heldout"]["k"] == 4
 
 
-def test_a_question_that_is_held_out_is_trained_on_nowhere():
-    """Also where the set asks it twice, under an id of its own."""
+def test_no_copy_of_a_held_out_question_is_trained_on():
+    """Test a set that contains each question twice, under different ids."""
     problems = [Problem(f"{n}{copy}", f"{n}?", str(n)) for n in range(100) for copy in ("", "-2")]
     trained, held_out = split(problems, 30)
     assert len(held_out) == 30 and trained
-    assert not {one.question for one in trained} & {one.question for one in held_out}
+    assert not {problem.question for problem in trained} & {problem.question for problem in held_out}
 
 
-@pytest.mark.parametrize("given", [HELD_OUT[:1], (*HELD_OUT, "benchmark.heldout.held_out=20"), ("benchmark.tier1.held_out=5",)])
-def test_held_out_prompts_that_are_trained_on_are_refused(point, given):
+@pytest.mark.parametrize(
+    "overrides", [HELD_OUT[:1], (*HELD_OUT, "benchmark.heldout.held_out=20"), ("benchmark.tier1.held_out=5",)]
+)
+def test_held_out_prompts_that_are_trained_on_are_refused(point, overrides):
     with pytest.raises(Refused, match="held out"):
-        point("peft=lora", *given)
+        point("peft=lora", *overrides)
 
 
-def test_holding_everything_out_is_refused(world):
+def test_holding_out_all_prompts_is_refused(world):
     with pytest.raises(Refused, match="nothing to train on"):
         split(load_problems(world["data"]), 2000)
 
 
 def test_the_table_of_own_rates():
-    """PiSSA is best at the lowest rate and collapses at the common one; for VeRA it is the other way round; LoRA is at home."""
+    """Test PiSSA with its best rate at the lowest of the grid, VeRA at the highest, and LoRA at the common rate."""
 
-    def made(run, cfg):
+    def source(run, cfg):
         peak = {"pissa": 2e-4, "vera": 1e-2}.get(cfg["peft"]["name"], 1e-3)
         level = round(0.6 - 0.2 * abs(np.log10(cfg["lr"] / peak)), 6)
         counts = {
@@ -117,7 +119,7 @@ def test_the_table_of_own_rates():
         summary = {"evaluation": "x", "grader": "1", "avg": level - 0.1, "avg_se": 0.01, "pass": 1.0}
         return Result(summary | {"heldout/avg": level, "heldout/avg_se": 0.001}, counts)
 
-    _, sheet = make("lr_fair", ["model=tiny"], made)
+    _, sheet = make("lr_fair", ["model=tiny"], source)
     rows = {line.entries["row"].value: line for line in sheet.blocks["Methods"]}
     shown = {name: (row.entries["own/lr"].value, row.entries["width"].value) for name, row in rows.items()}
     assert shown["LoRA"] == ("1e-3", "0.0") and shown["PiSSA"] == ("2e-4 (edge)", "≥ 0.0")

@@ -1,4 +1,4 @@
-"""The W&B mirror beside real training: two runs at once in a warm process, killed and resumed, and the bits as without it."""
+"""Test the W&B mirror during real training: two runs at once, killed and resumed, equal to runs without W&B bit for bit."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.runs.directory import all_runs
 from tests.conftest import ROOT
 from tests.launching.test_launch import SHORT, have_equal_results
-from tests.reporting.test_mirror import KEY, curve, server, told  # noqa: F401
+from tests.reporting.test_mirror import KEY, curve, server, written_rows  # noqa: F401
 
 pytestmark = pytest.mark.slow
 GRID = ("-m", "peft=lora,full", *SHORT, "hydra.launcher.workers=2")
 
 
-def test_two_runs_killed_and_resumed_are_two_curves_and_the_same_bits_as_without_wandb(launch, server, tmp_path):  # noqa: F811
+def test_killed_and_resumed_runs_are_two_curves_and_equal_runs_without_wandb(launch, server, tmp_path):  # noqa: F811
     alone = launch(*GRID, runs=tmp_path / "alone")
     assert not server.runs and "W&B" not in alone.stdout
     process = subprocess.Popen(
@@ -36,12 +36,12 @@ def test_two_runs_killed_and_resumed_are_two_curves_and_the_same_bits_as_without
         assert have_equal_results(with_wandb, without)
         assert not without.wandb_path.exists()
         assert read_json(with_wandb.mirror_path)["confirmed"]
-        kept = server.runs[with_wandb.id]
-        assert [{k: v for k, v in row.items() if not k.endswith("_s")} for row in curve(kept.history)] == [
-            {k: v for k, v in row.items() if not k.endswith("_s")} for row in told(with_wandb)
+        stored = server.runs[with_wandb.id]
+        assert [{key: value for key, value in row.items() if not key.endswith("_s")} for row in curve(stored.history)] == [
+            {key: value for key, value in row.items() if not key.endswith("_s")} for row in written_rows(with_wandb)
         ]
-        assert "other/" not in str(kept.history)  # every column has a name for people
-        assert [row["reach/step"] for row in kept.history if "reach/step" in row] == [2, 4]
-        assert kept.stated["tags"].count(f"peft={with_wandb.config()['peft']['name']}") == 1
+        assert "other/" not in str(stored.history)  # every column has a W&B name
+        assert [row["reach/step"] for row in stored.history if "reach/step" in row] == [2, 4]
+        assert stored.fields["tags"].count(f"peft={with_wandb.config()['peft']['name']}") == 1
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]

@@ -1,4 +1,4 @@
-"""The report in a real browser: what is shown, chosen, filtered, and that nothing is loaded or run that should not be."""
+"""Test the report in a real browser: the content, selection, filters, and that the page loads and runs nothing foreign."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from rlvr_sweeps.evaluation.regrade import write_samples
 from rlvr_sweeps.files import read_json, read_rows, write_json
 from rlvr_sweeps.reporting.page.report import PAGE_BYTES, write_report
-from rlvr_sweeps.reporting.page.samples import SHAPES, TEXT, Column, chosen, in_words, matrices_of, pack
+from rlvr_sweeps.reporting.page.samples import SHAPES, TEXT, Column, choose_samples, matrices_of, pack, summary_sentence
 from tests.conftest import requested
 
 HOSTILE = "</script><img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script>\u2028\ud800"
@@ -15,7 +15,7 @@ HOSTILE = "</script><img src=x onerror=\"document.title='caught'\"><script>docum
 
 @pytest.fixture
 def opened(driver, tmp_path):
-    """Write the report of the test's runs and open it; it must load itself alone and say nothing on the console."""
+    """Write the report of the test's runs and open it; it must load no other file and print nothing on the console."""
 
     def open_it():
         from selenium.webdriver.support.ui import WebDriverWait
@@ -26,7 +26,7 @@ def opened(driver, tmp_path):
         requested(driver)
         driver.get(page.as_uri())
         if rows:
-            WebDriverWait(driver, 20).until(lambda at: at.find_element("id", "browse").is_displayed())
+            WebDriverWait(driver, 20).until(lambda page_driver: page_driver.find_element("id", "browse").is_displayed())
         assert set(requested(driver)) == {page.as_uri()}
         assert driver.get_log("browser") == []
         return driver
@@ -52,20 +52,22 @@ def shown_rows(driver):
     return len(driver.find_elements("css selector", "#grid tbody tr"))
 
 
-def ask(run, **questions):
+def store_questions(run, **questions):
     """Store questions as the evaluate stage does."""
     right = read_json(run.right_path)
-    asked = {
-        name: {problem: [f"{place}? " + questions.get(name, ""), str(place)] for place, problem in enumerate(entry["right"], 1)}
+    stored = {
+        name: {
+            problem: [f"{number}? " + questions.get(name, ""), str(number)] for number, problem in enumerate(entry["right"], 1)
+        }
         for name, entry in right.items()
     }
-    write_json(run.questions_path, asked)
+    write_json(run.questions_path, stored)
 
 
 def test_numbers_are_the_summaries_and_cells_open_their_completions(evaluated, opened):
     runs = [evaluated("peft=lora", right=1), evaluated("peft=dora", right=3), evaluated("peft=none", right=2)]
     for run in runs:
-        ask(run)
+        store_questions(run)
     driver = opened()
     table = text(driver, "#accuracy table")
     for run in runs:
@@ -74,7 +76,7 @@ def test_numbers_are_the_summaries_and_cells_open_their_completions(evaluated, o
         assert f"{100 * summary['tier2/avg']:.1f} ± {100 * summary['tier2/avg_se']:.1f}" in table
     choose(driver, "benchmark", "1")
     labels = [header.text for header in driver.find_elements("css selector", "#grid thead th")]
-    dora = next(place for place, label in enumerate(labels) if label.startswith("DoRA")) - 1
+    dora = next(index for index, label in enumerate(labels) if label.startswith("DoRA")) - 1
     assert cell(driver, 0, dora).text == "3"
     cell(driver, 0, dora).click()
     reading = text(driver, "#reading")
@@ -88,7 +90,7 @@ def test_hostile_completions_are_text(evaluated, opened):
     for row in rows:
         row |= {"text": HOSTILE + row["text"], "answer": HOSTILE}
     write_samples(run, "tier1", rows)
-    ask(run, tier1=HOSTILE)
+    store_questions(run, tier1=HOSTILE)
     write_json(run.failure_path, {"error": HOSTILE})
     driver = opened()
     cell(driver, 0, 0).click()
@@ -102,16 +104,16 @@ def test_the_keyboard_and_the_filters(evaluated, opened):
     from selenium.webdriver.common.keys import Keys
 
     for run in (evaluated("peft=lora", right=0), evaluated("peft=dora", right=4)):
-        ask(run, tier2="about triangles")
+        store_questions(run, tier2="about triangles")
     driver = opened()
     assert shown_rows(driver) == 3
-    choose(driver, "which", "apart")
+    choose(driver, "filter", "differ")
     assert shown_rows(driver) == 0 and "0 of 3 problems of tier1" in text(driver, "#count")
-    choose(driver, "which", "every")
+    choose(driver, "filter", "every")
     assert shown_rows(driver) == 3
     choose(driver, "benchmark", "1")
     assert shown_rows(driver) == 0
-    choose(driver, "which", "apart")
+    choose(driver, "filter", "differ")
     assert shown_rows(driver) == 3
     driver.find_element("id", "search").send_keys("2? about TRI")
     assert shown_rows(driver) == 1
@@ -126,7 +128,7 @@ def test_the_keyboard_and_the_filters(evaluated, opened):
     assert driver.switch_to.active_element.get_attribute("aria-selected") == "true"
 
 
-def test_runs_evaluated_otherwise_stand_side_by_side(evaluated, opened):
+def test_runs_evaluated_differently_are_shown_without_differences(evaluated, opened):
     for method, temperature in (("peft=lora", 0.6), ("peft=dora", 0.7)):
         evaluated(method, f"evaluation.temperature={temperature}")
     driver = opened()
@@ -147,37 +149,37 @@ def columns_of(runs):
 
 def lengthen(run, benchmark, characters):
     rows = read_rows(run.samples_path(benchmark))
-    for place, row in enumerate(rows):
-        row["text"] = f"begin {place} " + "x" * characters + " end"
+    for number, row in enumerate(rows):
+        row["text"] = f"begin {number} " + "x" * characters + " end"
     write_samples(run, benchmark, rows)
 
 
-def test_completions_are_let_in_under_the_budget(evaluated):
-    """Rich where there is room; then fewer and shorter; then where runs disagree most, both verdicts first."""
+def test_completions_fit_the_budget(evaluated):
+    """Test that a smaller budget gives fewer and shorter completions, then only the problems on which runs differ most."""
     runs = [evaluated("peft=lora", right=1), evaluated("peft=dora", right=4)]
     for run in runs:
         for tier in ("tier1", "tier2"):
             lengthen(run, tier, 20_000)
     columns = columns_of(runs)
     matrices = matrices_of(columns)
-    rich = chosen(columns, matrices, 10**6)
-    assert len(rich) == 12 and all(len(cell) == 4 for cell in rich.values())
-    assert "48 of 48 samples can be read here; 48 of them are cut" in in_words(columns, matrices, rich)
-    head, missing, tail = rich["0.0.0"][0][TEXT]
+    large = choose_samples(columns, matrices, 10**6)
+    assert len(large) == 12 and all(len(cell) == 4 for cell in large.values())
+    assert "48 of 48 samples can be read here; 48 of them are cut" in summary_sentence(columns, matrices, large)
+    head, missing, tail = large["0.0.0"][0][TEXT]
     assert head.startswith("begin 0") and tail.endswith(" end") and len(head) + len(tail) == SHAPES[0][1]
     assert missing == len(read_rows(runs[0].samples_path("tier1"))[0]["text"]) - SHAPES[0][1]
-    short = chosen(columns, matrices, 24 * 1000)
+    short = choose_samples(columns, matrices, 24 * 1000)
     assert len(short) == 12 and {len(cell) for cell in short.values()} == {2}
     assert sorted(sample[1] for sample in short["1.0.0"]) == [0, 1]  # one right and three wrong: one of each
-    few = chosen(columns, matrices, 8 * 1000)
+    few = choose_samples(columns, matrices, 8 * 1000)
     assert 0 < len(few) < 12 and {key.rpartition(".")[0] for key in few} >= {"1.0"}
-    assert chosen(columns, matrices, 0) == {}
+    assert choose_samples(columns, matrices, 0) == {}
 
 
-def test_the_limit_holds_and_the_bytes_repeat(evaluated):
+def test_the_size_limit_holds_and_equal_runs_give_equal_bytes(evaluated):
     run = evaluated()
     lengthen(run, "tier2", 5_000)
-    first, again = (pack([(run, "LoRA")], 6_000) for _ in range(2))
-    assert first == again and len(first.text) <= 6_000
-    run.samples_path("tier1").unlink()  # summaries outlive samples
+    first, second = (pack([(run, "LoRA")], 6_000) for _ in range(2))
+    assert first == second and len(first.text) <= 6_000
+    run.samples_path("tier1").unlink()  # samples may be deleted while the summaries remain
     assert "in 3 of 6 cells" in pack([(run, "LoRA")], 10**6).summary

@@ -1,4 +1,4 @@
-"""Table 4: counts on the true shapes, against numbers worked out by hand and by another program."""
+"""Test Table 4: counts on the true shapes, against numbers computed by hand and by a second program."""
 
 import json
 
@@ -28,22 +28,22 @@ def test_vera_on_q_and_v_is_the_printed_share(composer):
 
 
 def test_lora_by_hand(composer):
-    """r · (in + out) of seven modules in 28 layers."""
+    """Test r · (in + out) of seven modules in 28 layers."""
     shapes = linear_shapes(architecture(composer.point(["model=r1_qwen_1_5b", "rollout=hf", "distributed=single"]).cfg))
     assert sum(32 * sum(shape) for name, shape in shapes.items() if name != "lm_head") * 28 == GOLDEN["lora"][0]
 
 
-def test_the_stated_shapes_are_the_models(composer, model):
-    stated = composer.point([]).cfg["model"]["architecture"]
-    assert {key: getattr(model.config, key) for key in stated} == stated
-    shapes = linear_shapes(stated)
+def test_the_configured_shapes_are_the_models(composer, model):
+    configured = composer.point([]).cfg["model"]["architecture"]
+    assert {key: getattr(model.config, key) for key in configured} == configured
+    shapes = linear_shapes(configured)
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in shapes:
             assert tuple(module.weight.shape) == shapes[name.rpartition(".")[2]], name
 
 
 @pytest.mark.slow
-def test_the_table_marks_what_the_paper_prints_otherwise():
+def test_the_table_marks_printed_shares_that_differ():
     _, sheet = make("table4", [])
     rows = {line.entries["row"].value: line.entries for line in sheet.blocks["The paper's rows"]}
     assert rows["VeRA"]["printed"].star and rows["VeRA"]["printed"].value == 0.0029

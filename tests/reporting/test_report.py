@@ -1,4 +1,4 @@
-"""The report's parts: runs in every state, differences, cost, deviations from the paper, where numbers come from."""
+"""Test the report's parts: runs in every state, differences, cost, deviations from the paper, the manifest."""
 
 import json
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.reporting.differences import compare
 from rlvr_sweeps.reporting.differences.baselines import baseline_index, families
 from rlvr_sweeps.reporting.labels import report_rows
-from rlvr_sweeps.reporting.page.costs import cost_rows, spent
+from rlvr_sweeps.reporting.page.costs import cost_rows, time_of_attempts
 from rlvr_sweeps.reporting.page.deviations import ABSENT, choices, deviations, settings, value_of
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
 from rlvr_sweeps.reporting.page.report import write_report
@@ -30,8 +30,8 @@ def page_of(tmp_path):
     return page.read_text()
 
 
-def test_every_state_is_told(evaluated, prepared, tmp_path):
-    """One benchmark beside two, no reach, no Base; failed with its last lines, edited, at work."""
+def test_every_state_is_shown(evaluated, prepared, tmp_path):
+    """Test a run with one benchmark and one with two, and a failed, an edited and a running one."""
     evaluated("peft=lora")
     evaluated("peft=dora", "~benchmark.tier2")
     failed, _ = prepared("peft=pissa")
@@ -40,9 +40,9 @@ def test_every_state_is_told(evaluated, prepared, tmp_path):
     failed.log_path("train").write_text("".join(f"<i>line {number}</i>\n" for number in range(40)))
     edited, _ = prepared("peft=rslora")
     edited.config_path.write_text(edited.config_path.read_text().replace("lr: 0.001", "lr: 0.1"))
-    working, _ = prepared("peft=vera")
-    working.metrics_path.write_text('{"step": 7, "reward_mean": 0.5}\n')
-    with working.claim():
+    running, _ = prepared("peft=vera")
+    running.metrics_path.write_text('{"step": 7, "reward_mean": 0.5}\n')
+    with running.claim():
         page = page_of(tmp_path)
     assert "were not all evaluated in the same way" in page
     assert "ValueError: &lt;b&gt;bad&lt;/b&gt; (step 0 of 60)" in page and "<b>bad" not in page
@@ -53,12 +53,14 @@ def test_every_state_is_told(evaluated, prepared, tmp_path):
 
 
 def test_the_baseline_is_the_centre_of_the_sweep(point):
-    """Table 5's star: LoRA at the shared settings differs least from all others."""
-    star = [point(*dials) for dials in (("rank=4",), ("lr=1e-4",), (), ("algo=grpo",), ("peft=dora",), ("peft=none",))]
-    rows = [Cell(cfg, [{}], [SimpleNamespace(name=str(place))]) for place, cfg in enumerate(star)]
+    """Test that the baseline is the LoRA row that differs least from all rows, as in Table 5."""
+    configurations = [
+        point(*dials) for dials in (("rank=4",), ("lr=1e-4",), (), ("algo=grpo",), ("peft=dora",), ("peft=none",))
+    ]
+    rows = [Cell(cfg, [{}], [SimpleNamespace(name=str(index))]) for index, cfg in enumerate(configurations)]
     assert baseline_index(rows, range(6)) == 2
-    assert baseline_index(rows, [3, 4, 5]) == 3  # the LoRA that is there
-    assert baseline_index(rows, [4, 5]) == 4  # what is trained
+    assert baseline_index(rows, [3, 4, 5]) == 3  # the only LoRA row
+    assert baseline_index(rows, [4, 5]) == 4  # the trained row
     assert baseline_index(rows, [5]) == 5
 
 
@@ -70,20 +72,20 @@ def test_differences_are_those_of_compare_and_p_needs_seeds(evaluated, tmp_path)
     (family,), left_out = families(rows_in(tmp_path))
     rows = dict(zip(labels_of(rows_in(tmp_path)), range(4), strict=True))
     assert family.baseline == rows["LoRA"] and left_out == []
-    found = {label: family.differences[place]["overall"] for label, place in rows.items() if place != family.baseline}
+    differences = {label: family.differences[index]["overall"] for label, index in rows.items() if index != family.baseline}
     arms = [",".join(sorted(run.name for run in arm)) for arm in (lora, dora)]
     *_, overall = compare.compare(arms, tmp_path / "runs")
     for key in ("difference", "low", "high", "p"):
-        assert found["DoRA"][key] == overall[key]
-    assert found["rsLoRA"]["p_holm"] is None and not found["rsLoRA"]["star"]  # one seed of a trained method
-    assert found["Base"]["p_holm"] >= found["Base"]["p"]  # an untrained model has no seed that could differ
-    assert found["DoRA"]["star"] == (found["DoRA"]["p_holm"] < 0.05)
+        assert differences["DoRA"][key] == overall[key]
+    assert differences["rsLoRA"]["p_holm"] is None and not differences["rsLoRA"]["star"]  # one seed of a trained method
+    assert differences["Base"]["p_holm"] >= differences["Base"]["p"]  # an untrained model has no seed that could differ
+    assert differences["DoRA"]["star"] == (differences["DoRA"]["p_holm"] < 0.05)
     lora[0].right_path.unlink()
     assert "rlvr regrade" in families(rows_in(tmp_path))[1][0]
 
 
-def test_every_stated_setting_is_found_in_some_configuration(composer):
-    """A key that were misspelt would be compared with nothing."""
+def test_every_stated_setting_is_in_some_configuration(composer):
+    """Test that no key of paper/settings.yaml is misspelt."""
     models = [
         composer.point([f"model={model}", "rollout=hf", "peft=lora_plus"]).cfg for model in ("r1_qwen_1_5b", "r1_qwen_7b")
     ]
@@ -91,49 +93,49 @@ def test_every_stated_setting_is_found_in_some_configuration(composer):
         assert any(value_of(cfg, setting["key"]) is not ABSENT for cfg in models), setting["key"]
 
 
-def test_the_papers_own_runs_deviate_in_nothing_but_the_machinery(composer):
+def test_the_papers_runs_deviate_only_in_sampler_and_processes(composer):
     def deviating(*overrides):
         cfg = composer.point(["rollout=hf", *overrides]).cfg
-        return {finding.what: finding for finding in deviations([Cell(cfg, [{}])], ["row"])}
+        return {entry.setting: entry for entry in deviations([Cell(cfg, [{}])], ["row"])}
 
-    machinery = {"sampler", "processes"}
+    expected = {"sampler", "processes"}
     for model in ("r1_qwen_1_5b", "r1_qwen_7b"):
-        assert deviating(f"model={model}").keys() == machinery
+        assert deviating(f"model={model}").keys() == expected
     paper = "model=r1_qwen_1_5b"
-    assert deviating(paper, "rank=8", "lr=5e-6").keys() == machinery  # Table 5 has both
-    assert deviating(paper, "rank=4")["rank"].here == "4"
+    assert deviating(paper, "rank=8", "lr=5e-6").keys() == expected  # Table 5 has both
+    assert deviating(paper, "rank=4")["rank"].value == "4"
     assert deviating(paper, "peft=full", "distributed=zero2_offload", "model.autocast_bf16=false").keys() == {"sampler"}
-    assert deviating(paper, "peft=ia3")["adapted modules"].here == "k_proj, v_proj, down_proj"
+    assert deviating(paper, "peft=ia3")["adapted modules"].value == "k_proj, v_proj, down_proj"
     assert deviating(paper, "evaluation=released")["evaluation temperature"].paper == "0.6"
-    assert deviating(paper, "algo=dapo_released")["objective"].here == "dapo_released"
+    assert deviating(paper, "algo=dapo_released")["objective"].value == "dapo_released"
     assert deviating(paper, "peft=none").keys() == set()
 
 
-def test_deviations_name_their_rows_and_silence_is_told(point):
+def test_deviations_name_their_rows_and_unstated_settings_are_listed(point):
     rows = [
         Cell(point("peft=lora", *dials), [{"seed": 1}, {"seed": 2}]) for dials in (("lr=1e-4",), ("lr=1e-3",), ("lr=1e-5",))
     ]
-    found = [finding for finding in deviations(rows, ["a", "b", "c"]) if finding.what == "learning rate"]
-    assert [(finding.here, finding.rows, finding.paper) for finding in found] == [
+    rates = [entry for entry in deviations(rows, ["a", "b", "c"]) if entry.setting == "learning rate"]
+    assert [(entry.value, entry.rows, entry.paper) for entry in rates] == [
         ("0.0001", ("a",), "1e-5"), ("0.001", ("b",), "1e-5"),
     ]  # fmt: skip
-    silent = {finding.what: finding for finding in choices(rows, ["a", "b", "c"])}
-    assert silent["weight decay"].here == "0" and silent["weight decay"].rows == () and "LoRA+ ratio λ" not in silent
-    assert silent["training seed"].rows == ("a", "b", "c")
+    unstated = {entry.setting: entry for entry in choices(rows, ["a", "b", "c"])}
+    assert unstated["weight decay"].value == "0" and unstated["weight decay"].rows == () and "LoRA+ ratio λ" not in unstated
+    assert unstated["training seed"].rows == ("a", "b", "c")
 
 
-def test_the_manifest_names_who_differs_and_what_was_typed(evaluated, tmp_path):
+def test_the_manifest_names_runs_that_differ_and_their_commands(evaluated, tmp_path):
     runs = [evaluated("peft=lora", "seed=1"), evaluated("peft=lora", "seed=2")]
     for run, version in zip(runs, ("1.0", "1.1"), strict=True):
         record = {"surroundings": {"commit": "abc", "host": "h", "torch": version}, "data": {"problems": 5}, "model_key": "k"}
         write_json(run.record_path, read_json(run.record_path) | record)
-    found = {(entry.section, entry.what): entry.values for entry in manifest(rows_in(tmp_path))}
-    assert found["Code", "commit"] == [("abc", sorted(run.name for run in runs))]
-    assert sorted(found["Code", "packages"]) == [("torch 1.0", [runs[0].name]), ("torch 1.1", [runs[1].name])]
+    values = {(entry.section, entry.name): entry.values for entry in manifest(rows_in(tmp_path))}
+    assert values["Code", "commit"] == [("abc", sorted(run.name for run in runs))]
+    assert sorted(values["Code", "packages"]) == [("torch 1.0", [runs[0].name]), ("torch 1.1", [runs[1].name])]
     golds = read_json(runs[0].right_path)["tier1"]["golds"]
-    (tier1, _) = found["Evaluation", "tier1"][0]
+    (tier1, _) = values["Evaluation", "tier1"][0]
     assert golds in tier1 and "3 problems, k = 4" in tier1
-    for name, folder in (("mine", "runs"), ("others", "elsewhere")):
+    for name, folder in (("first", "runs"), ("second", "different")):
         write_json(
             tmp_path / "launches" / name / "launch.json",
             {"command": ["/x/launch.py", "-m", "peft=a,b", "x='c d'"], "started": 0.0, "outcome": "done",
@@ -147,7 +149,7 @@ def test_the_manifest_names_who_differs_and_what_was_typed(evaluated, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("events", "account"),
+    ("events", "expected"),
     [
         ([("start", 0), ("train", 1), ("done", 10)], (10, 0, 1)),
         ([("start", 0), ("stopped", 4), ("start", 100), ("done", 106)], (10, 0, 2)),
@@ -156,11 +158,11 @@ def test_the_manifest_names_who_differs_and_what_was_typed(evaluated, tmp_path):
         ([("cancelled", 0), ("done", 3)], (0, 0, 0)),
     ],
 )
-def test_time_is_between_starts_and_their_ends(events, account):
-    assert spent([{"event": event, "time": time} for event, time in events]) == account
+def test_time_is_between_starts_and_their_ends(events, expected):
+    assert time_of_attempts([{"event": event, "time": time} for event, time in events]) == expected
 
 
-def test_cost_sums_over_seeds_and_dashes_where_nothing_is_known(evaluated, tmp_path):
+def test_cost_sums_over_seeds_and_dashes_where_numbers_are_missing(evaluated, tmp_path):
     for seed in (1, 2):
         run = evaluated("peft=lora", f"seed={seed}")
         events = [{"event": "start", "time": 0}, {"event": "done", "time": 3600}]

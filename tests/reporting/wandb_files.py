@@ -1,4 +1,4 @@
-"""Read what the SDK writes offline: records of the SDK's own protocol in LevelDB's log format."""
+"""Read the files that the SDK writes offline: records of the SDK's own protocol in LevelDB's log format."""
 
 import json
 import struct
@@ -13,34 +13,35 @@ FULL, LAST = 1, 4
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Every record of a run-*.wandb file."""
-    data, place, record = path.read_bytes(), MAGIC, b""
+    """Yield every record of a run-*.wandb file."""
+    data, position, record = path.read_bytes(), MAGIC, b""
     assert data[:4] == b":W&B"
-    while place + HEADER <= len(data):
-        if BLOCK - place % BLOCK < HEADER:  # too little of this block is left for a header
-            place += BLOCK - place % BLOCK
+    while position + HEADER <= len(data):
+        if BLOCK - position % BLOCK < HEADER:  # too little of this block is left for a header
+            position += BLOCK - position % BLOCK
             continue
-        _, size, kind = struct.unpack_from("<IHB", data, place)
-        record += data[place + HEADER : place + HEADER + size]
-        place += HEADER + size
+        _, size, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + HEADER : position + HEADER + size]
+        position += HEADER + size
         if kind in (FULL, LAST):
             yield wandb_internal_pb2.Record.FromString(record)
             record = b""
 
 
 def key_of(item: Any) -> str:
+    """Return the key of an item, or the path of a nested key, joined by dots."""
     return item.key or ".".join(item.nested_key)
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
-    """History, summary and the run's own record of the one offline run below a folder."""
+    """Return (history, summary, the run's record) of the single offline run below a folder."""
     (path,) = folder.glob("offline-run-*/run-*.wandb")
     history: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
-    about = None
+    run_record = None
     for record in records(path):
         if record.HasField("run"):
-            about = record.run
+            run_record = record.run
         history += [{key_of(item): json.loads(item.value_json) for item in record.history.item}] if record.history.item else []
         summary |= {key_of(item): json.loads(item.value_json) for item in record.summary.update}
-    return history, summary, about
+    return history, summary, run_record

@@ -23,10 +23,10 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Family:
-    """Rows of one model with the same evaluation, which can be compared: indices of the baseline and of the others."""
+    """Rows of one model with the same evaluation, by index: the baseline and the rows compared with it."""
 
     baseline: int
-    others: list[int]
+    compared: list[int]
     differences: dict[int, dict[str, dict[str, Any]]]  # by index, then benchmark or `overall`: a row of `compare`, with `star`
 
 
@@ -41,7 +41,7 @@ def families(rows: Sequence[Cell]) -> tuple[list[Family], list[str]]:
             left_out.append(str(refusal))
             continue
         if len(requests) > 1:
-            left_out.append(f"The seeds of {cell.runs[0].name} did not answer the same problems.")
+            left_out.append(f"The seeds of {cell.runs[0].name} were not evaluated on the same problems.")
             continue
         groups.setdefault(requests.pop(), []).append(index)
     return [family(rows, indices) for indices in groups.values() if len(indices) > 1], left_out
@@ -50,18 +50,18 @@ def families(rows: Sequence[Cell]) -> tuple[list[Family], list[str]]:
 def family(rows: Sequence[Cell], indices: Sequence[int]) -> Family:
     """Return the family of the rows at `indices`, compared with their baseline."""
     baseline = baseline_index(rows, indices)
-    others = [index for index in indices if index != baseline]
+    compared = [index for index in indices if index != baseline]
     sides = {index: Side(rows[index].runs[0].name, rows[index].runs, read_scores(rows[index].runs)) for index in indices}
-    differences: dict[int, dict[str, dict[str, Any]]] = {index: {} for index in others}
-    tested = [index for index in others if min(seeds(rows[index]), seeds(rows[baseline])) >= SEEDS_FOR_P]
-    for part in (tested, [index for index in others if index not in tested]):
+    differences: dict[int, dict[str, dict[str, Any]]] = {index: {} for index in compared}
+    tested = [index for index in compared if min(seeds(rows[index]), seeds(rows[baseline])) >= SEEDS_FOR_P]
+    for part in (tested, [index for index in compared if index not in tested]):
         by_label = {sides[index].label: index for index in part}
         for row in against(sides[baseline], [sides[index] for index in part]) if part else ():
             index = by_label[row["b"]]
             star = row["p_holm"] < ALPHA and min(seeds(rows[index]), seeds(rows[baseline])) >= SEEDS_FOR_A_STAR
             p_holm = row["p_holm"] if part is tested else None
             differences[index][row["benchmark"]] = row | {"p_holm": p_holm, "star": star}
-    return Family(baseline, others, differences)
+    return Family(baseline, compared, differences)
 
 
 def baseline_index(rows: Sequence[Cell], indices: Sequence[int]) -> int:
@@ -72,7 +72,7 @@ def baseline_index(rows: Sequence[Cell], indices: Sequence[int]) -> int:
 
     def differing_settings(index: int) -> int:
         row = settings[index]
-        return sum(row.get(key) != other.get(key) for other in settings.values() for key in row.keys() | other.keys())
+        return sum(row.get(key) != each.get(key) for each in settings.values() for key in row.keys() | each.keys())
 
     return min(lora or trained or indices, key=lambda index: (differing_settings(index), index))
 
@@ -87,7 +87,7 @@ POWER = (1.959964 + 0.841621) / 1.959964  # of an interval's half width: the dif
 
 @dataclass(frozen=True)
 class Contrast:
-    """A row's difference to the baseline, as accuracy, and whether it earns a star."""
+    """A row's difference to the baseline, as accuracy, and whether it has a star."""
 
     difference: Difference
     p_holm: float
@@ -97,8 +97,8 @@ class Contrast:
 def contrasts(rows: Sequence[RowResult], baseline: str) -> dict[str, Contrast]:
     """Return each row's contrast to the row whose first run is `baseline`, by the name of the row's first run.
 
-    Rows that share a run count once; rows without a result are left out, and all are if the baseline has none. Raise Refused if
-    rows were evaluated differently.
+    Rows that share a run count once. Rows without a result are left out; without a result of the baseline, all rows are. Raise
+    Refused where rows were evaluated differently.
     """
     cells = {row.runs[0].name: row.cell for row in rows if row.cell and all(row.cell.right)}
     base = cells.pop(baseline, None)

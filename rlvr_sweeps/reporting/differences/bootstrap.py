@@ -1,13 +1,13 @@
 """Paired differences between two arms on the same problems, with confidence intervals, p-values and Holm's correction.
 
 An arm is a list of benchmarks; a benchmark is an array of p̂, shape (seeds, problems): the share of right samples of each
-problem, by training run. Both arms answer the same problems, so differences are paired by problem. Three things vary:
-problems (another test set has others), training seeds, and samples.
+problem, by training run. Both arms are evaluated on the same problems, so differences are paired by problem. Three sources of
+variation count: problems (a second test set would have different ones), training seeds, and samples.
 
-The interval is a hierarchical bootstrap. Problems are resampled within their benchmark, the same ones for both arms; a
-problem keeps its own samples, so that their noise is counted once (Davison & Hinkley 1997, Sec. 3.8: resampling samples
-within resampled problems would count it twice). Training seeds are resampled within an arm, shrunk by the share of their
-spread that sampling noise explains. With few units, deviations are widened to the quantile of Student's t.
+The interval is a hierarchical bootstrap. Problems are resampled within their benchmark, equally for both arms; the
+samples of a problem are not resampled, so that their noise is counted once (Davison & Hinkley 1997, Sec. 3.8: resampling
+samples within resampled problems would count it twice). Training seeds are resampled within an arm, shrunk by the share of
+their spread that sampling noise explains. With few units, deviations are widened to the quantile of Student's t.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Difference:
 
 
 def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
-    """Return the paired difference, averaged over benchmarks. Raise ValueError if the arms did not answer the same problems.
+    """Return the paired difference, averaged over benchmarks. Raise ValueError unless both arms have the same problems.
 
     With one training seed in an arm, its spread over seeds is unknown and left out: the interval then compares two trained
     models, not their methods.

@@ -1,4 +1,4 @@
-"""Compare runs (`rlvr compare A B…`): paired differences to the first, by benchmark and overall, from their samples."""
+"""Compare runs (`rlvr compare A B…`): paired differences to the first run, by benchmark and overall, from their samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def right_of(run: Run) -> Right:
     """Return by benchmark: k, a hash of the gold answers, and the number of right samples of each problem."""
     counts: Right | None = read_json(run.right_path)
     if counts is None:
-        raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. Make it: rlvr regrade {run.name}.")
+        raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. To write it: rlvr regrade {run.name}.")
     return counts
 
 
@@ -85,7 +85,7 @@ def request_of(run: Run) -> tuple[Any, ...]:
 
 
 def request(summary: Row, right: Right) -> tuple[Any, ...]:
-    """Return what must be equal for two runs to be compared: the evaluation request, the grader, the problems and golds."""
+    """Return the facts that must be equal in compared runs: the evaluation request, the grader, the problems and golds."""
     problems = {name: (entry["golds"], list(entry["right"])) for name, entry in right.items()}
     return summary["evaluation"], summary.get("grader"), problems
 
@@ -93,24 +93,24 @@ def request(summary: Row, right: Right) -> tuple[Any, ...]:
 def refuse_unlike(requests: Mapping[str, tuple[Any, ...]]) -> None:
     """Raise Refused where two runs were evaluated differently; `requests` is by run name."""
     (name, first), *rest = requests.items()
-    for other, request in rest:
-        for (what, cure), value, other_value in zip(MUST_BE_EQUAL, first, request, strict=True):
-            if value != other_value:
-                raise Refused(f"{name} and {other} were evaluated with different {what}. {cure}.")
+    for second_name, request in rest:
+        for (difference_text, remedy), value, second_value in zip(MUST_BE_EQUAL, first, request, strict=True):
+            if value != second_value:
+                raise Refused(f"{name} and {second_name} were evaluated with different {difference_text}. {remedy}.")
 
 
 def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
-    """Return a row per later side and benchmark (and `overall`): both averages, the difference, its interval, p, Holm's p."""
-    base, *others = read_sides(arguments, runs_dir)
-    return against(base, others)
+    """Return a row per side after the first and benchmark (and `overall`): averages, difference, interval, p, Holm's p."""
+    base, *sides = read_sides(arguments, runs_dir)
+    return against(base, sides)
 
 
-def against(base: Side, others: Sequence[Side]) -> list[dict[str, Any]]:
-    """Return the rows of `compare`; Holm's correction is over `others`, for each benchmark and overall."""
+def against(base: Side, sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """Return the rows of `compare`; Holm's correction is over `sides`, for each benchmark and overall."""
     rows = []
     for name in [*base.scores, "overall"]:
         differences: list[tuple[Side, Difference]] = []
-        for side in others:
+        for side in sides:
             differences.append((side, difference(tables(side, name), tables(base, name))))
         adjusted = holm([result.p for _, result in differences])
         for (side, result), p in zip(differences, adjusted, strict=True):

@@ -1,4 +1,4 @@
-"""The figures by name, for `rlvr figure` and `rlvr report`: the runs each is drawn from, its contents and its files."""
+"""The figures by name, for `rlvr figure` and `rlvr report`: their runs, contents and files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -37,14 +37,14 @@ class Definition:
 def side_by_side(title: str, *makes: Make) -> Make:
     """Return a function that joins the panels of several plots; a plot without numbers is left out."""
 
-    def make(rows: Sequence[ReportRow]) -> Plot | None:
-        plots = [plot for each in makes if (plot := each(rows))]
+    def make_joined(rows: Sequence[ReportRow]) -> Plot | None:
+        plots = [plot for make in makes if (plot := make(rows))]
         if not plots:
             return None
         panels: list[Panel] = [panel for plot in plots for panel in plot.panels]
         return Plot(title, panels, " ".join(f"{plot.title}: {plot.caption}" for plot in plots))
 
-    return make
+    return make_joined
 
 
 FIGURES = {
@@ -60,7 +60,7 @@ FIGURES = {
 }
 
 
-class Drawn(NamedTuple):
+class PageFigure(NamedTuple):
     """A figure as part of a page: `svg` starts with `<svg`, its ids are unique in the page; `caption` is plain text."""
 
     title: str
@@ -68,7 +68,7 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> list[Drawn]:
+def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> list[PageFigure]:
     """Return, in reading order, every figure that a report's rows have numbers for; `compared` holds their differences."""
     rows = report_rows(cells)
     makes: dict[str, Make] = {
@@ -76,7 +76,7 @@ def figures_for_report(cells: Sequence[Cell], compared: Sequence[Family]) -> lis
         "reach": reaches, "spectrum": spectrum, "cost": costs,
     }  # fmt: skip
     plots = {name: plot for name, make in makes.items() if (plot := make(rows))}
-    return [Drawn(plot.title, as_svg(plot, name), plot.caption) for name, plot in plots.items()]
+    return [PageFigure(plot.title, as_svg(plot, name), plot.caption) for name, plot in plots.items()]
 
 
 def hardest(rows: Sequence[ReportRow]) -> str:
@@ -95,14 +95,17 @@ def make_figure(name: str, overrides: Sequence[str]) -> tuple[str, Plot]:
     results = read_sweep_results(FIGURES[name].product, overrides)
     rows = [
         ReportRow(
-            each.cell, each.row.label, each.row.section, printed=each.row.printed if results.model in paper_models() else {}
+            result.cell,
+            result.row.label,
+            result.row.section,
+            printed=result.row.printed if results.model in paper_models() else {},
         )
-        for each in results.rows
-        if each.cell
+        for result in results.rows
+        if result.cell
     ]
     plot = FIGURES[name].make(rows)
     if plot is None:
-        command = f"python launch.py sweep={results.product.name} {' '.join(results.typed)}"
+        command = f"python launch.py sweep={results.product.name} {' '.join(results.overrides)}"
         raise Refused(
             f"{len(rows)} of the {len(results.rows)} rows of {results.product.name} have finished, and none has the "
             f"numbers that figure {name} shows. Run the missing rows: {command}"
@@ -117,11 +120,11 @@ def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:
     """Write the figure as PDF, PNG, SVG and HTML into the folder `out`; return their paths."""
     stem = f"figure{name}" if name.isdigit() else name
     out.mkdir(parents=True, exist_ok=True)
-    page, svg = out / f"{stem}.html", out / f"{stem}.svg"
-    text, interactive = svg_and_interactive(plot, stem)
-    write_text(page, as_page(plot, text, interactive))
-    write_text(svg, text)
-    return [*write_pictures(plot, out / stem), svg, page]
+    page_path, svg_path = out / f"{stem}.html", out / f"{stem}.svg"
+    svg, interactive = svg_and_interactive(plot, stem)
+    write_text(page_path, as_page(plot, svg, interactive))
+    write_text(svg_path, svg)
+    return [*write_pictures(plot, out / stem), svg_path, page_path]
 
 
 def as_page(plot: Plot, svg: str, interactive: Interactive) -> str:

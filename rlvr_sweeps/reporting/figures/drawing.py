@@ -41,7 +41,7 @@ FEW = 6  # most labels of a legend below its panel; with more, all panels share 
 
 @dataclass(frozen=True)
 class Style:
-    """How one label is drawn in every panel."""
+    """The colour, dashes and marker of a label in every panel."""
 
     colour: str
     dash: Any
@@ -58,11 +58,11 @@ class Interactive:
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
     """Return a style by label: the method's fixed style where all labels are the paper's methods, else by position."""
-    own = all(label in METHODS for label in labels)
-    places = {label: METHODS.index(label) if own else place for place, label in enumerate(labels)}
+    fixed = all(label in METHODS for label in labels)
+    positions = {label: METHODS.index(label) if fixed else index for index, label in enumerate(labels)}
     return {
-        label: Style(COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)], MARKERS[place % len(MARKERS)])
-        for label, place in places.items()
+        label: Style(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)], MARKERS[index % len(MARKERS)])
+        for label, index in positions.items()
     }
 
 
@@ -73,60 +73,61 @@ def as_svg(plot: Plot, name: str) -> str:
 
 def svg_and_interactive(plot: Plot, name: str) -> tuple[str, Interactive]:
     """Return the plot as `<svg …>` and its interactive parts; every id begins with `name`."""
-    with draw(plot) as (figure, interactive, parts):
+    with draw(plot) as (figure, interactive, axes_and_series):
         text = io.StringIO()
         figure.savefig(
             text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )  # also computes the layout, which the point positions below need
         height_pt = figure.get_size_inches()[1] * 72
-        for axis, series in parts:
+        for axis, series in axes_and_series:
             positions = axis.transData.transform(list(zip(series.x, series.y, strict=True)))
             for (x, y), tooltip in zip(positions, series.tooltips, strict=True):
                 interactive.points.append((series.label, round(float(x), 1), round(float(height_pt - y), 1), tooltip))
         svg = text.getvalue()[text.getvalue().index("<svg") :]
-        for before in ('id="', 'href="#', "url(#"):
-            svg = svg.replace(before, f"{before}{name}-")
+        for prefix in ('id="', 'href="#', "url(#"):
+            svg = svg.replace(prefix, f"{prefix}{name}-")
         return svg, Interactive(
-            {label: [f"{name}-{one}" for one in ids] for label, ids in interactive.ids.items()}, interactive.points
+            {label: [f"{name}-{element_id}" for element_id in ids] for label, ids in interactive.ids.items()},
+            interactive.points,
         )
 
 
 def write_pictures(plot: Plot, stem: Path) -> list[Path]:
     """Write `stem`.pdf and `stem`.png (220 dots per inch); return their paths."""
-    places = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
     with draw(plot) as (figure, _, _):
-        figure.savefig(places[0], metadata={"CreationDate": None})
-        figure.savefig(places[1], dpi=220)
-    return places
+        figure.savefig(paths[0], metadata={"CreationDate": None})
+        figure.savefig(paths[1], dpi=220)
+    return paths
 
 
 @contextmanager
 def draw(plot: Plot) -> Iterator[tuple[Figure, Interactive, list[tuple[Axes, Series]]]]:
     """Yield (the matplotlib figure, its interactive parts, the axes of each series) under the matplotlib SETTINGS."""
     columns = min(plot.columns, len(plot.panels))
-    lines = -(-len(plot.panels) // columns)
-    labels = list(dict.fromkeys(label for panel in plot.panels for label in own_labels(panel)))
-    most = max(len(own_labels(panel)) for panel in plot.panels)
+    grid_rows = -(-len(plot.panels) // columns)  # rounded up
+    labels = list(dict.fromkeys(label for panel in plot.panels for label in legend_labels(panel)))
+    most_labels = max(len(legend_labels(panel)) for panel in plot.panels)
     forest = any(panel.names for panel in plot.panels)  # forest plots name their rows at the y axis and need no legend
-    shared = not forest and (len(labels) == most or most > FEW)
+    shared = not forest and (len(labels) == most_labels or most_labels > FEW)
     with rc_context(SETTINGS):
         width = (WIDTH if columns <= 4 else NARROW) * columns + (LETTER * longest(labels) + 0.6 if shared else 0)
         width += sum(LETTER * longest(panel.names) for panel in plot.panels)
         height = HEIGHT if columns <= 4 else 0.65 * HEIGHT
-        height += 0 if shared or forest else LINE * most
-        height = max(height, LINE * len(labels) / lines + 0.3 if shared else 0)
+        height += 0 if shared or forest else LINE * most_labels
+        height = max(height, LINE * len(labels) / grid_rows + 0.3 if shared else 0)
         height = max(height, *(0.9 + 0.24 * len(panel.names) for panel in plot.panels))
-        figure = Figure(figsize=(width, height * lines), dpi=72, layout="constrained")  # an SVG has 72 units per inch
-        axes = figure.subplots(lines, columns, squeeze=False, sharey=plot.share_y).ravel()
+        figure = Figure(figsize=(width, height * grid_rows), dpi=72, layout="constrained")  # an SVG has 72 units per inch
+        axes = figure.subplots(grid_rows, columns, squeeze=False, sharey=plot.share_y).ravel()
         interactive = Interactive({}, [])
-        parts: list[tuple[Axes, Series]] = []
-        for place, (axis, panel) in enumerate(zip(axes, plot.panels, strict=False)):
-            style = styles(labels if shared else own_labels(panel))
-            draw_panel(axis, panel, style, f"panel{place}", interactive, not plot.share_y or place % columns == 0)
-            parts += [(axis, series) for series in panel.series]
+        axes_and_series: list[tuple[Axes, Series]] = []
+        for index, (axis, panel) in enumerate(zip(axes, plot.panels, strict=False)):
+            style = styles(labels if shared else legend_labels(panel))
+            draw_panel(axis, panel, style, f"panel{index}", interactive, not plot.share_y or index % columns == 0)
+            axes_and_series += [(axis, series) for series in panel.series]
             if not shared and not forest:
                 name_legend(
-                    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{place}", interactive
+                    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22), borderaxespad=0), f"panel{index}", interactive
                 )
         for axis, panel in zip(axes, plot.panels, strict=False):  # after drawing all panels, since they may share their y axis
             if panel.from_zero:
@@ -134,9 +135,9 @@ def draw(plot: Plot) -> Iterator[tuple[Figure, Interactive, list[tuple[Axes, Ser
         for axis in axes[len(plot.panels) :]:
             axis.set_visible(False)
         if shared:
-            keys = [legend_key(label, styles(labels)[label], plot.panels) for label in labels]
-            name_legend(figure.legend(handles=keys, loc="outside right upper"), "all", interactive)
-        yield figure, interactive, parts
+            entries = [legend_entry(label, styles(labels)[label], plot.panels) for label in labels]
+            name_legend(figure.legend(handles=entries, loc="outside right upper"), "all", interactive)
+        yield figure, interactive, axes_and_series
 
 
 def longest(texts: Sequence[str]) -> int:
@@ -144,7 +145,7 @@ def longest(texts: Sequence[str]) -> int:
     return max(map(len, texts), default=0)
 
 
-def own_labels(panel: Panel) -> list[str]:
+def legend_labels(panel: Panel) -> list[str]:
     """Return the labels of a panel's legend: all but the Pareto frontier and the values printed in the paper."""
     return list(dict.fromkeys(series.label for series in panel.series if series.look not in ("frontier", "printed")))
 
@@ -153,10 +154,10 @@ def draw_panel(
     axis: Axes, panel: Panel, style: dict[str, Style], name: str, interactive: Interactive, with_y_label: bool
 ) -> None:
     """Draw a panel's series, levels, labels and scales on `axis`; add its element ids to `interactive`."""
-    for place, series in enumerate(panel.series):
+    for index, series in enumerate(panel.series):
         for number, artist in enumerate(draw_series(axis, series, style.get(series.label, Style(GREY, ":", "x")))):
-            artist.set_gid(f"{name}-{place}-{number}")
-            interactive.ids.setdefault(series.label, []).append(f"{name}-{place}-{number}")
+            artist.set_gid(f"{name}-{index}-{number}")
+            interactive.ids.setdefault(series.label, []).append(f"{name}-{index}-{number}")
     for text, level in panel.levels.items():
         axis.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         axis.annotate(
@@ -169,7 +170,7 @@ def draw_panel(
     axis.set_title(panel.title)
     if panel.names:
         axis.axvline(0, color=GREY, linewidth=0.9)
-        axis.set_yticks([-place for place in range(len(panel.names))], panel.names)
+        axis.set_yticks([-index for index in range(len(panel.names))], panel.names)
         axis.set_ylim(-len(panel.names) + 0.4, 0.6)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="x", color="#e4e4e4", linewidth=0.6)
@@ -205,25 +206,25 @@ def draw_series(axis: Axes, series: Series, style: Style) -> list[Any]:
     if series.look == "line":
         return [*artists, axis.fill_between(x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)]
     bars: dict[str, Any] = {"colors": colour, "linewidth": 1.2, "zorder": 1.5}
-    draw, at = (axis.hlines, y) if series.look == "row" else (axis.vlines, x)
-    return [*artists, draw(at, series.low, series.high, **bars)]
+    draw_bars, positions = (axis.hlines, y) if series.look == "row" else (axis.vlines, x)
+    return [*artists, draw_bars(positions, series.low, series.high, **bars)]
 
 
 def log_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Label a log axis with plain numbers: at the values if at most four, else more per decade for small ranges."""
-    least, ratio = min(values), max(values) / min(values)
+    """Label a log axis with plain numbers: at the values if at most four, else at positions that depend on the range."""
+    smallest, ratio = min(values), max(values) / min(values)
     if len(set(values)) <= 4 and all(high / low > 1.4 for low, high in pairwise(sorted(set(values)))):
         axis.set_major_locator(FixedLocator(sorted(set(values))))
     elif ratio < 100:
         axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 6 else (1.0, 2.0, 5.0)))
     else:
         axis.set_major_locator(LogLocator())
-        axis.axes.set_xlim(left=10 ** math.floor(math.log10(least))) if axis.axis_name == "x" else None
+        axis.axes.set_xlim(left=10 ** math.floor(math.log10(smallest))) if axis.axis_name == "x" else None
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(f"{value:g}")))
 
 
-def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
+def legend_entry(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
     """Return a label's legend entry: a line, a marker or both, as the panels draw it."""
     looks = {series.look for panel in panels for series in panel.series if series.label == label}
     line, marks = looks & {"line", "stairs", "joined"}, looks & {"points", "joined"}
@@ -235,7 +236,7 @@ def legend_key(label: str, style: Style, panels: Sequence[Panel]) -> Line2D:
 
 def name_legend(legend: Any, name: str, interactive: Interactive) -> None:
     """Give every mark and text of a legend an id, and add the ids to `interactive`."""
-    for place, (handle, text) in enumerate(zip(legend.legend_handles, legend.get_texts(), strict=True)):
+    for index, (handle, text) in enumerate(zip(legend.legend_handles, legend.get_texts(), strict=True)):
         for part, artist in (("mark", handle), ("text", text)):
-            artist.set_gid(f"legend-{name}-{place}-{part}")
-            interactive.ids.setdefault(text.get_text(), []).append(f"legend-{name}-{place}-{part}")
+            artist.set_gid(f"legend-{name}-{index}-{part}")
+            interactive.ids.setdefault(text.get_text(), []).append(f"legend-{name}-{index}-{part}")

@@ -1,7 +1,7 @@
-"""What a figure shows, as plain data: series of numbers in panels, before anything is drawn.
+"""The content of a figure as plain data: series of numbers in panels.
 
-Pure functions of rows make these (`training_curves.py`, `tradeoffs.py`, `spectra.py`); `drawing.py` draws them, and the
-HTML page of `catalogue.py` adds tooltips. Tests therefore check the numbers that are plotted.
+Pure functions of rows return these objects (`training_curves.py`, `tradeoffs.py`, `spectra.py`); `drawing.py` draws them, and
+the HTML page of `catalogue.py` adds tooltips. Tests therefore check the numbers that are plotted.
 """
 
 from dataclasses import dataclass, field

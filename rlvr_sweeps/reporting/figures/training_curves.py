@@ -8,12 +8,12 @@ from rlvr_sweeps.reporting.labels import ReportRow, coverage_note, trained_rows
 from rlvr_sweeps.reporting.rows import reward_curves
 
 WINDOW = 9  # steps of the moving average
-POINTS = 256  # most points drawn of a curve, evenly spaced; a page cannot show more
+POINTS = 256  # most points drawn of a curve, evenly spaced: more than a page resolves
 REWARD = "accuracy reward, %"
 BAND = (
     f"Accuracy reward over all sampled completions, {WINDOW}-step moving average; a band spans the lowest to the highest seed."
 )
-# Section of a product -> title of its panel. A report's sections are objectives, whose names are the titles.
+# Section of a product -> title of its panel. The sections of a report are objectives, whose names are the titles.
 PANELS = {"algo": "objective", "lr": "learning rate", "methods": "during training", "spectra": "during training"}
 
 
@@ -24,24 +24,26 @@ def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
 
 
 def reward_series(row: ReportRow) -> Series | None:
-    """Return the mean over seeds of the smoothed reward in percent, up to the last step of all seeds; None without a step."""
+    """Return the mean over seeds of the smoothed reward in percent, up to the last common step; None without a step."""
     curves = [smooth(curve) for curve in reward_curves(row.cell)]
     steps = min(map(len, curves), default=0)
     if not steps:
         return None
     count = min(steps, POINTS)
-    places = [round(index * (steps - 1) / max(1, count - 1)) for index in range(count)]
-    columns = [[100 * curve[place] for curve in curves] for place in places]
+    step_indices = [round(index * (steps - 1) / max(1, count - 1)) for index in range(count)]
+    columns = [[100 * curve[index] for curve in curves] for index in step_indices]
     means = [statistics.fmean(column) for column in columns]
-    tooltips = [f"step {place + 1}: {mean:.1f} %" for place, mean in zip(places, means, strict=True)]
+    tooltips = [f"step {index + 1}: {mean:.1f} %" for index, mean in zip(step_indices, means, strict=True)]
     several = len(curves) > 1
     low, high = ([min(column) for column in columns], [max(column) for column in columns]) if several else (None, None)
-    return Series(row.in_section or row.label, [float(place + 1) for place in places], means, tooltips, "line", low, high)
+    return Series(
+        row.section_label or row.label, [float(index + 1) for index in step_indices], means, tooltips, "line", low, high
+    )
 
 
 def reward_panel(rows: Sequence[ReportRow], title: str = "") -> Panel | None:
     """Return a panel of the trained rows' reward curves; None without a curve."""
-    series = [made for row in trained_rows(rows) if (made := reward_series(row))]
+    series = [curve for row in trained_rows(rows) if (curve := reward_series(row))]
     return Panel("optimizer step", REWARD, series, title, from_zero=True) if series else None
 
 

@@ -29,10 +29,10 @@ class Cost:
 
 
 def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
-    """Return the cost of a finished run over all of its attempts."""
+    """Return the cost of a finished run of the row `cell`, over all of its attempts."""
     cfg = cell.cfg
     steps = read_rows(run.metrics_path)
-    wall_s, open_attempts, attempts = spent(read_rows(run.attempts_path))
+    wall_s, open_attempts, attempts = time_of_attempts(read_rows(run.attempts_path))
     record = read_json(run.record_path) or {}
     processes = record.get("built", {}).get("processes", cfg["distributed"]["processes"])
     device = record.get("surroundings", {}).get("device")
@@ -53,17 +53,17 @@ def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
     )  # fmt: skip
 
 
-def spent(events: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
-    """Return (seconds between starts and their ends, starts without an end, starts)."""
+def time_of_attempts(events: Sequence[dict[str, Any]]) -> tuple[float, int, int]:
+    """Return (seconds between starts and their ends, number of starts without an end, number of starts)."""
     seconds, unended, starts = 0.0, 0, 0
-    began: float | None = None
+    started: float | None = None
     for event in events:
         if event["event"] == "start":
-            unended += began is not None
-            began, starts = event["time"], starts + 1
-        elif event["event"] in ENDS and began is not None:
-            seconds, began = seconds + event["time"] - began, None
-    return seconds, unended + (began is not None), starts
+            unended += started is not None
+            started, starts = event["time"], starts + 1
+        elif event["event"] in ENDS and started is not None:
+            seconds, started = seconds + event["time"] - started, None
+    return seconds, unended + (started is not None), starts
 
 
 @dataclass(frozen=True)
@@ -81,26 +81,26 @@ class CostRow:
 def cost_rows(rows: Sequence[Cell], labels: Sequence[str]) -> tuple[str, list[CostRow]]:
     """Return (`GPU-hours` or `core-hours`, a line per row and, for several rows, a line with their sum)."""
     by_row = [[cost(run, cell, summary) for run, summary in zip(cell.runs, cell.summaries, strict=True)] for cell in rows]
-    everything = [one for of_row in by_row for one in of_row]
-    unit = "GPU-hours" if any(one.device for one in everything) else "core-hours"
-    lines = [as_text(label, of_row) for label, of_row in zip(labels, by_row, strict=True)]
-    return unit, [*lines, *([as_text("All", everything)] if len(lines) > 1 else [])]
+    all_costs = [run_cost for costs in by_row for run_cost in costs]
+    unit = "GPU-hours" if any(run_cost.device for run_cost in all_costs) else "core-hours"
+    lines = [as_text(label, costs) for label, costs in zip(labels, by_row, strict=True)]
+    return unit, [*lines, *([as_text("All", all_costs)] if len(lines) > 1 else [])]
 
 
-def as_text(label: str, of_row: Sequence[Cost]) -> CostRow:
+def as_text(label: str, costs: Sequence[Cost]) -> CostRow:
     """Return the summed costs of a row's runs as text."""
-    known = [total(one.phases_s.get(phase) for one in of_row) for phase in PHASES]
-    evaluate_s = total(one.evaluate_s for one in of_row)
-    wall_s = total(one.wall_s for one in of_row)
-    rest = None if wall_s is None else max(0.0, wall_s - sum(value or 0.0 for value in (*known, evaluate_s)))
-    tries, lost = sum(one.attempts for one in of_row), sum(one.open_attempts for one in of_row)
+    phases_s = [total(run_cost.phases_s.get(phase) for run_cost in costs) for phase in PHASES]
+    evaluate_s = total(run_cost.evaluate_s for run_cost in costs)
+    wall_s = total(run_cost.wall_s for run_cost in costs)
+    rest = None if wall_s is None else max(0.0, wall_s - sum(value or 0.0 for value in (*phases_s, evaluate_s)))
+    attempts, lost = sum(run_cost.attempts for run_cost in costs), sum(run_cost.open_attempts for run_cost in costs)
     return CostRow(
         label,
-        hours(total(one.device_hours for one in of_row)),
-        counted(total(one.trained_tokens for one in of_row)),
-        counted(total(one.evaluated_tokens for one in of_row)),
-        ["-" if value is None else f"{value:,.0f}" for value in (*known, evaluate_s, rest)],
-        f"{tries}" + (f" ({lost} lost)" if lost else ""),
+        hours(total(run_cost.device_hours for run_cost in costs)),
+        counted(total(run_cost.trained_tokens for run_cost in costs)),
+        counted(total(run_cost.evaluated_tokens for run_cost in costs)),
+        ["-" if value is None else f"{value:,.0f}" for value in (*phases_s, evaluate_s, rest)],
+        f"{attempts}" + (f" ({lost} lost)" if lost else ""),
     )
 
 

@@ -17,13 +17,13 @@ ABSENT = object()
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A setting, the paper's value (empty where it states none) and the runs' value."""
+class Deviation:
+    """A setting, the paper's value (empty where it states none) and the value of the runs."""
 
-    what: str
+    setting: str
     section: str
     paper: str
-    here: str
+    value: str
     rows: tuple[str, ...]  # labels of the rows with this value; empty where all rows with the setting have it
 
 
@@ -35,18 +35,18 @@ def settings() -> list[dict[str, Any]]:
     return stated
 
 
-def deviations(rows: Sequence[Cell], labels: Sequence[str]) -> list[Finding]:
-    """Return a finding per setting and value that differs from the paper."""
-    return [finding for setting in settings() if setting["paper"] is not None for finding in compared(setting, rows, labels)]
+def deviations(rows: Sequence[Cell], labels: Sequence[str]) -> list[Deviation]:
+    """Return an entry per setting and value that differs from the paper."""
+    return [entry for setting in settings() if setting["paper"] is not None for entry in entries_of(setting, rows, labels)]
 
 
-def choices(rows: Sequence[Cell], labels: Sequence[str]) -> list[Finding]:
-    """Return a finding per setting that the paper does not state, and value."""
-    return [finding for setting in settings() if setting["paper"] is None for finding in compared(setting, rows, labels)]
+def choices(rows: Sequence[Cell], labels: Sequence[str]) -> list[Deviation]:
+    """Return an entry per setting that the paper does not state and value that the runs have."""
+    return [entry for setting in settings() if setting["paper"] is None for entry in entries_of(setting, rows, labels)]
 
 
-def compared(setting: dict[str, Any], rows: Sequence[Cell], labels: Sequence[str]) -> list[Finding]:
-    """Return a finding per value of one setting that is not the paper's, with the rows that have it."""
+def entries_of(setting: dict[str, Any], rows: Sequence[Cell], labels: Sequence[str]) -> list[Deviation]:
+    """Return an entry per value of one setting that is not the paper's, with the rows that have it."""
     labels_by_value: dict[str, list[str]] = {}
     paper_values: dict[str, str] = {}
     count = 0
@@ -56,16 +56,16 @@ def compared(setting: dict[str, Any], rows: Sequence[Cell], labels: Sequence[str
             if value is ABSENT or cfg["peft"]["name"] in setting.get("except", []):
                 continue
             count += 1
-            stated = of_model(setting["paper"], cfg["model"]["name"])
-            if not any(same(value, allowed) for allowed in [stated, *setting.get("also", [])]) or stated is None:
-                labels_by_value.setdefault(shown(value), []).append(label)
-                paper_values[shown(value)] = "" if stated is None else shown(stated)
+            stated = value_for_model(setting["paper"], cfg["model"]["name"])
+            if not any(is_equal(value, allowed) for allowed in [stated, *setting.get("also", [])]) or stated is None:
+                labels_by_value.setdefault(as_text(value), []).append(label)
+                paper_values[as_text(value)] = "" if stated is None else as_text(stated)
     return [
-        Finding(
+        Deviation(
             setting["what"], setting.get("section", ""), paper_values[value], value,
-            () if len(where) == count else tuple(dict.fromkeys(where)),
+            () if len(labels_with_value) == count else tuple(dict.fromkeys(labels_with_value)),
         )
-        for value, where in labels_by_value.items()
+        for value, labels_with_value in labels_by_value.items()
     ]  # fmt: skip
 
 
@@ -89,19 +89,19 @@ def value_of(cfg: Resolved, key: str) -> Any:
     return ABSENT if value is None and key == "peft.lr_ratio" else value
 
 
-def of_model(stated: Any, model: str) -> Any:
+def value_for_model(stated: Any, model: str) -> Any:
     """Return the paper's value for a model; that of the main model where the paper has no such model."""
     return stated.get(model, stated[main_model()]) if isinstance(stated, dict) else stated
 
 
-def same(value: Any, stated: Any) -> bool:
+def is_equal(value: Any, stated: Any) -> bool:
     """Return whether two values are equal; lists may differ in order."""
     if isinstance(value, list) and isinstance(stated, list):
         return sorted(value) == sorted(stated)
     return bool(value == stated)
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"

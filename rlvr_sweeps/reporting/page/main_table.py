@@ -13,12 +13,11 @@ from rlvr_sweeps.files import read_json
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.reporting.rows import Cell
 
-DIALS = {dial: text for dial, text in DIAL_LABELS.items() if dial != "seed"} | {
-    "rank": "rank"
-}  # a column title has room for the full word
+# A column title has space for the full word.
+DIALS = {dial: text for dial, text in DIAL_LABELS.items() if dial != "seed"} | {"rank": "rank"}
 
 
-def one_k(rows: Sequence[Cell]) -> str:
+def common_k(rows: Sequence[Cell]) -> str:
     """Return the k that all benchmarks share, as text, else `k`."""
     ks = {source["k"] for cell in rows for source in cell.cfg["benchmark"].values()}
     return str(ks.pop()) if len(ks) == 1 else "k"
@@ -38,13 +37,13 @@ def varying(rows: Sequence[Cell]) -> list[str]:
 def constant(rows: Sequence[Cell]) -> str:
     """Return `rank 8, lr 0.001, …`: the dials with a single value among the rows."""
     values = {name: {dial(cell, name) for cell in rows} - {"-"} for name in DIALS}
-    return ", ".join(f"{DIALS[name]} {only.pop()}" for name, only in values.items() if len(only) == 1)
+    return ", ".join(f"{DIALS[name]} {dial_values.pop()}" for name, dial_values in values.items() if len(dial_values) == 1)
 
 
-def shown(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, Any]:
+def entries(cell: Cell, names: Sequence[str], dials: Sequence[str]) -> dict[str, Any]:
     """Return a row's entries as text, by column; a dash where there is no number."""
-    cfg, first = cell.cfg, cell.summaries[0]
-    share = first["trainable"] / first["parameters"] if first["parameters"] else None
+    cfg, summary = cell.cfg, cell.summaries[0]
+    share = summary["trainable"] / summary["parameters"] if summary["parameters"] else None
     return {
         "model": cfg["model"]["name"],
         "method": cfg["peft"]["title"],
@@ -103,7 +102,7 @@ def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
 
 def show(rows: Sequence[Cell], console: Console) -> None:
     """Print the table and its notes in the terminal."""
-    k = one_k(rows)
+    k = common_k(rows)
     table = Table(title="Accuracy in percent", title_justify="left", header_style="dim", box=None, pad_edge=False)
     for column in ("method", "objective"):
         table.add_column(column)
@@ -112,7 +111,7 @@ def show(rows: Sequence[Cell], console: Console) -> None:
     for column in (*(DIALS[name] for name in dials), *numbers):
         table.add_column(column, justify="right")
     for cell in rows:
-        row = shown(cell, [], dials)
+        row = entries(cell, [], dials)
         values = (str(row[key]) for key in ("seeds", "share", "avg", "pass", "truncated", "reach", "reward"))
         table.add_row(row["method"], row["algo"], *row["dials"], *values)
     console.print(table)

@@ -13,9 +13,9 @@ from rlvr_sweeps.files import read_json
 from rlvr_sweeps.reporting.rows import Cell
 from rlvr_sweeps.runs.directory import Run
 
-Facts = dict[tuple[str, str], str]  # (section, what) -> value
+Facts = dict[tuple[str, str], str]  # (section, name) -> value
 SECTIONS = ("Code", "Model", "Training", "Evaluation")
-ELSEWHERE = ("commit", "host", "machine", "gpus", "device")  # what train.json's surroundings hold beside versions
+NOT_PACKAGES = ("commit", "host", "machine", "gpus", "device")  # entries of train.json's surroundings that are not versions
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,19 @@ class Entry:
     """A fact about the runs: each of its values with the runs that have it."""
 
     section: str
-    what: str
+    name: str
     values: list[tuple[str, list[str]]]
 
 
 def manifest(rows: Sequence[Cell]) -> list[Entry]:
     """Return every fact of the finished runs, ordered by section."""
-    having: dict[tuple[str, str], dict[str, list[str]]] = {}
+    runs_by_value: dict[tuple[str, str], dict[str, list[str]]] = {}
     for cell in rows:
         for run, summary in zip(cell.runs, cell.summaries, strict=True):
             for key, value in facts(run, run.config(), summary).items():
-                having.setdefault(key, {}).setdefault(value, []).append(run.name)
-    ordered = sorted(having.items(), key=lambda item: SECTIONS.index(item[0][0]))
-    return [Entry(section, what, list(values.items())) for (section, what), values in ordered]
+                runs_by_value.setdefault(key, {}).setdefault(value, []).append(run.name)
+    ordered = sorted(runs_by_value.items(), key=lambda item: SECTIONS.index(item[0][0]))
+    return [Entry(section, name, list(values.items())) for (section, name), values in ordered]
 
 
 def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
@@ -43,12 +43,12 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     record = read_json(run.record_path) or {}
     entries: Facts = {}
     if is_trained(cfg):
-        around = record.get("surroundings", {})
-        entries["Code", "commit"] = around.get("commit") or "not recorded"
+        surroundings = record.get("surroundings", {})
+        entries["Code", "commit"] = surroundings.get("commit") or "not recorded"
         entries["Code", "packages"] = ", ".join(
-            f"{name} {version}" for name, version in around.items() if name not in ELSEWHERE
+            f"{name} {version}" for name, version in surroundings.items() if name not in NOT_PACKAGES
         )
-        entries["Code", "device"] = around.get("device") or around.get("machine") or "not recorded"
+        entries["Code", "device"] = surroundings.get("device") or surroundings.get("machine") or "not recorded"
         entries["Training", "data"] = source(cfg["data"])
         if data := record.get("data"):
             entries["Training", "prompts"] = f"{data['problems']:,}, {data.get('left_out_too_long', 0):,} left out as too long"
@@ -60,10 +60,10 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     entries["Evaluation", "decoding"] = decoding(cfg["evaluation"]) + f", seed {cfg['evaluation']['seed']}"
     entries["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
     entries["Evaluation", "answers"] = f"{grading_of(cfg)}, grader version {summary.get('grader', 'not recorded')}"
-    golds = read_json(run.right_path) or {}
+    right = read_json(run.right_path) or {}
     for name, benchmark in cfg["benchmark"].items():
         text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"
-        entries["Evaluation", name] = text + (f", golds {golds[name]['golds']}" if name in golds else "")
+        entries["Evaluation", name] = text + (f", golds {right[name]['golds']}" if name in right else "")
     return entries
 
 
@@ -104,18 +104,21 @@ def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
     folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := read_json(run.submission_path))}
     dated_launches = []
     for folder in folders:
-        facts = read_json(folder / "launch.json")
-        if facts is None:
+        record = read_json(folder / "launch.json")
+        if record is None:
             continue
-        launched = {Path(point["run"]).name for point in facts["points"] if Path(point["run"]).parent == runs_dir.absolute()}
+        launched = {Path(point["run"]).name for point in record["points"] if Path(point["run"]).parent == runs_dir.absolute()}
         if launched & names:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["started"]))
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"]))
             dated_launches.append(
-                (facts["started"], Launch(when, shown(facts["command"]), len(launched), facts.get("outcome", "open")))
+                (
+                    record["started"],
+                    Launch(when, shell_command(record["command"]), len(launched), record.get("outcome", "open")),
+                )
             )
     return [launch for _, launch in sorted(dated_launches, key=lambda pair: pair[0])]
 
 
-def shown(command: Sequence[str]) -> str:
+def shell_command(command: Sequence[str]) -> str:
     """Return the command as it can be typed in a shell."""
     return "python " + shlex.join([Path(command[0]).name, *command[1:]])

@@ -22,7 +22,7 @@ from rlvr_sweeps.reporting.figures.catalogue import figures_for_report
 from rlvr_sweeps.reporting.labels import report_rows
 from rlvr_sweeps.reporting.page.costs import cost_rows
 from rlvr_sweeps.reporting.page.deviations import choices, deviations
-from rlvr_sweeps.reporting.page.main_table import DIALS, constant, notes, one_k, shown, varying
+from rlvr_sweeps.reporting.page.main_table import DIALS, common_k, constant, entries, notes, varying
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
 from rlvr_sweeps.reporting.page.samples import Packed, pack
 from rlvr_sweeps.reporting.rows import Cell, benchmarks, cells
@@ -48,41 +48,41 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
     """Return the page; completions fill the bytes up to PAGE_BYTES that the other sections leave."""
     names, labels = benchmarks(rows), [row.label for row in report_rows(rows)]
     compared, left_out = families(rows)
-    unit, spent = cost_rows(rows, labels)
+    unit, costs = cost_rows(rows, labels)
     script = asset("browser.js")
     environment = Environment(loader=PackageLoader("rlvr_sweeps.reporting.page"), autoescape=True, undefined=StrictUndefined)
     render = partial(
         environment.get_template("report.html.j2").render,
-        rows=[shown(cell, names, varying(rows)) for cell in rows],
+        rows=[entries(cell, names, varying(rows)) for cell in rows],
         dials=[DIALS[dial] for dial in varying(rows)],
         constant=constant(rows),
         benchmarks=names,
-        k=one_k(rows),
+        k=common_k(rows),
         notes=notes(rows),
         families=[against(family, labels) for family in compared],
         not_compared=left_out,
         one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
         figures=figures_for_report(rows, compared),
-        unfinished=[unfinished(item) for item in statuses if item.state != "done"],
-        without=sum(not item.evaluated for item in statuses),
+        unfinished=[unfinished(status) for status in statuses if status.state != "done"],
+        without_result=sum(not status.evaluated for status in statuses),
         unit=unit,
-        costs=spent,
+        costs=costs,
         deviations=deviations(rows, labels),
         choices=choices(rows, labels),
         manifest=manifest(rows),
-        launches=launches(runs_dir, [item.run for item in statuses]),
+        launches=launches(runs_dir, [status.run for status in statuses]),
         folder=runs_dir,
-        made=time.strftime("%Y-%m-%d %H:%M"),
+        created=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         style=Markup(asset("report.css")),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{sha256(script)}'; img-src data:",
     )
-    columns = [pair for cell, label in zip(rows, labels, strict=True) for pair in run_labels(cell, label)]
+    columns = [column for cell, label in zip(rows, labels, strict=True) for column in run_labels(cell, label)]
     if not columns:
         return render(samples=None)
-    room = PAGE_BYTES - len(render(samples=Packed("", "")).encode())
-    return render(samples=pack(columns, room) if room > 0 else None)
+    free_bytes = PAGE_BYTES - len(render(samples=Packed("", "")).encode())
+    return render(samples=pack(columns, free_bytes) if free_bytes > 0 else None)
 
 
 def asset(name: str) -> str:
@@ -95,28 +95,30 @@ def sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def run_labels(cell: Cell, text: str) -> list[tuple[Run, str]]:
+def run_labels(cell: Cell, label: str) -> list[tuple[Run, str]]:
     """Return the runs of a row that have a right.json, in order of seed, each with its label."""
     by_seed = sorted(zip(cell.runs, cell.summaries, strict=True), key=lambda pair: pair[1].get("seed") or 0)
     several = len(by_seed) > 1
-    return [(run, f"{text} seed {row['seed']}" if several else text) for run, row in by_seed if run.right_path.exists()]
+    return [
+        (run, f"{label} seed {summary['seed']}" if several else label) for run, summary in by_seed if run.right_path.exists()
+    ]
 
 
 def against(family: Family, labels: Sequence[str]) -> dict[str, Any]:
     """Return a family's differences to its baseline as text."""
     lines = []
-    for place in family.others:
-        row = family.differences[place]
+    for index in family.compared:
+        row = family.differences[index]
         overall = row["overall"]
         lines.append({
-            "label": labels[place],
+            "label": labels[index],
             "seeds": overall["seeds"],
             "star": overall["star"],
             "overall": points(overall),
             "p": "-" if overall["p_holm"] is None else f"{overall['p_holm']:.3f}",
-            "benchmarks": [points(part) for name, part in row.items() if name != "overall"],
+            "benchmarks": [points(difference) for name, difference in row.items() if name != "overall"],
         })  # fmt: skip
-    names = [name for name in family.differences[family.others[0]] if name != "overall"]
+    names = [name for name in family.differences[family.compared[0]] if name != "overall"]
     return {"baseline": labels[family.baseline], "benchmarks": names, "rows": lines}
 
 
@@ -126,20 +128,20 @@ def points(row: dict[str, Any]) -> tuple[str, str]:
     return value, f"{low} to {high}"
 
 
-def unfinished(item: RunStatus) -> dict[str, str]:
+def unfinished(status: RunStatus) -> dict[str, str]:
     """Return the state of an unfinished run: its step or error, and the last lines of its log where it failed."""
-    steps = item.cfg["steps"] if item.cfg and is_trained(item.cfg) else None
-    at = f"step {latest_step(item.run)} of {steps}" if steps and item.state in ("running", "lost", "failed") else ""
-    at = "evaluated (scores above), analysis missing" if item.evaluated else at
-    last = ""
-    if item.state in ("failed", "lost"):
+    steps = status.cfg["steps"] if status.cfg and is_trained(status.cfg) else None
+    progress = f"step {latest_step(status.run)} of {steps}" if steps and status.state in ("running", "lost", "failed") else ""
+    progress = "evaluated (scores above), analysis missing" if status.evaluated else progress
+    last_lines = ""
+    if status.state in ("failed", "lost"):
         with suppress(Refused):
-            path = log_files(item.run, None)[-1]
-            last = f"{path.name}:\n{tail(path, LAST_LINES)}"
-    error = item.error.splitlines()[0] if item.error else ""
-    return {"run": item.run.name, "state": item.state, "at": at, "error": error, "last": last}
+            path = log_files(status.run, None)[-1]
+            last_lines = f"{path.name}:\n{tail(path, LAST_LINES)}"
+    error = status.error.splitlines()[0] if status.error else ""
+    return {"run": status.run.name, "state": status.state, "progress": progress, "error": error, "last_lines": last_lines}
 
 
 def as_csv(statuses: Sequence[RunStatus]) -> str:
     """Return a CSV with one line per evaluated run and every column of its summary."""
-    return rows_as_csv([item.summary for item in statuses if item.evaluated])
+    return rows_as_csv([status.summary for status in statuses if status.evaluated])

@@ -1,7 +1,7 @@
 """Pack the page's samples for the browser: the problems that each run solves, and as many completions as fit.
 
 The matrix holds every problem of every run. Completions are limited by a budget: the largest of SHAPES with which all cells
-fit; if none does, the smallest shape for the problems on which runs disagree most, taken from the benchmarks in turn. Equal
+fit; if none does, the smallest shape for the problems on which runs differ most, taken from the benchmarks in turn. Equal
 runs give identical bytes.
 """
 
@@ -25,7 +25,8 @@ MARGIN = 0.9  # factor below the estimated number of problems that fit
 FULL = 0.8  # share of the limit that is large enough
 TRIES = 6  # attempts to meet the limit
 TEXT = 6  # index of the text in a Sample
-Sample = list[Any]  # index, correct, answer, reason, tokens, truncated, text (or its ends and what is missing between), gold
+# A Sample: index, correct, answer, reason, tokens, truncated, text (or its ends and the number of characters between), gold.
+Sample = list[Any]
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Matrix:
     k: list[int | None] = field(default_factory=list)
     right: list[list[int | None]] = field(default_factory=list)  # shape (problems, runs)
 
-    def spread(self, place: int) -> float:
-        """Return the largest difference between the runs' shares of right samples on the problem at index `place`."""
-        shares = [count / k for count, k in zip(self.right[place], self.k, strict=True) if count is not None and k]
+    def spread(self, index: int) -> float:
+        """Return the largest difference between the runs' shares of right samples on the problem at `index`."""
+        shares = [count / k for count, k in zip(self.right[index], self.k, strict=True) if count is not None and k]
         return max(shares) - min(shares) if shares else 0.0
 
 
@@ -64,17 +65,17 @@ def pack(labelled: Sequence[tuple[Run, str]], limit_bytes: int) -> Packed:
     """Return the matrix and as many completions as fit into `limit_bytes` of base64."""
     columns = [Column(run, label, right_of(run)) for run, label in labelled]
     matrices = matrices_of(columns)
-    table = described(columns, matrices)
+    table = page_data(columns, matrices)
     budget = int(limit_bytes * 3 / 4 * COMPRESSION)
-    best, last = Packed(zipped(table | {"samples": {}}), in_words(columns, matrices, {})), -1
+    best, last_size = Packed(zipped(table | {"samples": {}}), summary_sentence(columns, matrices, {})), -1
     for _ in range(TRIES):
-        samples = chosen(columns, matrices, budget)
+        samples = choose_samples(columns, matrices, budget)
         text = zipped(table | {"samples": samples})
         if len(text) <= limit_bytes:
-            best = Packed(text, in_words(columns, matrices, samples))
-        if not samples or len(text) == last or FULL * limit_bytes <= len(text) <= limit_bytes:
+            best = Packed(text, summary_sentence(columns, matrices, samples))
+        if not samples or len(text) == last_size or FULL * limit_bytes <= len(text) <= limit_bytes:
             break
-        budget, last = int(budget * 0.95 * limit_bytes / len(text)), len(text)
+        budget, last_size = int(budget * 0.95 * limit_bytes / len(text)), len(text)
     return best
 
 
@@ -83,7 +84,7 @@ def zipped(payload: dict[str, Any]) -> str:
     return base64.b64encode(gzip.compress(json.dumps(payload).encode(), 6, mtime=0)).decode()
 
 
-def in_words(columns: Sequence[Column], matrices: Sequence[Matrix], samples: dict[str, list[Sample]]) -> str:
+def summary_sentence(columns: Sequence[Column], matrices: Sequence[Matrix], samples: dict[str, list[Sample]]) -> str:
     """Return the sentence below the sample browser: how many samples the page holds."""
     total = sum(entry["k"] * len(entry["right"]) for column in columns for entry in column.right.values())
     cells = sum(count is not None for matrix in matrices for row in matrix.right for count in row)
@@ -91,7 +92,7 @@ def in_words(columns: Sequence[Column], matrices: Sequence[Matrix], samples: dic
     cut = sum(isinstance(sample[TEXT], list) for sample in shown)
     sentence = f"{len(shown):,} of {total:,} samples can be read here"
     if len(samples) < cells:
-        sentence += f", in {len(samples):,} of {cells:,} cells: those of the problems on which runs disagree most"
+        sentence += f", in {len(samples):,} of {cells:,} cells: those of the problems on which runs differ most"
     if cut:
         sentence += f"; {cut:,} of them are cut in the middle"
     return sentence + ". All of them are in the runs' eval/ folders."
@@ -108,7 +109,7 @@ def matrices_of(columns: Sequence[Column]) -> list[Matrix]:
     return matrices
 
 
-def described(columns: Sequence[Column], matrices: Sequence[Matrix]) -> dict[str, Any]:
+def page_data(columns: Sequence[Column], matrices: Sequence[Matrix]) -> dict[str, Any]:
     """Return the payload without completions: runs, benchmarks and questions."""
     questions_of: dict[str, dict[str, list[str]]] = {}
     for column in columns:
@@ -130,29 +131,29 @@ def described(columns: Sequence[Column], matrices: Sequence[Matrix]) -> dict[str
     }
 
 
-def chosen(columns: Sequence[Column], matrices: Sequence[Matrix], budget: int) -> dict[str, list[Sample]]:
+def choose_samples(columns: Sequence[Column], matrices: Sequence[Matrix], budget: int) -> dict[str, list[Sample]]:
     """Return completions by cell (`benchmark.problem.run`, indices), with at most `budget` characters in total."""
     for most, characters in SHAPES:
-        samples, held = take(columns, matrices, most, characters, budget)
-        if held == 1:
+        samples, share = take(columns, matrices, most, characters, budget)
+        if share == 1:
             return samples
-    order = by_disagreement(matrices)
-    count = int(len(order) * MARGIN * held)
+    order = by_spread(matrices)
+    count = int(len(order) * MARGIN * share)
     while count:
-        samples, held = take(columns, matrices, most, characters, budget, set(order[:count]))
-        if held == 1:
+        samples, share = take(columns, matrices, most, characters, budget, set(order[:count]))
+        if share == 1:
             return samples
-        count = int(count * MARGIN * held)
+        count = int(count * MARGIN * share)
     return {}
 
 
-def by_disagreement(matrices: Sequence[Matrix]) -> list[tuple[int, int]]:
-    """Return (benchmark, problem) indices, most disagreement first within a benchmark, alternating between benchmarks."""
+def by_spread(matrices: Sequence[Matrix]) -> list[tuple[int, int]]:
+    """Return (benchmark, problem) indices, largest spread first within a benchmark, alternating between benchmarks."""
     turns = []
-    for place, matrix in enumerate(matrices):
+    for index, matrix in enumerate(matrices):
         spreads = sorted((-matrix.spread(problem), problem) for problem in range(len(matrix.problems)))
-        turns += [(turn, spread, place, problem) for turn, (spread, problem) in enumerate(spreads)]
-    return [(place, problem) for _, _, place, problem in sorted(turns)]
+        turns += [(turn, spread, index, problem) for turn, (spread, problem) in enumerate(spreads)]
+    return [(index, problem) for _, _, index, problem in sorted(turns)]
 
 
 def take(
@@ -167,30 +168,37 @@ def take(
     samples: dict[str, list[Sample]] = {}
     spent = 0
     cells = len(columns) * (len(only) if only is not None else sum(len(matrix.problems) for matrix in matrices))
-    for run_place, column in enumerate(columns):
-        for place, matrix in enumerate(matrices):
+    for run_index, column in enumerate(columns):
+        for benchmark_index, matrix in enumerate(matrices):
             if matrix.name not in column.right:
                 continue
-            where = {problem: index for index, problem in enumerate(matrix.problems)}
-            wanted = None if only is None else {matrix.problems[index] for of, index in only if of == place}
-            for problem, rows in picked(column, matrix.name, most, wanted):
+            problem_indices = {problem: index for index, problem in enumerate(matrix.problems)}
+            problems = (
+                None if only is None else {matrix.problems[index] for benchmark, index in only if benchmark == benchmark_index}
+            )
+            for problem, rows in read_samples(column, matrix.name, most, problems):
                 cell = [shortened(row, characters) for row in rows]
                 spent += sum(len(json.dumps(sample)) for sample in cell)
                 if spent > budget:
                     return {}, len(samples) / cells  # below 1, since this cell is not counted
-                samples[f"{place}.{where[problem]}.{run_place}"] = cell
+                samples[f"{benchmark_index}.{problem_indices[problem]}.{run_index}"] = cell
     return samples, 1.0
 
 
-def picked(column: Column, benchmark: str, most: int, wanted: set[str] | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield (problem, at most `most` of its rows, including one of each verdict); parse no other lines."""
+def read_samples(
+    column: Column, benchmark: str, most: int, problems: set[str] | None
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield (problem, at most `most` of its rows, including one of each verdict); parse no other lines.
+
+    `problems`: their ids; None for all.
+    """
     entry, path = column.right[benchmark], column.run.samples_path(benchmark)
     if not path.exists():  # large samples may be deleted while the summaries remain
         return
     with path.open("rb") as file:
         for problem, right in entry["right"].items():
             lines = list(islice(file, entry["k"]))
-            if wanted is not None and problem not in wanted:
+            if problems is not None and problem not in problems:
                 continue
             verdicts = 2 if 0 < right < entry["k"] else 1
             rows: list[dict[str, Any]] = []
@@ -202,9 +210,9 @@ def picked(column: Column, benchmark: str, most: int, wanted: set[str] | None) -
                 first.setdefault(bool(rows[-1]["correct"]), rows[-1])
                 if len(rows) >= most and len(first) >= verdicts:
                     break
-            ahead = list(first.values())
-            rest = [row for row in rows if not any(row is other for other in ahead)]
-            yield problem, sorted([*ahead, *rest][:most], key=lambda row: int(row["sample"]))
+            by_verdict = list(first.values())
+            rest = [row for row in rows if not any(row is included for included in by_verdict)]
+            yield problem, sorted([*by_verdict, *rest][:most], key=lambda row: int(row["sample"]))
 
 
 def shortened(row: dict[str, Any], characters: int) -> Sample:

@@ -12,7 +12,7 @@ from rlvr_sweeps.reporting.tables.footnotes import footnotes
 from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
 from rlvr_sweeps.runs.directory import Run
 
-BASELINE = "peft=lora"  # every other dial as conf/model sets it: the setting from which the paper varies one dial at a time
+BASELINE = "peft=lora"  # every other dial as conf/model sets it: the paper varies one dial at a time from this setting
 TITLES = {
     "aime24": "AIME24", "aime25": "AIME25", "amc": "AMC", "hmmt": "HMMT", "math500": "MATH500", "minerva": "Minerva",
 }  # fmt: skip
@@ -21,9 +21,9 @@ TITLES = {
 def baseline_of(results: SweepResults, row: RowResult) -> str:
     """Return the name of the run that a row is compared with: LoRA with the dials of the row's model and the row's seed."""
     model = [override for override in row.row.overrides if key_of(override) == "model"]
-    rest = [override for override in results.base if not (model and key_of(override) == "model")]
+    shared = [override for override in results.base if not (model and key_of(override) == "model")]
     seed = f"seed={row.cfg['seed']}"
-    return Run.of(results.composer.point([f"sweep={results.product.name}", *rest, *model, BASELINE, seed]).cfg).name
+    return Run.of(results.composer.point([f"sweep={results.product.name}", *shared, *model, BASELINE, seed]).cfg).name
 
 
 def accuracy(results: SweepResults) -> Sheet:
@@ -33,10 +33,10 @@ def accuracy(results: SweepResults) -> Sheet:
     contrast_by_run: dict[str, Contrast] = {}
     baselines = set()
     for model in dict.fromkeys(row.cfg["model"]["name"] for row in rows):  # LoRA of a row's own model
-        same = [row for row in rows if row.cfg["model"]["name"] == model]
-        baseline = baseline_of(results, same[0])
+        model_rows = [row for row in rows if row.cfg["model"]["name"] == model]
+        baseline = baseline_of(results, model_rows[0])
         baselines.add(baseline)
-        contrast_by_run |= contrasts(same, baseline)
+        contrast_by_run |= contrasts(model_rows, baseline)
     columns = accuracy_columns(rows, names)
     blocks: dict[str, list[Line]] = {}
     for row in rows:
@@ -44,7 +44,7 @@ def accuracy(results: SweepResults) -> Sheet:
         blocks.setdefault(product.sections[row.row.section].title, []).append(line)
     bold = [f"{name}/{kind}" for name in [*names, "overall"] for kind in ("avg", "pass")]
     blocks = {title: with_best(lines, bold) for title, lines in blocks.items()}
-    notes = footnotes(product, results.typed, rows, contrast_by_run)
+    notes = footnotes(product, results.overrides, rows, contrast_by_run)
     return Sheet(product.name, product.title, columns, blocks, notes)
 
 

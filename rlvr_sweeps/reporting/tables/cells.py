@@ -32,7 +32,7 @@ def row_head(row: RowResult) -> dict[str, Entry]:
 
 
 def row_facts(row: RowResult) -> dict[str, Any]:
-    """Return what only CSV and JSON hold of a row: its overrides, runs, and the interval of its overall accuracy."""
+    """Return the facts of a row that only CSV and JSON hold: its overrides, runs, and the interval of its overall accuracy."""
     cell = row.cell
     facts: dict[str, Any] = {"overrides": " ".join(row.row.overrides), "stands_for": row.row.stands_for}
     facts |= {"runs": " ".join(run.name for run in row.runs), "runs_done": len(cell.runs) if cell else 0}
@@ -42,14 +42,14 @@ def row_facts(row: RowResult) -> dict[str, Any]:
 
 def interval(cell: Cell) -> dict[str, Any]:
     """Return the 95 % interval of a row's overall accuracy on these problems: Student's t over seeds; for one seed, normal."""
-    from scipy import stats  # half a second
+    from scipy import stats  # its import takes half a second
 
     value, error, seeds = cell.value("avg"), cell.error("avg"), len(cell.runs)
     if value is None or error is None:
         return {}
-    reach = float(stats.norm.ppf(0.975) if seeds == 1 else stats.t.ppf(0.975, seeds - 1)) * error
+    half_width = float(stats.norm.ppf(0.975) if seeds == 1 else stats.t.ppf(0.975, seeds - 1)) * error
     source = "samples" if seeds == 1 else "seeds and samples"
-    return {"overall/low": 100 * (value - reach), "overall/high": 100 * (value + reach), "interval_from": source}
+    return {"overall/low": 100 * (value - half_width), "overall/high": 100 * (value + half_width), "interval_from": source}
 
 
 def mean_of(cell: Cell | None, column: str, with_error: bool = False) -> Entry:
@@ -61,7 +61,7 @@ def mean_of(cell: Cell | None, column: str, with_error: bool = False) -> Entry:
 
 def with_best(lines: Sequence[Line], keys: Sequence[str]) -> list[Line]:
     """Return the lines with the highest value of each column in bold, where at least two rows have a value."""
-    values = {key: [v for line in lines if isinstance(v := line.entries[key].value, float)] for key in keys}
+    values = {key: [value for line in lines if isinstance(value := line.entries[key].value, float)] for key in keys}
     best = {key: max(column_values) for key, column_values in values.items() if len(column_values) > 1}
     return [
         replace(line, entries={

@@ -9,21 +9,30 @@ from rlvr_sweeps.reporting.sweep_results import RowResult
 
 
 def footnotes(
-    product: Product, typed: Sequence[str], rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]
+    product: Product, overrides: Sequence[str], rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]
 ) -> list[str]:
-    """Return the lines below a table; `typed` are the overrides of the command, `contrasts` its differences."""
+    """Return the lines below a table; `overrides` are those of the command, `contrasts` its differences."""
     early = [sentence for row in rows if row.cell for sentence in row.cell.stopped_early]
-    return [*product.notes, presence(product, typed, rows), *early, *errors(rows), *differences(rows, contrasts), printed(rows)]
+    return [
+        *product.notes,
+        presence(product, overrides, rows),
+        *early,
+        *errors(rows),
+        *differences(rows, contrasts),
+        printed(rows),
+    ]
 
 
-def presence(product: Product, typed: Sequence[str], rows: Sequence[RowResult]) -> str:
-    """Return how many runs have finished, and the command that runs the others."""
+def presence(product: Product, overrides: Sequence[str], rows: Sequence[RowResult]) -> str:
+    """Return how many runs have finished, and the command that runs the missing ones."""
     launched = [row for row in rows if product.sections[row.row.section].launched]
     done = {run.name for row in launched if row.cell for run in row.cell.runs}
     expected = {run.name for row in launched for run in row.runs}
     sentences = f"{len(done)} of {len(expected)} runs have finished."
     if done != expected:
-        sentences += f" The others are dashes: python launch.py {' '.join([f'sweep={product.name}', *typed])}"
+        sentences += (
+            f" The missing runs are dashes; to run them: python launch.py {' '.join([f'sweep={product.name}', *overrides])}"
+        )
     return sentences
 
 
@@ -33,7 +42,7 @@ def seed_counts(rows: Sequence[RowResult]) -> set[int]:
 
 
 def errors(rows: Sequence[RowResult]) -> list[str]:
-    """Return what ± and bold mean in this table."""
+    """Return the meaning of ± and bold in this table."""
     counts, sentences = seed_counts(rows), []
     if 1 in counts:
         sentences.append(
@@ -49,7 +58,7 @@ def errors(rows: Sequence[RowResult]) -> list[str]:
 
 
 def differences(rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]) -> list[str]:
-    """Return what Δ and the star mean, and the smallest difference that this table can detect."""
+    """Return the meaning of Δ and the star, and the smallest difference that this table can detect."""
     if not contrasts:
         return []
     counts = seed_counts(rows)
@@ -63,14 +72,14 @@ def differences(rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]) ->
     return [
         f"Δ LoRA: in points, paired by problem, with its 95 % interval (10,000 bootstrap draws of problems{seeds}). "
         f"* p < .05 after Holm's correction for {stars}.",
-        f"Smallest difference to LoRA that can be told apart: about {100 * smallest:.1f} points (detected four times in five "
+        f"Smallest difference to LoRA that can be detected: about {100 * smallest:.1f} points (in four of five cases "
         f"at the 5 % level, before Holm), from {sources}",
     ]
 
 
 def printed(rows: Sequence[RowResult]) -> str:
-    """Return what the column of the paper's values means for this model."""
+    """Return the meaning of the column of the paper's values for this model."""
     model = rows[0].cfg["model"]["name"]
     if model in paper_models():
-        return "paper: the value printed in the paper; a dash where it is not known."
+        return "paper: the value printed in the paper; a dash where paper/reference.csv has none."
     return f"paper: the value printed in the paper, for its models. Our values are for {model}, so the two are not comparable."

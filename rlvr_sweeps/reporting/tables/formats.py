@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Line:
-    """One row: what is shown by column key, and facts that only CSV and JSON hold."""
+    """One row: the entries by column key, and facts that only CSV and JSON hold."""
 
     entries: Mapping[str, Entry]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def heading(column: Column) -> str:
 
 
 def show(sheet: Sheet, console: Console) -> None:
-    """Print the table in the terminal; where it has several panels, each stands below its title."""
+    """Print the table in the terminal; each of several panels is below its title."""
     table = Table(title=sheet.title, title_justify="left", box=None, header_style="dim", pad_edge=False, padding=(0, 1))
     columns = [column for column in sheet.columns if not column.detail]
     for column in columns:
@@ -131,8 +131,8 @@ def as_latex(sheet: Sheet) -> str:
     ]  # fmt: skip
     groups = spans(sheet.columns)
     if any(title for title, _, _ in groups):
-        over = [rf"\multicolumn{{{last - first + 1}}}{{c}}{{{latex(title)}}}" for title, first, last in groups]
-        lines.append(" & ".join(over) + r" \\")
+        group_titles = [rf"\multicolumn{{{last - first + 1}}}{{c}}{{{latex(title)}}}" for title, first, last in groups]
+        lines.append(" & ".join(group_titles) + r" \\")
         lines.append(" ".join(rf"\cmidrule(lr){{{first}-{last}}}" for title, first, last in groups if title))
     lines += [" & ".join(latex(column.title) for column in sheet.columns) + r" \\", r"\midrule"]
     for block, (title, rows) in enumerate(sheet.blocks.items()):

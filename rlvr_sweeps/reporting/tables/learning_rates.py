@@ -33,27 +33,27 @@ class Choice:
 
     @property
     def lrs(self) -> list[float]:
-        """The learning rates, in rising order."""
+        """Return the learning rates, in rising order."""
         return [float(row.cfg["lr"]) for row in self.rows]
 
     @property
     def complete(self) -> bool:
-        """Whether every rate has all of its runs; until then, no rate is chosen."""
+        """Return whether every rate has all of its runs; until then, no rate is chosen."""
         return all(row.cell and len(row.cell.runs) == len(row.runs) for row in self.rows)
 
     @property
     def width(self) -> float:
-        """Powers of ten between the lowest and the highest good rate."""
+        """Return the powers of ten between the lowest and the highest good rate."""
         return math.log10(self.lrs[self.last] / self.lrs[self.first])
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate is the lowest or highest of the grid, so that a better one may lie outside."""
+        """Return whether the best rate is the lowest or highest of the grid, so that a better rate may be outside of it."""
         return self.best in (0, len(self.rows) - 1)
 
 
 def choose(title: str, rows: Sequence[RowResult]) -> Choice:
-    """Return the best rate on the held-out prompts, and the good rates around it."""
+    """Return a method's best rate on the held-out prompts, and the good rates around it."""
     ordered = sorted(rows, key=lambda row: float(row.cfg["lr"]))
     scores = [held_out(row) for row in ordered]
     measured = [index for index, (value, _) in enumerate(scores) if not math.isnan(value)]
@@ -94,14 +94,14 @@ def sheet(results: SweepResults) -> Sheet:
     own = [choice.rows[choice.best] for choice in choices if choice.complete]
     at_common, at_own = against_lora(shared), against_lora(own)
     lines = [line_of(choice, common, at_common, at_own) for choice in choices]
-    at, pairs = f"lr {format_value(str(common))}", [("avg", "Avg"), ("difference", "Δ LoRA")]
+    common_title, pairs = f"lr {format_value(str(common))}", [("avg", "Avg"), ("difference", "Δ LoRA")]
     columns = [
-        Column("row", "", align="left"), *(Column(f"common/{key}", title, at) for key, title in pairs),
+        Column("row", "", align="left"), *(Column(f"common/{key}", title, common_title) for key, title in pairs),
         *(Column(f"own/{key}", title, "own lr") for key, title in [("lr", "lr"), *pairs]),
         Column("gain", "gain", form="+.1f"), Column("width", "sensitivity"), Column("paper", "paper"),
     ]  # fmt: skip
     lines = with_best(lines, ["common/avg", "own/avg"])
-    notes = [*explanation(choices), *footnotes(results.product, results.typed, results.rows, at_own)]
+    notes = [*choice_notes(choices), *footnotes(results.product, results.overrides, results.rows, at_own)]
     return Sheet(results.product.name, results.product.title, columns, {"Methods": lines}, notes)
 
 
@@ -113,16 +113,18 @@ def against_lora(rows: Sequence[RowResult]) -> Mapping[str, Contrast]:
 
 def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at_own: Mapping[str, Contrast]) -> Line:
     """Return a method's line of the table."""
-    at = {float(row.cfg["lr"]): row for row in choice.rows}
-    shared, own = at.get(common), choice.rows[choice.best] if choice.complete else None
+    by_lr = {float(row.cfg["lr"]): row for row in choice.rows}
+    shared, own = by_lr.get(common), choice.rows[choice.best] if choice.complete else None
     entries = {"row": Entry(choice.title), "paper": Entry(printed_values("table3", choice.title).get("overall"))}
     facts: dict[str, object] = {}
     for key, row, contrast_by_run in (("common", shared, at_common), ("own", own, at_own)):
         contrast = contrast_by_run.get(row.runs[0].name) if row else None
         average = mean_of(row.cell if row else None, "avg", with_error=True)
         entries[f"{key}/avg"] = replace(average, star=contrast is not None and contrast.star)
-        entries[f"{key}/difference"], more = difference_entry(contrast, row is not None and row.cfg["peft"]["name"] == "lora")
-        facts |= {f"{key}/{name}": value for name, value in ((row_facts(row) if row else {}) | more).items()}
+        entries[f"{key}/difference"], numbers = difference_entry(
+            contrast, row is not None and row.cfg["peft"]["name"] == "lora"
+        )
+        facts |= {f"{key}/{name}": value for name, value in ((row_facts(row) if row else {}) | numbers).items()}
     if own:
         entries["own/lr"] = Entry(format_value(str(own.cfg["lr"])) + (" (edge)" if choice.at_edge else ""))
         open_ended = choice.first == 0 or choice.last == len(choice.rows) - 1
@@ -141,13 +143,13 @@ def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at
     return Line(entries, facts)
 
 
-def explanation(choices: Sequence[Choice]) -> list[str]:
+def choice_notes(choices: Sequence[Choice]) -> list[str]:
     """Return the footnotes on the choice of the rates and on the sensitivity."""
     lrs = ", ".join(format_value(str(lr)) for lr in choices[0].lrs)
     return [
         f"Every method was trained at {lrs}, with equal steps. Its own lr is the best on held-out training prompts, "
-        "not on the benchmarks. (edge): the lowest or highest lr of the grid, so a better one may lie outside. A dash: "
+        "not on the benchmarks. (edge): the lowest or highest lr of the grid, so a better lr may be outside. A dash: "
         "runs are missing.",
-        "Sensitivity: the span of lr around the own one, in powers of ten, within a point of it on the held-out prompts, or "
-        "within one standard error of the difference; ≥ where the span reaches the end of the grid.",
+        "Sensitivity: the span of lr around the own lr, in powers of ten, whose accuracy on the held-out prompts is at most a "
+        "point, or one standard error of the difference, below the best; ≥ where the span reaches the end of the grid.",
     ]

@@ -38,15 +38,16 @@ CURVES = {
     "update_tokens": "update/tokens",
     "sync_s": "seconds/sync",
 }
-GROUPS = {"peft": "method", "algo": "objective", "model": "base"}  # axes whose values are groups, and their names on W&B
+# Axes whose values are configuration groups, and their names on W&B.
+GROUPS = {"peft": "method", "algo": "objective", "model": "base"}
 
 
-def about(cfg: Resolved) -> dict[str, Any]:
+def wandb_config(cfg: Resolved) -> dict[str, Any]:
     """Return the run's configuration for W&B, with the names by which W&B groups runs."""
     return cfg | {name: cfg[group]["name"] for group, name in GROUPS.items()}
 
 
-def point(row: dict[str, Any]) -> dict[str, Any]:
+def step_point(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of metrics.jsonl under W&B's names; missing numbers are left out, unknown columns go under `other/`."""
     named = {CURVES.get(column, f"other/{column}"): value for column, value in row.items() if column != STEP}
     return {STEP: row[STEP]} | {name: value for name, value in named.items() if value is not None}

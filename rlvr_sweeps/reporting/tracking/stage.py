@@ -23,7 +23,7 @@ class Task:
     tracking: dict[str, Any]  # with the keys of conf/tracking/wandb.yaml
     parent: int  # pid of the stage's process; 0: send the existing rows, then exit
     rewritten: int  # inode of a metrics.jsonl that training will truncate to its checkpoint; 0 without one
-    known: int  # last step that training will keep of it
+    last_kept_step: int  # last step of that file that training will keep
 
 
 def command(task: Task) -> list[str]:
@@ -32,12 +32,12 @@ def command(task: Task) -> list[str]:
 
 
 @contextmanager
-def mirrored(run: Run, cfg: Resolved, leads: bool) -> Iterator[None]:
-    """Mirror the run to W&B inside the context, if tracking=wandb and this process leads its stage.
+def mirrored(run: Run, cfg: Resolved, is_leader: bool) -> Iterator[None]:
+    """Mirror the run to W&B inside the context, if tracking=wandb and this is the leading process of its stage.
 
     A completed stage waits up to `tracking.finish_timeout_s` for the last rows to be sent; an interrupted one does not wait.
     """
-    if cfg["tracking"]["name"] != "wandb" or not leads:
+    if cfg["tracking"]["name"] != "wandb" or not is_leader:
         yield
         return
     try:
@@ -46,34 +46,34 @@ def mirrored(run: Run, cfg: Resolved, leads: bool) -> Iterator[None]:
         print(f"W&B: {error}: the mirror is off; all numbers are in the run directory", file=sys.stderr, flush=True)
         yield
         return
-    word, patience_s = "failed", cfg["tracking"]["finish_timeout_s"]
+    outcome, patience_s = "failed", cfg["tracking"]["finish_timeout_s"]
     try:
         yield
-        word = "done"
+        outcome = "done"
     except Stopped:
-        word, patience_s = "saved", 0.0
+        outcome, patience_s = "saved", 0.0
         raise
     finally:
-        tell(mirror, word, patience_s)
+        send_outcome(mirror, outcome, patience_s)
 
 
 def start(run: Run, cfg: Resolved) -> subprocess.Popen[str]:
     """Start a mirror in its own session, so that signals to the stage's processes do not reach it, and return it."""
     path = run.metrics_path
     rewritten = path.stat().st_ino if path.exists() and not run.is_done("train", cfg) else 0
-    known = step_of(latest_complete_checkpoint(run.checkpoints_path))
-    task = Task(str(run.path), cfg["tracking"], os.getpid(), rewritten, known)
+    last_kept_step = step_of(latest_complete_checkpoint(run.checkpoints_path))
+    task = Task(str(run.path), cfg["tracking"], os.getpid(), rewritten, last_kept_step)
     log = run.log_path("wandb")
     log.parent.mkdir(exist_ok=True)
     with log.open("a") as output:
         return subprocess.Popen(command(task), stdin=subprocess.PIPE, stderr=output, start_new_session=True, text=True)
 
 
-def tell(mirror: subprocess.Popen[str], word: str, patience_s: float) -> None:
+def send_outcome(mirror: subprocess.Popen[str], outcome: str, patience_s: float) -> None:
     """Send the stage's outcome. A mirror that has already ended, or does not end in time, does not fail the stage."""
     assert mirror.stdin
     with suppress(BrokenPipeError):  # communicate() with a zero timeout would not send the outcome
-        mirror.stdin.write(f"{word}\n")
+        mirror.stdin.write(f"{outcome}\n")
         mirror.stdin.close()
     try:
         mirror.wait(timeout=patience_s)

@@ -15,15 +15,15 @@ from rlvr_sweeps.files import read_json
 from rlvr_sweeps.reporting.tracking.stage import Task, command
 from rlvr_sweeps.runs.directory import Run, all_runs
 
-ASK_S = 30  # time limit of a request to W&B's server
+REQUEST_S = 30  # time limit of a request to W&B's server
 
 
-def behind(runs_dir: Path) -> list[Run]:
-    """Return the runs with tracking=wandb whose files W&B does not have completely."""
-    return [run for run in all_runs(runs_dir) if run.config()["tracking"]["name"] == "wandb" and not is_level(run)]
+def not_uploaded(runs_dir: Path) -> list[Run]:
+    """Return the runs with tracking=wandb of which W&B has not confirmed all files."""
+    return [run for run in all_runs(runs_dir) if run.config()["tracking"]["name"] == "wandb" and not is_uploaded(run)]
 
 
-def is_level(run: Run) -> bool:
+def is_uploaded(run: Run) -> bool:
     """Return whether the server has confirmed the current files of the run."""
     if not (read_json(run.mirror_path) or {}).get("confirmed"):
         return False
@@ -31,19 +31,22 @@ def is_level(run: Run) -> bool:
     return all(path.stat().st_mtime <= mirrored_at for path in run.small_files)
 
 
-def sync(runs: Sequence[Run], where: dict[str, str], console: Console) -> None:
-    """Upload what W&B lacks of each run. `where` may set the entity or project. Raises Refused at the end if any run failed."""
+def sync(runs: Sequence[Run], target: dict[str, str], console: Console) -> None:
+    """Upload the rows and files of each run that W&B does not have; `target` may set the entity or project.
+
+    Raises Refused at the end if any run failed.
+    """
     require_key()
     failed = []
     for run in runs:
-        tracking = asdict(TrackingConf(name="wandb")) | run.config()["tracking"] | where | {"mode": "online"}
+        tracking = asdict(TrackingConf(name="wandb")) | run.config()["tracking"] | target | {"mode": "online"}
         if run.is_claimed():
-            console.print(f"{run.name} is running, and its own mirror sends it", highlight=False, soft_wrap=True)
+            console.print(f"{run.name} is running; its own mirror sends it", highlight=False, soft_wrap=True)
             continue
         subprocess.run(command(Task(str(run.path), tracking, 0, 0, 0)), stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        note = read_json(run.mirror_path) or {}
-        if note.get("confirmed"):
-            console.print(f"{run.name}  {note['url']}", highlight=False, soft_wrap=True)
+        state = read_json(run.mirror_path) or {}
+        if state.get("confirmed"):
+            console.print(f"{run.name}  {state['url']}", highlight=False, soft_wrap=True)
         else:
             failed.append(run.name)
     if failed:
@@ -75,7 +78,7 @@ def pull(project: str, folder: Path, console: Console) -> list[Run]:
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
     try:
-        remotes = list(wandb.Api(timeout=ASK_S).runs(project, per_page=100))
+        remotes = list(wandb.Api(timeout=REQUEST_S).runs(project, per_page=100))
         return [run for remote in remotes if (run := pull_run(remote, folder, console))]
     except (wandb.errors.CommError, WandbApiFailedError, ValueError) as error:
         raise Refused(f"W&B did not return {project}: {' '.join(str(error).split())[:300]}") from None

@@ -1,7 +1,7 @@
 """Make W&B views of a sweep's curves and table (`rlvr wandb workspace`, `rlvr wandb report`).
 
 Both select the runs that the sweep's definition launches, by id, so a baseline shared by two sweeps is in the views of both.
-Each call saves a new view with a new address.
+Each call saves a new view at a new address.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,14 @@ from rlvr_sweeps.reporting.sweep_results import RowResult, read_row_results
 from rlvr_sweeps.reporting.tracking.names import GROUPS, STEP
 from rlvr_sweeps.reporting.tracking.sync import require_key
 
-SHOWN = ("reward/accuracy", "completion/length", "completion/cut_off", "policy/entropy", "policy/grad_norm", "reward/std")
+SHOWN_CURVES = (
+    "reward/accuracy",
+    "completion/length",
+    "completion/cut_off",
+    "policy/entropy",
+    "policy/grad_norm",
+    "reward/std",
+)
 SCORES = ("avg", "avg_se", "pass", "majority", "truncated_share", "stopped_early")
 WIDE = {"w": 12, "h": 8}
 
@@ -26,11 +33,11 @@ WIDE = {"w": 12, "h": 8}
 def axes_of(rows: Sequence[RowResult]) -> list[str]:
     """Return the keys of overrides whose values differ between a product's rows."""
     keys = dict.fromkeys(key_of(override) for row in rows for override in row.row.overrides)
-    stated = [dict(override.split("=", 1) for override in row.row.overrides) for row in rows]
-    return [key for key in keys if len({values.get(key) for values in stated}) > 1]
+    settings = [dict(override.split("=", 1) for override in row.row.overrides) for row in rows]
+    return [key for key in keys if len({values.get(key) for values in settings}) > 1]
 
 
-def make_workspace(title: str, axes: Sequence[str], rows: Sequence[RowResult], where: dict[str, Any]) -> Any:
+def make_workspace(title: str, axes: Sequence[str], rows: Sequence[RowResult], target: dict[str, Any]) -> Any:
     """Return a `wandb_workspaces` workspace: a section of curves for each axis, averaged over the other axes."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
@@ -39,13 +46,13 @@ def make_workspace(title: str, axes: Sequence[str], rows: Sequence[RowResult], w
     sections = [views.Section(name=f"by {axis}", panels=curves(reports, axis), is_open=True) for axis in axes]
     scores = views.Section(name="benchmarks", panels=[bars(reports, rows)], is_open=True)
     return views.Workspace(
-        name=title, entity=where["entity"], project=where["project"], sections=[scores, *sections], auto_generate_panels=False,
-        settings=views.WorkspaceSettings(x_axis=STEP),
+        name=title, entity=target["entity"], project=target["project"], sections=[scores, *sections],
+        auto_generate_panels=False, settings=views.WorkspaceSettings(x_axis=STEP),
         runset_settings=views.RunsetSettings(filters=[views.Metric("ID").isin(ids)], pinned_columns=columns(axes)),
     )  # fmt: skip
 
 
-def make_report(title: str, axes: Sequence[str], rows: Sequence[RowResult], where: dict[str, Any]) -> Any:
+def make_report(title: str, axes: Sequence[str], rows: Sequence[RowResult], target: dict[str, Any]) -> Any:
     """Return a `wandb_workspaces` report: the sweep's rows as a table of runs, their benchmarks, then curves for each axis."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as views
@@ -54,7 +61,7 @@ def make_report(title: str, axes: Sequence[str], rows: Sequence[RowResult], wher
 
     def grid(*panels: Any) -> Any:
         runs = reports.Runset(
-            entity=where["entity"], project=where["project"], name=title, filters=[views.Metric("ID").isin(sorted(names))],
+            entity=target["entity"], project=target["project"], name=title, filters=[views.Metric("ID").isin(sorted(names))],
             pinned_columns=columns(axes),
         )  # fmt: skip
         return reports.PanelGrid(runsets=[runs], panels=list(panels))
@@ -67,7 +74,7 @@ def make_report(title: str, axes: Sequence[str], rows: Sequence[RowResult], wher
     for axis in axes:
         blocks += [reports.H2(text=f"By {axis}"), grid(*curves(reports, axis))]
     return reports.Report(
-        entity=where["entity"], project=where["project"], title=title, blocks=blocks, width="fluid",
+        entity=target["entity"], project=target["project"], title=title, blocks=blocks, width="fluid",
         description="Scores are shares from 0 to 1. For standard errors and tests over seeds, use `rlvr compare`.",
     )  # fmt: skip
 
@@ -77,9 +84,9 @@ def curves(reports: Any, axis: str) -> list[Any]:
     return [
         reports.LinePlot(
             title=name, x=STEP, y=[name], groupby=reports.Config(GROUPS.get(axis, axis)), groupby_aggfunc="mean",
-            groupby_rangefunc="stderr", layout=reports.Layout(x=12 * (place % 2), y=8 * (place // 2), **WIDE),
+            groupby_rangefunc="stderr", layout=reports.Layout(x=12 * (index % 2), y=8 * (index // 2), **WIDE),
         )
-        for place, name in enumerate(SHOWN)
+        for index, name in enumerate(SHOWN_CURVES)
     ]  # fmt: skip
 
 
@@ -96,8 +103,8 @@ def columns(axes: Sequence[str]) -> list[str]:
     return [f"config:{GROUPS.get(axis, axis)}.value" for axis in axes] + [f"summary:{score}" for score in SCORES]
 
 
-def save(way: str, sweep: str, model: str, given: dict[str, str], console: Console) -> None:
-    """Save the workspace or report (`way`) of a sweep on W&B and print its address; raises Refused where W&B rejects it."""
+def save(kind: str, sweep: str, model: str, overrides: dict[str, str], console: Console) -> None:
+    """Save the workspace or report (`kind`) on W&B and print its address; raises Refused where W&B rejects it."""
     require_key()
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -105,14 +112,14 @@ def save(way: str, sweep: str, model: str, given: dict[str, str], console: Conso
     composer = offline_composer()
     product = load_product(sweep, model, composer)
     rows = read_row_results(product, composer, [f"model={model}"], source=lambda *_: None)
-    tracking = asdict(TrackingConf()) | rows[0].cfg["tracking"] | given
-    where = {"entity": tracking["entity"] or wandb.Api().default_entity, "project": tracking["project"]}
-    make = make_workspace if way == "workspace" else make_report
+    tracking = asdict(TrackingConf()) | rows[0].cfg["tracking"] | overrides
+    target = {"entity": tracking["entity"] or wandb.Api().default_entity, "project": tracking["project"]}
+    make = make_workspace if kind == "workspace" else make_report
     try:
-        made = make(f"{product.title} on {model}", axes_of(rows), rows, where)
-        made.save()
+        view = make(f"{product.title} on {model}", axes_of(rows), rows, target)
+        view.save()
     except (wandb.errors.CommError, WandbApiFailedError, ValueError) as error:
         raise Refused(
-            f"W&B rejected the {way} for {where['entity']}/{where['project']}: {' '.join(str(error).split())[:300]}"
+            f"W&B rejected the {kind} for {target['entity']}/{target['project']}: {' '.join(str(error).split())[:300]}"
         ) from None
-    console.print(made.url, highlight=False, soft_wrap=True)
+    console.print(view.url, highlight=False, soft_wrap=True)

@@ -13,10 +13,10 @@ async function unpack(base64) {
 }
 
 function element(tag, text, attributes = {}) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
 }
 
 function shares(benchmark, problem) {
@@ -24,27 +24,27 @@ function shares(benchmark, problem) {
 }
 
 function describe(benchmark, problem) {
-  const known = shares(benchmark, problem).filter((share) => share !== null);
-  const [least, most] = [Math.min(...known), Math.max(...known)];
-  return { least, most, spread: most - least, mean: known.reduce((sum, share) => sum + share, 0) / known.length };
+  const runShares = shares(benchmark, problem).filter((share) => share !== null);
+  const [lowest, highest] = [Math.min(...runShares), Math.max(...runShares)];
+  return { lowest, highest, spread: highest - lowest, mean: runShares.reduce((sum, share) => sum + share, 0) / runShares.length };
 }
 
-const KEEP = {
+const FILTERS = {
   all: () => true,
-  apart: (facts) => facts.spread >= 0.5,
-  none: (facts) => facts.most === 0,
-  every: (facts) => facts.least === 1,
+  differ: (facts) => facts.spread >= 0.5,
+  none: (facts) => facts.highest === 0,
+  every: (facts) => facts.lowest === 1,
 };
-const ORDER = {
+const ORDERS = {
   file: () => 0,
-  spread: (one, other) => other.facts.spread - one.facts.spread,
-  hard: (one, other) => one.facts.mean - other.facts.mean,
+  spread: (first, second) => second.facts.spread - first.facts.spread,
+  hard: (first, second) => first.facts.mean - second.facts.mean,
 };
 
 function background(share) {
-  const place = share * (COLOURS.length - 1);
-  const below = Math.min(Math.floor(place), COLOURS.length - 2);
-  const mixed = COLOURS[below].map((value, i) => Math.round(value + (COLOURS[below + 1][i] - value) * (place - below)));
+  const position = share * (COLOURS.length - 1);
+  const below = Math.min(Math.floor(position), COLOURS.length - 2);
+  const mixed = COLOURS[below].map((value, i) => Math.round(value + (COLOURS[below + 1][i] - value) * (position - below)));
   return `rgb(${mixed.join(", ")})`;
 }
 
@@ -52,16 +52,16 @@ class Browser {
   constructor(data) {
     this.data = data;
     this.limit = ROWS;
-    this.chosen = null; // [benchmark, problem, run]
-    for (const [place, benchmark] of data.benchmarks.entries()) {
-      byId("benchmark").append(element("option", `${benchmark.name} (${benchmark.problems.length})`, { value: place }));
+    this.selected = null; // [benchmark, problem, run]
+    for (const [index, benchmark] of data.benchmarks.entries()) {
+      byId("benchmark").append(element("option", `${benchmark.name} (${benchmark.problems.length})`, { value: index }));
     }
-    const again = () => { this.limit = ROWS; this.draw(); };
-    for (const id of ["benchmark", "which", "order"]) byId(id).addEventListener("change", again);
-    byId("search").addEventListener("input", again);
+    const redraw = () => { this.limit = ROWS; this.draw(); };
+    for (const id of ["benchmark", "filter", "order"]) byId(id).addEventListener("change", redraw);
+    byId("search").addEventListener("input", redraw);
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
     byId("more").addEventListener("click", () => { this.limit = Infinity; this.draw(); });
-    byId("grid").addEventListener("click", (event) => this.choose(event.target.closest("td[data-run]")));
+    byId("grid").addEventListener("click", (event) => this.select(event.target.closest("td[data-run]")));
     byId("grid").addEventListener("keydown", (event) => this.onKey(event));
     byId("reading").addEventListener("keydown", (event) => { if (event.key === "Escape") this.current()?.focus(); });
     byId("controls").hidden = byId("browse").hidden = false;
@@ -72,23 +72,23 @@ class Browser {
 
   samples(problem, run) { return this.data.samples[`${this.data.benchmarks.indexOf(this.benchmark)}.${problem}.${run}`]; }
 
-  matches(problem, words) {
-    if (!words) return true;
+  matches(problem, query) {
+    if (!query) return true;
     const [id, question, gold] = this.benchmark.problems[problem];
     const answers = this.data.runs.flatMap((_, run) => (this.samples(problem, run) ?? []).map((sample) => sample[ANSWER]));
-    return [id, question, gold, ...answers].some((text) => text && text.toLowerCase().includes(words));
+    return [id, question, gold, ...answers].some((text) => text && text.toLowerCase().includes(query));
   }
 
-  wanted() {
-    const words = byId("search").value.trim().toLowerCase();
+  visibleProblems() {
+    const query = byId("search").value.trim().toLowerCase();
     return this.benchmark.problems
       .map((_, problem) => ({ problem, facts: describe(this.benchmark, problem) }))
-      .filter(({ problem, facts }) => KEEP[byId("which").value](facts) && this.matches(problem, words))
-      .sort(ORDER[byId("order").value]);
+      .filter(({ problem, facts }) => FILTERS[byId("filter").value](facts) && this.matches(problem, query))
+      .sort(ORDERS[byId("order").value]);
   }
 
   draw() {
-    const found = this.wanted();
+    const visible = this.visibleProblems();
     const table = element("table", undefined, { role: "grid", "aria-label": `Right samples by problem and run, ${this.benchmark.name}` });
     const head = table.createTHead().insertRow();
     head.append(element("th", "Problem", { class: "problem", scope: "col" }));
@@ -98,11 +98,11 @@ class Browser {
       head.append(cell);
     }
     const body = table.createTBody();
-    for (const { problem } of found.slice(0, this.limit)) this.drawRow(body.insertRow(), problem);
+    for (const { problem } of visible.slice(0, this.limit)) this.drawRow(body.insertRow(), problem);
     byId("grid").replaceChildren(table);
-    byId("count").textContent = `${found.length} of ${this.benchmark.problems.length} problems of ${this.benchmark.name}`;
-    byId("more").hidden = found.length <= this.limit;
-    byId("more").textContent = `Show all ${found.length} problems`;
+    byId("count").textContent = `${visible.length} of ${this.benchmark.problems.length} problems of ${this.benchmark.name}`;
+    byId("more").hidden = visible.length <= this.limit;
+    byId("more").textContent = `Show all ${visible.length} problems`;
     (this.current() ?? table.querySelector("td[data-run]"))?.setAttribute("tabindex", "0");
     this.mark();
   }
@@ -128,8 +128,8 @@ class Browser {
   }
 
   current() {
-    if (!this.chosen || this.data.benchmarks[this.chosen[0]] !== this.benchmark) return null;
-    return byId("grid").querySelector(`td[data-problem="${this.chosen[1]}"][data-run="${this.chosen[2]}"]`);
+    if (!this.selected || this.data.benchmarks[this.selected[0]] !== this.benchmark) return null;
+    return byId("grid").querySelector(`td[data-problem="${this.selected[1]}"][data-run="${this.selected[2]}"]`);
   }
 
   mark() {
@@ -139,7 +139,7 @@ class Browser {
 
   focus(cell) {
     if (!cell?.dataset.run) return;
-    for (const other of byId("grid").querySelectorAll('td[tabindex="0"]')) other.setAttribute("tabindex", "-1");
+    for (const previous of byId("grid").querySelectorAll('td[tabindex="0"]')) previous.setAttribute("tabindex", "-1");
     cell.setAttribute("tabindex", "0");
     cell.focus();
   }
@@ -158,17 +158,17 @@ class Browser {
       End: () => rows[down].cells[rows[down].cells.length - 1],
     }[event.key];
     if (next) this.focus(next());
-    else if (event.key === "Enter" || event.key === " ") { this.choose(cell); byId("reading").focus(); }
+    else if (event.key === "Enter" || event.key === " ") { this.select(cell); byId("reading").focus(); }
     else return;
     event.preventDefault();
   }
 
-  choose(cell) {
+  select(cell) {
     if (!cell) return;
-    this.chosen = [Number(byId("benchmark").value), Number(cell.dataset.problem), Number(cell.dataset.run)];
+    this.selected = [Number(byId("benchmark").value), Number(cell.dataset.problem), Number(cell.dataset.run)];
     this.mark();
     this.focus(cell);
-    this.read(this.chosen[1], this.chosen[2]);
+    this.read(this.selected[1], this.selected[2]);
   }
 
   read(problem, run) {
@@ -185,7 +185,7 @@ class Browser {
     if (samples) parts.push(...samples.map(completion));
     else parts.push(element("p", `This page does not hold the completions of this cell. They are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
     if (samples && samples.length < this.benchmark.k[run]) {
-      parts.push(element("p", `${this.benchmark.k[run] - samples.length} more samples are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
+      parts.push(element("p", `${this.benchmark.k[run] - samples.length} further samples are in ${name}/eval/${this.benchmark.name}.jsonl.`, { class: "soft" }));
     }
     byId("reading").replaceChildren(...parts);
     byId("reading").scrollTop = 0;
@@ -193,13 +193,13 @@ class Browser {
 }
 
 function completion(sample) {
-  const place = element("article", undefined, { class: "sample" });
+  const article = element("article", undefined, { class: "sample" });
   const line = element("div");
   line.append(element("span", sample[CORRECT] ? "right" : "wrong", { class: `verdict ${sample[CORRECT] ? "right" : "wrong"}` }));
   const answer = sample[ANSWER] === null ? "no answer" : `answer ${sample[ANSWER]}`;
   const cut = sample[TRUNCATED] ? ", cut off at the limit" : "";
-  const why = sample[CORRECT] || sample[REASON] === "wrong" ? "" : ` (${sample[REASON]})`;
-  line.append(`${why} · ${answer} · ${sample[TOKENS].toLocaleString("en")} tokens${cut} · sample ${sample[INDEX]}`);
+  const reason = sample[CORRECT] || sample[REASON] === "wrong" ? "" : ` (${sample[REASON]})`;
+  line.append(`${reason} · ${answer} · ${sample[TOKENS].toLocaleString("en")} tokens${cut} · sample ${sample[INDEX]}`);
   const text = element("pre");
   if (Array.isArray(sample[TEXT])) {
     const [head, missing, tail] = sample[TEXT];
@@ -207,8 +207,8 @@ function completion(sample) {
   } else {
     text.textContent = sample[TEXT];
   }
-  place.append(line, text);
-  return place;
+  article.append(line, text);
+  return article;
 }
 
 (async () => {
