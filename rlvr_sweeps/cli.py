@@ -112,7 +112,7 @@ def show_regrading(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_audit(arguments: argparse.Namespace, console: Console) -> None:
-    """Print how often the verdicts of a sample of answers differ from those of an independent reader."""
+    """Compare the verdicts of a sample of answers with an independent reader; print the counts and the disagreements."""
     from rlvr_sweeps.evaluation import audit
 
     runs = [named_run(name, arguments.runs_dir) for name in arguments.runs]

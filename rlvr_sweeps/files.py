@@ -1,4 +1,4 @@
-"""Files that survive kill -9: atomic writes, reads that skip an incomplete last row, locks that the kernel releases."""
+"""Files that kill -9 cannot damage: atomic writes, reads that skip an incomplete last row, locks that the kernel releases."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
+    """Write a text file atomically, under a temporary name that is then renamed: a reader sees the old text or the new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -25,23 +25,22 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:  # a full disk: do not leave the temporary file on it
+    except OSError:  # for example a full disk, on which the temporary file must not stay
         temporary.unlink(missing_ok=True)
         raise
     temporary.replace(path)
 
 
 class Yaml(yaml.CSafeDumper):
-    """OmegaConf's writer on libyaml, ten times as fast: a launch may write a thousand configurations."""
+    """YAML writer with OmegaConf's rules on libyaml, ten times as fast as its own: a launch may write 1,000 configurations."""
 
 
-Yaml.add_representer(
-    str, patches.omegaconf_string_representer()
-)  # quotes strings that OmegaConf would read as a number or a boolean
+# The representer quotes strings that OmegaConf would read as a number or a boolean.
+Yaml.add_representer(str, patches.omegaconf_string_representer())
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:
-    """Return a mapping as YAML, in the order of its keys."""
+    """Return a mapping as YAML text, with its keys in their own order."""
     return str(yaml.dump(dict(value), Dumper=Yaml, sort_keys=False, allow_unicode=True))
 
 
@@ -93,7 +92,10 @@ def ends_a_line(file: BinaryIO) -> bool:
 
 
 def try_lock(descriptor: int, kind: int, patience_s: float = 0.0) -> bool:
-    """Take an advisory lock; return whether it was free within `patience_s`, long enough for a reader that tests it."""
+    """Try to take an advisory lock for `patience_s` seconds; return whether it was taken.
+
+    A positive `patience_s` outlasts a reader that holds the lock only for the moment in which it tests it.
+    """
     deadline = time.monotonic() + patience_s
     while True:
         try:

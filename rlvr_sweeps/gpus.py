@@ -1,4 +1,4 @@
-"""GPUs of this machine, from its driver and CUDA_VISIBLE_DEVICES, without importing torch."""
+"""GPUs of this machine, read from its driver and CUDA_VISIBLE_DEVICES without importing torch."""
 
 import os
 from functools import cache
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @cache
 def driver_name() -> str | None:
-    """Return the driver's name of the first GPU; None on a machine without a GPU."""
+    """Return the first GPU's name as its driver reports it; None on a machine without a GPU."""
     for folder in sorted(Path("/proc/driver/nvidia/gpus").glob("*")):
         for line in (folder / "information").read_text().splitlines():
             key, _, value = line.partition(":")

