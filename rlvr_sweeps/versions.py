@@ -48,7 +48,7 @@ def installed() -> dict[str, str]:
 
 
 def judge(versions: Mapping[str, str]) -> Judgement:
-    """Compare installed versions with KNOWN; for an unknown set, the cure lists the versions that the nearest known set needs."""
+    """Compare installed versions with KNOWN; for an unknown set, the cure lists the versions of the nearest known set."""
     description = ", ".join(f"{name} {version}" for name, version in versions.items())
     engines = engines_of(versions)
     if len(engines) > 1:
