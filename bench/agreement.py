@@ -1,8 +1,8 @@
-"""Do our runs and plain TRL scripts agree in distribution? LoRA under GRPO, the same seeds on both sides.
+"""Compare runs of this project and plain TRL scripts in distribution: LoRA under GRPO, the same seeds for both.
 
     python bench/agreement.py [SEEDS]      (8 by default: about eight minutes on two cores)
 
-Seeds draw different samples on the two sides, so single runs differ; what is compared is the mean over seeds, by Welch's t.
+The same seed draws different samples in the two programs, so single runs differ. Means over seeds are compared by Welch's t.
 """
 
 import json
@@ -21,8 +21,11 @@ from quickstart import ENVIRONMENT, ROOT
 from rlvr_sweeps.assets import locations
 from rlvr_sweeps.config.compose import offline_composer
 
+Result = tuple[float, float]  # mean reward over the steps, mean accuracy over the tiers
 
-def plain(world: Path, folder: Path, seed: int) -> tuple[float, float]:
+
+def run_script(world: Path, folder: Path, seed: int) -> Result:
+    """Return the result of a plain TRL script."""
     out = folder / f"{seed}.json"
     command = [
         sys.executable,
@@ -41,7 +44,8 @@ def plain(world: Path, folder: Path, seed: int) -> tuple[float, float]:
     return statistics.fmean(result["rewards"]), statistics.fmean(result["averages"].values())
 
 
-def ours(folder: Path, seeds: list[int]) -> list[tuple[float, float]]:
+def run_launch(folder: Path, seeds: list[int]) -> list[Result]:
+    """Return the results of one launch of all seeds."""
     overrides = [f"seed={','.join(map(str, seeds))}", f"runs_dir={folder}"]
     command = [sys.executable, "launch.py", "-m", "peft=lora", "algo=grpo", *overrides]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -52,24 +56,26 @@ def ours(folder: Path, seeds: list[int]) -> list[tuple[float, float]]:
     return results
 
 
-def compare(name: str, us: list[float], them: list[float]) -> None:
-    errors = [statistics.stdev(values) / math.sqrt(len(values)) for values in (us, them)]
-    means = [statistics.fmean(values) for values in (us, them)]
+def print_comparison(label: str, launched: list[float], plain: list[float]) -> None:
+    """Print both means over seeds with their standard errors, and Welch's t."""
+    errors = [statistics.stdev(values) / math.sqrt(len(values)) for values in (launched, plain)]
+    means = [statistics.fmean(values) for values in (launched, plain)]
     t = (means[0] - means[1]) / math.hypot(*errors)
-    print(f"{name:<22} ours {means[0]:.4f} ± {errors[0]:.4f}   plain {means[1]:.4f} ± {errors[1]:.4f}   t = {t:+.2f}")
+    print(f"{label:<22} launch.py {means[0]:.4f} ± {errors[0]:.4f}   plain TRL {means[1]:.4f} ± {errors[1]:.4f}   t = {t:+.2f}")
 
 
 def main() -> None:
+    """Run both programs with all seeds, and print the comparison."""
     seeds = list(range(1, int(sys.argv[1] if len(sys.argv) > 1 else 8) + 1))
     cfg = offline_composer().point([]).cfg
     world = Path(locations.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
     with tempfile.TemporaryDirectory() as scratch:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            them = list(pool.map(lambda seed: plain(world, Path(scratch), seed), seeds))
-        us = ours(Path(scratch) / "runs", seeds)
+            plain = list(pool.map(lambda seed: run_script(world, Path(scratch), seed), seeds))
+        launched = run_launch(Path(scratch) / "runs", seeds)
     print(f"{time.strftime('%Y-%m-%d')}, LoRA, GRPO, {len(seeds)} seeds each")
-    compare("mean training reward", [run[0] for run in us], [run[0] for run in them])
-    compare("accuracy afterwards", [run[1] for run in us], [run[1] for run in them])
+    print_comparison("mean training reward", [reward for reward, _ in launched], [reward for reward, _ in plain])
+    print_comparison("accuracy of evaluation", [accuracy for _, accuracy in launched], [accuracy for _, accuracy in plain])
 
 
 if __name__ == "__main__":

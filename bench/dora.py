@@ -1,9 +1,9 @@
-"""A DoRA step against a LoRA step: PEFT's DoRA, and with its norm from factors.
+"""Compare a training step of DoRA with one of LoRA: PEFT's DoRA, and DoRA with the norm computed from the factors.
 
     python bench/dora.py [--hidden 1536 --intermediate 8960 --layers 1 --tokens 512]
 
-Forward and backward through random Qwen2 layers, rank 32 on all linear layers, medians of interleaved rounds. On a GPU where
-there is one (bfloat16 autocast), else on one core in float32.
+A step is a forward and backward pass through Qwen2 layers with random weights, with rank 32 on all linear layers. Printed are
+medians over rounds in which the methods alternate. A GPU is used with bfloat16 autocast; without one, one core in float32.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from rlvr_sweeps.training.methods.adapters import attach
 ROUNDS = 7
 
 
-def policy(options: argparse.Namespace, method: str, factored: bool, dropout: float, device: str) -> Any:
+def make_policy(options: argparse.Namespace, method: str, factored: bool, dropout: float, device: str) -> Any:
+    """Return a model with random weights and the adapter of `method`, in training mode."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=1024, hidden_size=options.hidden, intermediate_size=options.intermediate, num_hidden_layers=options.layers,
@@ -30,7 +31,8 @@ def policy(options: argparse.Namespace, method: str, factored: bool, dropout: fl
     return attach(Qwen2ForCausalLM(config), cfg["peft"], seed=0).to(device).train()
 
 
-def seconds(model: Any, ids: torch.Tensor) -> float:
+def step_seconds(model: Any, ids: torch.Tensor) -> float:
+    """Return the seconds of a forward and a backward pass over `ids` (batch, tokens)."""
     model.zero_grad()
     start = time.perf_counter()
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
@@ -42,28 +44,33 @@ def seconds(model: Any, ids: torch.Tensor) -> float:
 
 
 def main() -> None:
+    """Print the median seconds of each method and their ratio to LoRA, without and with dropout."""
     parser = argparse.ArgumentParser()
     for name, value in (("hidden", 1536), ("intermediate", 8960), ("layers", 1), ("tokens", 512)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
-    where = torch.cuda.get_device_name() if device == "cuda" else "one core"
+    device_name = torch.cuda.get_device_name() if device == "cuda" else "one core"
     print(
-        f"{time.strftime('%Y-%m-%d')}, {where}; hidden {options.hidden}, {options.layers} layers, "
+        f"{time.strftime('%Y-%m-%d')}, {device_name}; hidden {options.hidden}, {options.layers} layers, "
         f"{options.tokens} tokens, rank 32"
     )
     ids = torch.randint(0, 1024, (1, options.tokens), device=device)
     for dropout in (0.0, 0.05):
-        kinds = {"LoRA": ("lora", True), "DoRA, PEFT's": ("dora", False), "DoRA, factored": ("dora", True)}
-        models = {name: policy(options, method, factored, dropout, device) for name, (method, factored) in kinds.items()}
+        variants = {"LoRA": ("lora", True), "DoRA, PEFT": ("dora", False), "DoRA, factored": ("dora", True)}
+        models = {
+            name: make_policy(options, method, factored, dropout, device) for name, (method, factored) in variants.items()
+        }
         times: dict[str, list[float]] = {name: [] for name in models}
-        for round_ in range(ROUNDS + 1):
+        for round_index in range(ROUNDS + 1):
             for name, model in models.items():
-                times[name] += [seconds(model, ids)] if round_ else [seconds(model, ids)][:0]
-        middle = {name: statistics.median(values) for name, values in times.items()}
-        for name, value in middle.items():
-            print(f"  dropout {dropout:<4}  {name:<16} {value:7.3f} s   {value / middle['LoRA']:.2f} times LoRA")
+                step = step_seconds(model, ids)
+                if round_index:  # the first round warms up
+                    times[name].append(step)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        for name, median in medians.items():
+            print(f"  dropout {dropout:<4}  {name:<16} {median:7.3f} s   {median / medians['LoRA']:.2f} times LoRA")
 
 
 if __name__ == "__main__":

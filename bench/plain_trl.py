@@ -1,4 +1,6 @@
-"""What a user would run instead: one GRPO run as a plain TRL script, TRL's defaults where the recipe does not say.
+"""One GRPO run of the embedded model as a plain TRL script, with TRL's defaults for everything that the recipe leaves open.
+
+bench/quickstart.py and bench/agreement.py compare it with a run of this project.
 
 python bench/plain_trl.py MODEL_DIR OUT.json --method lora --algo grpo
 """
@@ -19,27 +21,30 @@ METHODS = {"lora": {}, "dora": {"use_dora": True}, "pissa": {"init_lora_weights"
 OBJECTIVES = {"dapo_released": {"loss_type": "dapo", "epsilon_high": 0.28}, "grpo": {"loss_type": "grpo"}}
 
 
-def correct(completion, gold):
+def is_correct(completion, gold):
+    """Return whether math-verify finds the answer after </think> equal to `gold`; False without </think>."""
     if "</think>" not in completion:
         return False
     return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(completion.rpartition("</think>")[2])))
 
 
 def reward(completions, answer, **_):
-    return [float(correct(completion[0]["content"], gold)) for completion, gold in zip(completions, answer, strict=True)]
+    """Return TRL's rewards of a batch: 1.0 for a correct completion, else 0.0."""
+    return [float(is_correct(completion[0]["content"], gold)) for completion, gold in zip(completions, answer, strict=True)]
 
 
-def read(path):
+def read_rows(path):
+    """Return the rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def evaluate(model, tokenizer, world, k=8, batch=256):
-    """Avg@k by tier: T 0.6, top-p 0.95, 72 tokens."""
+    """Return Avg@k by tier, sampled at temperature 0.6 and top-p 0.95 with at most 72 tokens."""
     model.eval()
     averages = {}
     for path in sorted(world.glob("tier*.jsonl")):
-        requests = [row for row in read(path) for _ in range(k)]
-        right = 0
+        requests = [row for row in read_rows(path) for _ in range(k)]
+        correct = 0
         for start in range(0, len(requests), batch):
             rows = requests[start : start + batch]
             chats = [[{"role": "user", "content": row["question"]}] for row in rows]
@@ -48,12 +53,13 @@ def evaluate(model, tokenizer, world, k=8, batch=256):
             with torch.no_grad():
                 output = model.generate(**inputs, max_new_tokens=72, do_sample=True, temperature=0.6, top_p=0.95, top_k=0)
             completions = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            right += sum(correct(completion, row["answer"]) for completion, row in zip(completions, rows, strict=True))
-        averages[path.stem] = right / len(requests)
+            correct += sum(is_correct(completion, row["answer"]) for completion, row in zip(completions, rows, strict=True))
+        averages[path.stem] = correct / len(requests)
     return averages
 
 
 def main():
+    """Train, evaluate, and write the rewards of all steps and the accuracy of each tier as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("world", type=Path)
     parser.add_argument("out", type=Path)
@@ -66,7 +72,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(arguments.world / "model", dtype=torch.float32)
     rows = [
         {"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]}
-        for row in read(arguments.world / "train.jsonl")
+        for row in read_rows(arguments.world / "train.jsonl")
     ]
     config = GRPOConfig(
         output_dir=str(arguments.out.with_suffix(".trl")), max_steps=arguments.steps, learning_rate=1e-3, seed=arguments.seed,

@@ -1,8 +1,8 @@
-"""What a user waits for before anything runs: --help, the plan of 1,000 points, the status of 1,000 runs.
+"""Measure the seconds of `launch.py --help`, of the plan of 1,000 points, and of `rlvr status` for 1,000 runs.
 
     make bench
 
-Hydra's own composing of the same points is timed beside the plan, on a sample of them, since it takes minutes.
+For comparison with the plan, Hydra's own composition of the points is timed on a sample of them, because all take minutes.
 """
 
 import itertools
@@ -27,17 +27,18 @@ AXES = {
     "seed": range(10),
 }
 
-NUMBERS = {f"number_{index}": 0.123456789 / (index + 1) for index in range(28)}  # as many as a step's row holds
+NUMBERS = {f"number_{index}": 0.123456789 / (index + 1) for index in range(28)}  # as many numbers as a row of metrics.jsonl has
 
 
 def seconds(*arguments: str) -> float:
+    """Return the seconds of a Python command in the root of the checkout."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def fill(folder: Path, points: list[list[str]]) -> None:
-    """A thousand runs with the files that status reads: two of three finished, the third lost at step 300 of its training."""
+    """Write one run per point with the files that status reads; every third is lost at step 300 of its training."""
     composer = offline_composer()
     for number, overrides in enumerate(points):
         cfg = composer.point([*overrides, f"runs_dir={folder}"]).cfg
@@ -58,14 +59,17 @@ def fill(folder: Path, points: list[list[str]]) -> None:
 
 
 def points_of(axes: dict[str, Iterable[object]]) -> list[list[str]]:
+    """Return the overrides of every point of a grid of axes."""
     return [[f"{key}={value}" for key, value in zip(axes, values, strict=True)] for values in itertools.product(*axes.values())]
 
 
 def grid_of(axes: dict[str, Iterable[object]]) -> list[str]:
+    """Return a grid of axes as overrides for `launch.py -m`."""
     return [f"{key}={','.join(map(str, values))}" for key, values in axes.items()]
 
 
 def main() -> None:
+    """Print the seconds of each command."""
     points, grid = points_of(AXES), grid_of(AXES)
     print(f"{time.strftime('%Y-%m-%d')}, {len(points)} points")
     print(f"launch.py --help                     {seconds('launch.py', '--help'):6.2f} s")
@@ -77,11 +81,11 @@ def main() -> None:
     sample = points[:: len(points) // 20]
     for overrides in sample:
         compose("config", overrides)
-    own = (time.perf_counter() - start) / len(sample) * len(points)
-    print(f"Hydra's composing of them, once      {own:6.2f} s (from {len(sample)} of them)")
+    hydra_seconds = (time.perf_counter() - start) / len(sample) * len(points)
+    print(f"Hydra composes the same points       {hydra_seconds:6.2f} s (extrapolated from {len(sample)} points)")
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), points)
-        print(f"rlvr status, a third unfinished      {seconds('-m', 'rlvr_sweeps.cli', 'status', folder):6.2f} s")
+        print(f"rlvr status, a third of them lost    {seconds('-m', 'rlvr_sweeps.cli', 'status', folder):6.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""quickstart's six runs against the same six as plain TRL scripts, one after another and as many at once as there are cores.
+"""Compare one launch of quickstart's six runs with six plain TRL scripts, run one by one and one per core at the same time.
 
-    make bench          (every side gets one thread per run)
-    make bench-sweep    twelve: two seeds of each
+    make bench          six runs; every run and script has one thread
+    make bench-sweep    twelve runs: two seeds of each
 
-Prints wall-clock seconds, both ratios, and beside them what says that the work was the same: rewards and accuracies.
+Prints wall-clock seconds and their ratios. Rewards and accuracies show that the launch and the scripts do equal work.
 """
 
 import argparse
@@ -23,27 +23,28 @@ from rlvr_sweeps.assets import locations
 from rlvr_sweeps.config.compose import offline_composer
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS, OBJECTIVES = ("dora", "lora", "pissa"), ("dapo_released", "grpo")  # TRL alone has no dynamic sampling
+METHODS, OBJECTIVES = ("dora", "lora", "pissa"), ("dapo_released", "grpo")  # TRL has no dynamic sampling
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def plain(world: Path, out: Path, method: str, algo: str, seed: str) -> None:
+def run_script(world: Path, out: Path, method: str, algo: str, seed: str) -> None:
+    """Run a plain TRL script that writes its result to `out`."""
     command = [sys.executable, ROOT / "bench/plain_trl.py", world, out, "--method", method, "--algo", algo, "--seed", seed]
     subprocess.run(command, check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def all_plain(world: Path, folder: Path, at_once: int, seeds: Sequence[str]) -> float:
-    """Seconds for the scripts."""
+def scripts_seconds(world: Path, folder: Path, workers: int, seeds: Sequence[str]) -> float:
+    """Return the seconds of all scripts, `workers` at the same time."""
     folder.mkdir()
     start = time.perf_counter()
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         points = itertools.product(METHODS, OBJECTIVES, seeds)
-        list(pool.map(lambda point: plain(world, folder / f"{'-'.join(point)}.json", *point), points))
+        list(pool.map(lambda point: run_script(world, folder / f"{'-'.join(point)}.json", *point), points))
     return time.perf_counter() - start
 
 
-def ours(folder: Path, seeds: Sequence[str]) -> float:
-    """Seconds for the launch."""
+def launch_seconds(folder: Path, seeds: Sequence[str]) -> float:
+    """Return the seconds of one launch of all runs."""
     grid = [f"peft={','.join(METHODS)}", f"algo={','.join(OBJECTIVES)}", f"seed={','.join(seeds)}"]
     command = [sys.executable, "launch.py", "-m", *grid]
     start = time.perf_counter()
@@ -52,7 +53,7 @@ def ours(folder: Path, seeds: Sequence[str]) -> float:
 
 
 def outcomes(folder: Path) -> dict[str, tuple[float, float]]:
-    """Mean reward over all steps, and mean accuracy over the tiers, by method, objective and seed."""
+    """Return the mean reward over all steps and the mean accuracy over the tiers, by method, objective and seed."""
     results = {}
     for path in folder.glob("*.json"):
         result = json.loads(path.read_text())
@@ -65,6 +66,7 @@ def outcomes(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
+    """Print the seconds, the ratios, and the rewards and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", default=["42"])
     seeds = parser.parse_args().seeds
@@ -72,15 +74,15 @@ def main() -> None:
     world = Path(locations.locate(cfg["model"]["path"], cfg["model"]["revision"])).parent
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
-        here = Path(scratch)
-        together = all_plain(world, here / "together", cores, seeds)
-        alone, us = all_plain(world, here / "alone", 1, seeds), ours(here / "us", seeds)
+        root = Path(scratch)
+        parallel_s = scripts_seconds(world, root / "parallel", cores, seeds)
+        serial_s, launch_s = scripts_seconds(world, root / "serial", 1, seeds), launch_seconds(root / "launch", seeds)
         print(f"{time.strftime('%Y-%m-%d')}, {cores} cores")
-        print(f"launch.py                      {us:6.0f} s")
-        print(f"plain scripts, one by one      {alone:6.0f} s   {alone / us:.2f} times as long")
-        print(f"plain scripts, {cores} at once       {together:6.0f} s   {together / us:.2f} times as long")
-        print("\nmean reward, accuracy          ours           plain          plain again")
-        columns = [outcomes(here / name) for name in ("us", "alone", "together")]
+        print(f"launch.py                      {launch_s:6.0f} s")
+        print(f"plain scripts, one by one      {serial_s:6.0f} s   {serial_s / launch_s:.2f} times as long")
+        print(f"plain scripts, {cores} at once       {parallel_s:6.0f} s   {parallel_s / launch_s:.2f} times as long")
+        print(f"\nmean reward, accuracy          launch.py      one by one     {cores} at once")
+        columns = [outcomes(root / name) for name in ("launch", "serial", "parallel")]
         for name in sorted(columns[0]):
             cells = [f"{column[name][0]:.3f}, {column[name][1]:.3f}" for column in columns]
             print(f"  {name:<28} " + "   ".join(cells))

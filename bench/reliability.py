@@ -1,8 +1,9 @@
-"""Every fault of tests/launching/slurm, injected into a real Slurm, and what became of it: writes docs/reliability.md.
+"""Inject every fault of tests/launching/slurm into a real Slurm, and write the outcomes to docs/reliability.md.
 
     make faults
 
-Under proctrack/linuxproc without slurmdbd, and at once under proctrack/cgroup with it. The rows are what the tests recorded.
+Two clusters run at the same time: proctrack/linuxproc without slurmdbd, and proctrack/cgroup with it. The tests record the
+outcomes.
 """
 
 import os
@@ -27,17 +28,18 @@ CLUSTERS = {
 TESTS = ["tests/launching/slurm/test_slurm_faults.py", "tests/launching/slurm/test_slurm_storm.py"]
 HEAD = """# Faults
 
-`make faults` injects every fault below into training runs on a real Slurm of two virtual nodes, and wrote this page; how each
-is done is in `tests/launching/slurm/`. A run is twelve steps of the embedded model and an evaluation. It is lost if it does not
-end as `done` (an exception of its own: `failed`), a step if it is not in `metrics.jsonl` once. Identical: the hash of
-the weights, and every number of every step, are those of the same run when nothing disturbs it.
+`make faults` injects every fault below into training runs on a real Slurm of two virtual nodes, and writes this page. The
+code of each fault is in `tests/launching/slurm/`. A run is twelve steps of the embedded model and an evaluation. A run is
+lost if it does not end as `done` (with an exception in the run itself: as `failed`), a step if it is not exactly once in
+`metrics.jsonl`. Identical: the hash of the weights and every number of every step equal those of the same run without a
+fault.
 
 {date}, {machine}. **{times} faults in {runs} runs: {lost} runs lost, {lost_steps} steps lost.**
 """
 
 
 def inject(settings: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    """The tests on one cluster, started."""
+    """Start the tests of all faults on one cluster."""
     pytest = [
         sys.executable,
         "-m",
@@ -52,14 +54,15 @@ def inject(settings: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def outcomes(report: Path) -> list[dict[str, str]]:
-    """What each test recorded; nothing where the cluster could not be started, of which with.sh has said why."""
+    """Return the recorded outcome of each test; an empty list if with.sh could not start the cluster and printed the reason."""
     if not report.exists():
         return []
     return [outcome(case) for case in ElementTree.parse(report).iter("testcase") if case.find("skipped") is None]
 
 
 def outcome(case: ElementTree.Element) -> dict[str, str]:
-    facts = {str(found.get("name")): str(found.get("value")) for found in case.iter("property")}
+    """Return the recorded outcome of one test, or the outcome of a failed test."""
+    facts = {str(node.get("name")): str(node.get("value")) for node in case.iter("property")}
     failed = case.find("failure") is not None or case.find("error") is not None
     if failed or not facts:
         return {"fault": str(case.get("name")), "outcome": "**the test failed**", "times": "1", "runs": "1", "identical": "no"}
@@ -67,35 +70,38 @@ def outcome(case: ElementTree.Element) -> dict[str, str]:
 
 
 def page(by_cluster: dict[str, list[dict[str, str]]]) -> str:
-    rows = [row for of_cluster in by_cluster.values() for row in of_cluster]
+    """Return docs/reliability.md, from the outcomes of each cluster."""
+    rows = [row for cluster_rows in by_cluster.values() for row in cluster_rows]
     failed = [row for row in rows if row["identical"] == "no"]
     text = HEAD.format(
         date=time.strftime("%Y-%m-%d"), machine=machine(), times=sum(int(row["times"]) for row in rows),
         runs=sum(int(row["runs"]) for row in rows), lost=len(failed), lost_steps=0 if not failed else "some",
     )  # fmt: skip
-    for name, of_cluster in by_cluster.items():
-        text += f"\n## {name}\n\n| fault | injected | what happened | lost | identical |\n|---|---|---|---|---|\n"
-        for row in of_cluster:
+    for name, cluster_rows in by_cluster.items():
+        text += f"\n## {name}\n\n| fault | times injected | outcome | runs lost | identical |\n|---|---|---|---|---|\n"
+        for row in cluster_rows:
             lost = "0" if row["identical"] != "no" else row["runs"]
             text += f"| {row['fault']} | {row['times']} | {row['outcome']} | {lost} | {row['identical']} |\n"
     return text
 
 
 def machine() -> str:
+    """Return the cores and the memory of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} cores, {memory:.0f} GiB, no GPU"
 
 
 def main() -> None:
+    """Run the tests on both clusters and write the page; exit with code 1 if a run was lost or differs."""
     with tempfile.TemporaryDirectory() as folder:
         clusters = [inject(settings, Path(folder)) for settings in CLUSTERS.values()]
-        ended = {cluster.wait() for cluster in clusters}
-        if not ended <= {0, 1}:
-            sys.exit("interrupted: docs/reliability.md is as it was")
+        exit_codes = {cluster.wait() for cluster in clusters}
+        if not exit_codes <= {0, 1}:
+            sys.exit("interrupted: docs/reliability.md is unchanged")
         reports = {name: Path(folder) / f"{settings['SLURM_PROCTRACK']}.xml" for name, settings in CLUSTERS.items()}
         by_cluster = {name: outcomes(report) for name, report in reports.items()}
     if not any(by_cluster.values()):
-        sys.exit("no cluster could be started here: docs/reliability.md is as it was")
+        sys.exit("no cluster could be started on this machine: docs/reliability.md is unchanged")
     PAGE.write_text(page(by_cluster))
     print(f"wrote {PAGE.relative_to(ROOT)}")
     if any(row["identical"] == "no" for rows in by_cluster.values() for row in rows):

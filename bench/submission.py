@@ -1,8 +1,8 @@
-"""A launch on Slurm, from Enter to the last sbatch: 6, 100 and 1,000 runs, a finished sweep again, the supervisor's own time.
+"""Measure launches of 6, 100 and 1,000 runs on Slurm, a repeated launch of finished runs, and a job's time outside its stage.
 
     SLURM_MAX_ARRAY=1001 tests/launching/slurm/with.sh .venv/bin/python bench/submission.py
 
-On the tests' real Slurm of two virtual nodes. The queue is closed while submissions are timed: nothing runs beside them.
+It uses the tests' real Slurm of two virtual nodes. The partition is closed while launches are timed, so that no job runs.
 """
 
 import re
@@ -36,21 +36,23 @@ REPEATS = 4
 
 
 def launch(folder: Path, *arguments: str) -> tuple[float, float, str]:
-    """Seconds of the clock and of all its processors, and output, of one launch into a folder."""
-    where = [f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launches/{time.time()}"]
-    start, used = time.perf_counter(), processor_seconds()
-    command = [sys.executable, "launch.py", "-m", *NO_GPU, *arguments, *where]
-    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    return time.perf_counter() - start, processor_seconds() - used, done.stdout
+    """Return wall-clock seconds, processor seconds and output of one launch into a folder."""
+    folders = [f"runs_dir={folder}/runs", f"hydra.sweep.dir={folder}/launches/{time.time()}"]
+    start, processor_start = time.perf_counter(), processor_seconds()
+    command = [sys.executable, "launch.py", "-m", *NO_GPU, *arguments, *folders]
+    process = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    return time.perf_counter() - start, processor_seconds() - processor_start, process.stdout
 
 
 def processor_seconds() -> float:
+    """Return the processor seconds of ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @contextmanager
-def closed_queue() -> Iterator[None]:
+def closed_partition() -> Iterator[None]:
+    """Close the partition; at the end, cancel all jobs and open it again."""
     subprocess.run(["scontrol", "update", "PartitionName=main", "State=DOWN"], check=True)
     try:
         yield
@@ -61,34 +63,36 @@ def closed_queue() -> Iterator[None]:
         subprocess.run(["scontrol", "update", "PartitionName=main", "State=UP"], check=True)
 
 
-def submission(axes: dict[str, object], name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder, closed_queue():
-        planned, planned_cpu, _ = launch(Path(folder), *grid_of(axes), "plan=true")
-        took, took_cpu, said = launch(Path(folder), *grid_of(axes))
+def time_submission(axes: dict[str, object], name: str) -> None:
+    """Print the seconds of a launch, of its plan, and of the same launch repeated while its jobs are queued."""
+    with tempfile.TemporaryDirectory() as folder, closed_partition():
+        plan_s, plan_cpu, _ = launch(Path(folder), *grid_of(axes), "plan=true")
+        launch_s, launch_cpu, output = launch(Path(folder), *grid_of(axes))
         calls = len(list(Path(folder).glob("launches/*/.submitit/*_submission.sh")))
-        again, again_cpu, _ = launch(Path(folder), *grid_of(axes))
-        assert "submitted" in said
-        cells = [(took, took_cpu), (planned, planned_cpu), (again, again_cpu)]
-        print(f"{name:>6} runs", *(f"{clock:9.2f} ({cpu:5.2f})" for clock, cpu in cells), f"{calls:13}", flush=True)
+        repeat_s, repeat_cpu, _ = launch(Path(folder), *grid_of(axes))
+        assert "submitted" in output
+        cells = [(launch_s, launch_cpu), (plan_s, plan_cpu), (repeat_s, repeat_cpu)]
+        print(f"{name:>6} runs", *(f"{seconds:9.2f} ({cpu:5.2f})" for seconds, cpu in cells), f"{calls:13}", flush=True)
 
 
-def finished_again() -> None:
+def time_finished() -> None:
+    """Print the seconds of a repeated launch of 1,000 finished runs, and of its plan."""
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder) / "runs", points_of(AXES))
-        planned, planned_cpu, _ = launch(Path(folder), *grid_of(AXES), "plan=true")
-        took, took_cpu, said = launch(Path(folder), *grid_of(AXES))
-        assert "1000 done; nothing to do" in said
+        plan_s, plan_cpu, _ = launch(Path(folder), *grid_of(AXES), "plan=true")
+        launch_s, launch_cpu, output = launch(Path(folder), *grid_of(AXES))
+        assert "1000 done; nothing to do" in output
         print(
-            f"\na finished sweep of 1,000 again: {took:.2f} s ({took_cpu:.2f}), of it composing and planning "
-            f"{planned:.2f} s ({planned_cpu:.2f}); nothing submitted",
+            f"\nrepeated launch of 1,000 finished runs: {launch_s:.2f} s ({launch_cpu:.2f}), of which composing and planning "
+            f"{plan_s:.2f} s ({plan_cpu:.2f}); nothing submitted",
             flush=True,
         )
 
 
-def supervision() -> None:
-    """Of a job's time, as Slurm counts it, what is not its stage's."""
+def time_supervision() -> None:
+    """Print the mean time of a job outside its stage: Slurm's time of the job less the stage's own."""
     with tempfile.TemporaryDirectory() as folder:
-        over = []
+        overheads = []
         for seed in range(REPEATS):
             launch(Path(folder), *SHORT, f"seed={seed}")
             while queue.active_jobs():
@@ -100,21 +104,22 @@ def supervision() -> None:
                     time.mktime(time.strptime(re.search(rf"{key}=(\S+)", shown)[1], "%Y-%m-%dT%H:%M:%S"))
                     for key in ("StartTime", "EndTime")
                 )
-                over.append(end - start - read_json(run.stage_path(stage))["seconds"])
-        mean = sum(over) / len(over)
-        print(f"a job's time beside its stage (srun, Python, supervisor, end): {mean:.1f} s, mean of {len(over)} jobs")
+                overheads.append(end - start - read_json(run.stage_path(stage))["seconds"])
+        mean = sum(overheads) / len(overheads)
+        print(f"time of a job outside its stage (srun, Python, supervisor, end): {mean:.1f} s, mean of {len(overheads)} jobs")
 
 
 def main() -> None:
+    """Print all measurements."""
     limit = queue.config_number("MaxArraySize", 0)
-    print(f"{time.strftime('%Y-%m-%d')}, MaxArraySize {limit}; seconds of the clock (of all its processors)")
-    columns = ("submitted", 17), ("only planned", 17), ("again, while queued", 17), ("sbatch calls", 13)
-    print(" " * 11 + " ".join(f"{words:>{width}}" for words, width in columns))
-    submission(SIX, "6")
-    submission(HUNDRED, "100")
-    submission(AXES, "1,000")
-    finished_again()
-    supervision()
+    print(f"{time.strftime('%Y-%m-%d')}, MaxArraySize {limit}; wall-clock seconds (processor seconds)")
+    columns = ("launch", 17), ("plan=true", 17), ("repeated launch", 17), ("sbatch calls", 13)
+    print(" " * 11 + " ".join(f"{label:>{width}}" for label, width in columns))
+    time_submission(SIX, "6")
+    time_submission(HUNDRED, "100")
+    time_submission(AXES, "1,000")
+    time_finished()
+    time_supervision()
 
 
 if __name__ == "__main__":

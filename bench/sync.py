@@ -1,8 +1,9 @@
-"""Seconds to bring vLLM to the trainer's policy: the adapter alone, weights merged aside, and TRL's own merge in place.
+"""Measure the seconds of loading the trainer's policy into vLLM: adapter only, merged copies of weights, TRL's merge in place.
 
-    .venv-vllm/bin/python bench/sync.py        (make venv-vllm first; real vLLM, on the CPU)
+    .venv-vllm/bin/python bench/sync.py        (after make venv-vllm; real vLLM on the CPU)
 
-On a random Qwen2 of 100 million parameters in float32, rank 32 on all linear layers: medians of nine, taken in turn.
+The policy is a Qwen2 of 100 million random float32 parameters with rank 32 on all linear layers. Printed are medians of nine
+rounds in which the ways alternate.
 """
 
 import os
@@ -27,10 +28,11 @@ from rlvr_sweeps.training.sampler_agreement import gap
 from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
 
 ROUNDS = 9
-TEXT = list(range(10, 74))
+TEXT = list(range(10, 74))  # token ids of the text on which trainer and vLLM are compared
 
 
 def make_base(folder: Path) -> Path:
+    """Write a random base model and a tokenizer to `folder`, and return it."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -42,7 +44,8 @@ def make_base(folder: Path) -> Path:
     return folder
 
 
-def sampler_of(base: Path, sync: str) -> Any:
+def make_sampler(base: Path, sync: str) -> Any:
+    """Return vLLM rollouts of a LoRA policy on `base` with nonzero B, for a value of rollout.sync."""
     cfg = offline_composer().point([
         "rollout=vllm", "model=local", "model.name=bench", f"model.path={base}", "data.path=none.jsonl", "rank=32",
         "benchmark.local.path=none.jsonl", "rollout.max_tokens=128", f"rollout.sync={sync}", "rollout.vllm.enforce_eager=true",
@@ -58,40 +61,42 @@ def sampler_of(base: Path, sync: str) -> Any:
     )
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def seconds(function: Callable[[], Any]) -> float:
+    """Return the seconds of one call."""
     start = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - start
 
 
 def trl_sync(sampler: Any) -> None:
-    """TRL's own iteration, which merges and unmerges in place, pushed as ours is."""
+    """Load the weights with TRL's own iteration, which merges the adapter in place and unmerges it."""
     engine = sampler.engine_model
     for name, value in VLLMGeneration._iter_named_params(sampler):
         engine.load_weights([(name, value)])
 
 
 def main() -> None:
+    """Print the median seconds of each sync, and the difference between trainer and vLLM after it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         base = make_base(Path(folder) / "base")
-        alone, whole = sampler_of(base, "adapter"), sampler_of(base, "merged")
-        ways: dict[str, Callable[[], Any]] = {
-            "the adapter alone": alone.sync_weights,
-            "merged aside": whole.sync_weights,
-            "TRL, merged in place": lambda: trl_sync(whole),
+        adapter, merged = make_sampler(base, "adapter"), make_sampler(base, "merged")
+        syncs: dict[str, Callable[[], Any]] = {
+            "adapter only": adapter.sync_weights,
+            "merged copies": merged.sync_weights,
+            "TRL, merged in place": lambda: trl_sync(merged),
         }
-        taken: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in syncs}
         for _ in range(ROUNDS):
-            for name, work in ways.items():
-                taken[name].append(seconds(work))
-        size = sum(value.numel() for value in whole.model.parameters())
-        print(f"{time.strftime('%Y-%m-%d')}, one thread, {size / 1e6:.0f} M parameters, the adapter's included")
-        for name, times in taken.items():
-            print(f"  {name:<22} {statistics.median(times):6.3f} s")
-        whole.sync_weights()
-        apart = [gap(sampler.model, sampler, TEXT) for sampler in (alone, whole)]
-        print(f"  apart from the trainer: adapter {apart[0]:.1e}, merged {apart[1]:.1e} nats per token")
+            for name, sync in syncs.items():
+                times[name].append(seconds(sync))
+        size = sum(value.numel() for value in merged.model.parameters())
+        print(f"{time.strftime('%Y-%m-%d')}, one thread, {size / 1e6:.0f} M parameters with the adapter")
+        for name, values in times.items():
+            print(f"  {name:<22} {statistics.median(values):6.3f} s")
+        merged.sync_weights()
+        differences = [gap(sampler.model, sampler, TEXT) for sampler in (adapter, merged)]
+        print(f"  difference from the trainer: adapter {differences[0]:.1e}, merged {differences[1]:.1e} nats per token")
 
 
 if __name__ == "__main__":
