@@ -15,7 +15,7 @@ schema.register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Launch one run, as Hydra's task without -m or with a stock launcher; this project's launchers get a whole grid."""
+    """Launch one run. Hydra calls this without -m or with its own launchers; this project's launchers run a whole grid."""
     if cfg.cluster.name == "slurm":
         launch.launch(cfg)
     else:

@@ -143,6 +143,8 @@ def make_recorder(options: argparse.Namespace, steps: list[dict[str, Any]]) -> A
     from transformers import TrainerCallback
 
     class StepRecorder(TrainerCallback):
+        """Callback that records every step."""
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.start = time.perf_counter()
             self.first = getattr(self, "first", self.start)

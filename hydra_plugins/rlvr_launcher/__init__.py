@@ -1,4 +1,4 @@
-"""Hydra plugins: hydra/launcher=rlvr_local and rlvr_slurm, hydra/sweeper=rlvr. A grid is composed, planned and run together."""
+"""Hydra plugins: hydra/launcher=rlvr_local and rlvr_slurm, hydra/sweeper=rlvr. They compose, plan and run a whole grid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,45 +18,51 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass
 class LocalLauncherConf:
+    """Configuration of hydra/launcher=rlvr_local."""
+
     _target_: str = "hydra_plugins.rlvr_launcher.LocalLauncher"
     workers: int | None = None  # runs at the same time; by default one per GPU, or one per core on a machine without GPUs
 
 
 @dataclass
 class SweeperConf:
+    """Configuration of hydra/sweeper=rlvr: Hydra's own keys, and title and sections of a sweep of conf/sweep."""
+
     _target_: str = "hydra_plugins.rlvr_launcher.GridSweeper"
     max_batch_size: int | None = None
     params: dict[str, Any] | None = None
-    title: str | None = None  # of a table or figure
-    sections: dict[str, Any] | None = None  # its rows: rlvr_sweeps/config/sweeps.py
+    title: str | None = None  # title of the table or figure
+    sections: dict[str, Any] | None = None  # rows of the table or figure: rlvr_sweeps/config/sweeps.py
 
 
 class LocalLauncher(Launcher):
-    """Run the points of a grid on this machine, each in its own processes."""
+    """Run the points of a grid on this machine, each in processes of its own."""
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Store what Hydra passes before a launch."""
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose the grid and run its missing runs; return after the last one. A failed launch raises its error."""
         from rlvr_sweeps.launching import local
         from rlvr_sweeps.runs import launches
 
-        points = composed(self.hydra_context, self.config, job_overrides)
+        points = compose_points(self.hydra_context, self.config, job_overrides)
         with launches.record_launch(Path(str(self.config.hydra.sweep.dir)), points):
             local.execute(points, self.workers)
-        return [finished(overrides) for overrides in job_overrides]
+        return [completed_job(overrides) for overrides in job_overrides]
 
 
 @dataclass
 class RlvrSlurmConf(SlurmQueueConf):
-    """The keys of hydra-submitit-launcher's submitit_slurm, and three more."""
+    """Configuration of hydra/launcher=rlvr_slurm: the keys of hydra-submitit-launcher's submitit_slurm, and three more."""
 
     _target_: str = "hydra_plugins.rlvr_launcher.RlvrSlurmLauncher"
-    max_array_size: int | None = None  # tasks in an array; by default the cluster's MaxArraySize
-    srun_args: list[str] = field(default_factory=list)  # of the srun in each job, for a container or a binding
+    max_array_size: int | None = None  # limit of tasks in a job array; by default the cluster's MaxArraySize
+    srun_args: list[str] = field(default_factory=list)  # arguments of srun in each job, for a container or a binding
     poll_s: float = 5.0  # with wait=true: seconds between two queries of the queue
 
 
@@ -64,18 +70,19 @@ class RlvrSlurmLauncher(SlurmLauncher):
     """Compose the grid, submit its unfinished runs to Slurm, and return without waiting unless wait=true."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose the grid and submit its missing runs as job arrays. A failed launch raises its error."""
         from rlvr_sweeps.launching.slurm import launch
         from rlvr_sweeps.runs import launches
 
         assert self.hydra_context is not None and self.config is not None
-        points = composed(self.hydra_context, self.config, job_overrides)
+        points = compose_points(self.hydra_context, self.config, job_overrides)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         with launches.record_launch(folder, points):
             launch.execute(points, self.params, folder)
-        return [finished(overrides) for overrides in job_overrides]
+        return [completed_job(overrides) for overrides in job_overrides]
 
 
-def composed(context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+def compose_points(context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
     """Return the grid's points, resolved and checked."""
     from rlvr_sweeps.config import compose
 
@@ -85,15 +92,18 @@ def composed(context: HydraContext, config: DictConfig, job_overrides: Sequence[
     return composer.points([[*hydra_overrides, *overrides] for overrides in job_overrides])
 
 
-def finished(overrides: Sequence[str]) -> JobReturn:
-    """Return Hydra's record of a completed point; a failed launch has raised its error already."""
+def completed_job(overrides: Sequence[str]) -> JobReturn:
+    """Return Hydra's record of a completed point."""
     job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
     job.return_value = None
     return job
 
 
 class GridSweeper(BasicSweeper):
-    """Sweep Hydra's grid, or the rows of a product (conf/sweep/); points are composed once, and a plan makes no folder."""
+    """Sweep a grid of the command line, or the rows of a table or figure of conf/sweep.
+
+    Points are composed once, and a plan creates no folder.
+    """
 
     def __init__(
         self,
@@ -106,6 +116,7 @@ class GridSweeper(BasicSweeper):
         self.sections = sections
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Pass the points to the launcher, in batches of at most `max_batch_size`; return its records of all points."""
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if self.sections:
             from rlvr_sweeps.config import sweeps
@@ -121,7 +132,7 @@ class GridSweeper(BasicSweeper):
         for index, batch in enumerate(batches):
             returns.append(self.launcher.launch(batch, initial_job_idx=index * len(batches[0])))
             for job in returns[-1]:
-                _ = job.return_value  # raises what the job raised
+                _ = job.return_value  # raises the exception of a failed job
         return returns
 
 
