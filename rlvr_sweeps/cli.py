@@ -135,6 +135,18 @@ def show_logs(arguments: argparse.Namespace, _: Console) -> None:
         manage.print_logs(run, arguments.stage, arguments.lines, arguments.follow)
 
 
+def show_samples(arguments: argparse.Namespace, console: Console) -> None:
+    """Print completions of the training: those of one step, or of the last; with --wrong only the wrong ones."""
+    from rlvr_sweeps.reporting import rollouts
+
+    run = named_run(arguments.run, arguments.runs_dir)
+    rows = rollouts.select(run, arguments.step, arguments.wrong)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        rollouts.show(rows, console)
+
+
 def show_profile(arguments: argparse.Namespace, console: Console) -> None:
     """Print the seconds of a run's training step by phase, and their share of the machine's peak."""
     from rlvr_sweeps.planning import profile
@@ -236,7 +248,8 @@ def move_data(arguments: argparse.Namespace, console: Console) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
-    "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs, "profile": show_profile,
+    "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
+    "samples": show_samples, "profile": show_profile,
     "cancel": cancel_runs, "retry": retry_runs, "doctor": check_site, "wandb": exchange_with_wandb,
 }  # fmt: skip
 
@@ -294,6 +307,10 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("--stage", choices=STAGES, help="stage whose log to print; the latest by default")
     logs.add_argument("--lines", type=int, default=40, help="number of lines from the end, 0 for all; 40 by default")
     logs.add_argument("--follow", "-f", action="store_true", help="print new lines until the run is neither queued nor running")
+    samples = commands.add_parser("samples", help="print completions of a run's training, with reward and reason")
+    samples.add_argument("run", metavar="RUN", help=RUN_HELP)
+    samples.add_argument("--step", type=int, help="optimizer step; the last by default")
+    samples.add_argument("--wrong", action="store_true", help="only wrong completions")
     profile = commands.add_parser(
         "profile", help="print the seconds of a training step by phase, and their share of the machine's peak"
     )
@@ -302,7 +319,7 @@ def parser() -> argparse.ArgumentParser:
     retry = commands.add_parser("retry", help="submit failed and lost runs again, unchanged")
     for command in (cancel, retry):
         command.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
-    for command in (compare, regrade, audit, logs, profile, cancel, retry):
+    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry):
         command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
     data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
     data.add_argument(
@@ -316,7 +333,22 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this site for everything that would prevent a sweep")
     doctor.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
     doctor.add_argument("--job", action="store_true", help="also submit a job of one minute that checks its node")
-    for command in (status, report, table, figure, compare, regrade, audit, logs, profile, cancel, retry, data, doctor):
+    for command in (
+        status,
+        report,
+        table,
+        figure,
+        compare,
+        regrade,
+        audit,
+        logs,
+        samples,
+        profile,
+        cancel,
+        retry,
+        data,
+        doctor,
+    ):
         command.add_argument("--json", action="store_true", help="print JSON")
     add_wandb(commands.add_parser("wandb", help="send runs to Weights & Biases, fetch them, or save views of a sweep there"))
     return root

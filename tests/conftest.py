@@ -114,7 +114,14 @@ def write_problems(path, problems):
     return path
 
 
-SHORTEST = ("batch_size=16", "rollout.group_size=8", "rollout.max_tokens=14", "steps=5", "training.save_every=2")
+SHORTEST = (
+    "signal_check=off",
+    "batch_size=16",
+    "rollout.group_size=8",
+    "rollout.max_tokens=14",
+    "steps=5",
+    "training.save_every=2",
+)
 
 
 def prepare(composer, problems, runs_dir, *overrides):
@@ -130,7 +137,7 @@ def prepare(composer, problems, runs_dir, *overrides):
 @pytest.fixture
 def prepared(composer, twelve, tmp_path):
     """Return a function like `prepare` for a small run on twelve problems."""
-    small = ("batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
+    small = ("signal_check=off", "batch_size=16", "rollout.group_size=4", "rollout.max_tokens=24", "training.save_every=4")
     return lambda *overrides, runs="runs": prepare(composer, twelve, tmp_path / runs, *small, *overrides)
 
 

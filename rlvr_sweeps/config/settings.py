@@ -52,6 +52,11 @@ def grading_of(cfg: Resolved) -> Policy:
     return policy
 
 
+def signal_check_of(cfg: Resolved) -> str:
+    """Return `signal_check`; the schema's default where the stored configuration has no such key."""
+    return str(cfg.get("signal_check", schema_defaults()["signal_check"]))
+
+
 def analysis_of(cfg: Resolved) -> str:
     """Return when the update's spectra are computed; `none` where the stored configuration has no such key."""
     return str(cfg.get("analysis", schema_defaults()["analysis"]))

@@ -12,15 +12,30 @@ from rich.text import Text
 
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import Row, read_json
 from rlvr_sweeps.launching.stages import ELSEWHERE, FAILED
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.runs.checkpoints import latest_complete_checkpoint, step_of
 from rlvr_sweeps.runs.directory import Run, State
-from rlvr_sweeps.runs.reading import last_rows, latest_step
+from rlvr_sweeps.runs.reading import STEP_SECONDS, last_rows, latest_step, no_signal
 
+LONG_STEP_S = 20.0  # of a step; then its phase is shown
 PLAIN_INTERVAL_S = 20.0  # between two plain lines about the progress of the same run
+
+
+def time_left(run: Run, rows: list[Row], steps: int) -> str:
+    """Return `  00:31 left` for `steps` more steps of the mean duration of the last rows.
+
+    The time since the last row is subtracted, up to one step, so that the value does not grow while a step runs.
+    """
+    step_s = sum(row.get(column, 0.0) for row in rows for column in STEP_SECONDS) / len(rows)
+    try:
+        running_s = time.time() - run.metrics_path.stat().st_mtime
+    except FileNotFoundError:  # removed since it was read
+        return ""
+    left_s = int(step_s * steps - min(max(running_s, 0.0), step_s)) if steps else 0
+    return f"  {left_s // 60:02d}:{left_s % 60:02d} left"
 
 
 @dataclass
@@ -33,6 +48,7 @@ class Line:
     started_at: float = 0.0
     first_step: int = 0  # the step of the checkpoint that it resumed from
     printed_at: float = 0.0
+    printed: str = ""  # the last plain line about the progress
     note: str = ""  # shown in place of the progress: the accuracy or the error
 
 
@@ -94,7 +110,10 @@ class ProgressDisplay:
         for line in self.lines.values():
             if line.state == "running" and time.monotonic() - line.printed_at > PLAIN_INTERVAL_S:
                 line.printed_at = time.monotonic()
-                self.print_line(f"{line.run.name}  {self.progress(line)}")
+                text = self.progress(line)
+                if text != line.printed:
+                    line.printed = text
+                    self.print_line(f"{line.run.name}  {text}")
 
     def print_line(self, text: str) -> None:
         """Print a plain line; nothing on a terminal, where the table shows it."""
@@ -102,19 +121,23 @@ class ProgressDisplay:
             self.console.print(text, soft_wrap=True, highlight=False)
 
     def progress(self, line: Line) -> str:
-        """Return `step 24/60  reward 0.41  00:31 left` for a training run, else the stage it is in."""
+        """Return `step 24/60  reward 0.41  00:31 left` for a training run, else the stage it is in.
+
+        If steps take longer than LONG_STEP_S, the phase is shown too, such as `sampling round 4 of at most 10`.
+        """
         rows = last_rows(line.run)
         steps = line.cfg["steps"]
         if not is_trained(line.cfg) or line.run.is_done("train", line.cfg):
             return "analysing" if line.run.is_done("evaluate", line.cfg) else "evaluating"
+        phase = (read_json(line.run.phase_path) or {}).get("phase", "starting")
         if not rows:
-            return "starting"
+            return str(phase)
         step = rows[-1]["step"]
         reward = sum(row["reward_mean"] for row in rows) / len(rows)
-        steps_done = step - line.first_step
-        left_s = (time.monotonic() - line.started_at) / steps_done * (steps - step) if steps_done > 0 else None
-        left = f"  {int(left_s) // 60:02d}:{int(left_s) % 60:02d} left" if left_s is not None else ""
-        return f"step {step}/{steps}  reward {reward:.2f}{left}"
+        text = f"step {step}/{steps}  reward {reward:.2f}{time_left(line.run, rows, steps - step)}"
+        if sum(rows[-1].get(column, 0.0) for column in STEP_SECONDS) > LONG_STEP_S:
+            text += f"  {phase}"
+        return f"{text}  {warning}" if (warning := no_signal(rows)) else text
 
     def table(self) -> RenderableType:
         """Return the table: name, state, progress bar and progress or outcome of every run."""

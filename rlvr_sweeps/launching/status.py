@@ -15,7 +15,7 @@ from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.runs.directory import Job, Run
-from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows
+from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows, no_signal
 
 SLURM_KEYS = ("job", "node", "tries", "requeues", "heartbeat_s")  # of a row; None in rows of runs that were not submitted
 SLURM_COLUMNS = (*SLURM_KEYS[:-1], "heartbeat")
@@ -49,6 +49,7 @@ def row(status: RunStatus, active: Mapping[str, Job]) -> Row:
         "reward": reward,
         "avg": summary.get("avg"),
         "avg_se": summary.get("avg_se"),
+        "no_signal": no_signal(recent) if status.state in ("running", "lost", "failed") else None,
         "error": status.error or (reason_of_loss(status.run) if status.state == "lost" else ""),
         **(slurm_facts(status, active) if read_json(status.run.submission_path) else dict.fromkeys(SLURM_KEYS)),
     }
@@ -110,7 +111,8 @@ def table(entries: list[Row]) -> RenderableType:
         f"{len(entries)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) if entries else "no runs"
     )
     errors = [Text(f"{entry['run']}: {entry['error'].splitlines()[0]}", "red") for entry in entries if entry["error"]]
-    return Group(grid, *errors, Text(total))
+    warnings = [Text(f"{entry['run']}: {entry['no_signal']}", "yellow") for entry in entries if entry["no_signal"]]
+    return Group(grid, *warnings, *errors, Text(total))
 
 
 def shortened(cell: str) -> str:

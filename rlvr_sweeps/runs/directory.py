@@ -3,6 +3,9 @@
 config.yaml          the resolved configuration; its hash is the id in the directory's name (.config.json: the same, parsed)
 train.json           the configured values and the values of the trainer that was built; packages, device, parameter counts
 metrics.jsonl        one row per optimizer step
+rollouts.jsonl       some completions of each step: problem, prompt, text, reward, reason, tokens
+signal.json          the graded completions of the start policy, from the check before step 1
+phase.json           what the trainer does at present, for the display of a launch
 reach.jsonl          at each checkpoint, the relative change of each kind of layer, and frozen tensors that changed (none)
 stopped_early.json   step and reason of an early stop
 per_device.json      completions per forward pass after out-of-memory errors, where fewer than configured
@@ -23,7 +26,9 @@ wandb/               files of the W&B SDK;  wandb/mirror.json  what W&B has rece
 old/<time>/          results that were replaced;  .lock  held by the process that works on the run
 """
 
+import contextlib
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -97,6 +102,18 @@ class Run:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.path / "rollouts.jsonl"
+
+    @property
+    def signal_path(self) -> Path:
+        return self.path / "signal.json"
+
+    @property
+    def phase_path(self) -> Path:
+        return self.path / "phase.json"
 
     @property
     def per_device_path(self) -> Path:
@@ -301,6 +318,11 @@ class Run:
         """Return the latest Slurm job of each stage, by stage; empty for a run that was never submitted."""
         submitted = read_json(self.submission_path) or {}
         return {stage: entry["job"] for stage, entry in submitted.get("stages", {}).items()}
+
+    def write_phase(self, phase: str) -> None:
+        """Record what the trainer does at present; a display reads it, and nothing depends on it."""
+        with contextlib.suppress(OSError):
+            self.phase_path.write_text(json.dumps({"phase": phase, "since": time.time()}))
 
     def log_event(self, event: str, **facts: Any) -> None:
         """Append an event to attempts.jsonl, with time and process id."""

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,23 @@ def last_rows(run: Run, window: int = REWARD_WINDOW) -> list[dict[str, Any]]:
         except json.JSONDecodeError:  # the part that was read may begin within a row
             continue
     return rows
+
+
+def no_signal(rows: Sequence[Row]) -> str | None:
+    """Return `no signal for 3 steps: 100% no box` where every group of the last steps was all right or all wrong, else None.
+
+    `rows` are the last rows of metrics.jsonl. The reason is the most frequent one of the last step.
+    """
+    steps = 0
+    for row in reversed(rows):
+        if row.get("trained_zero_std_share") != 1:
+            break
+        steps += 1
+    if not steps:
+        return None
+    shares = {name.removeprefix("share_"): value for name, value in rows[-1].items() if name.startswith("share_")}
+    reason, share = max(shares.items(), key=lambda item: item[1], default=("equal rewards", 1.0))
+    return f"no signal for {steps} step{'s' * (steps > 1)}: {share:.0%} {reason.replace('_', ' ')}"
 
 
 def latest_step(run: Run) -> int:

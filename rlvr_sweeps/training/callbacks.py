@@ -80,6 +80,23 @@ class MetricsWriter(TrainerCallback):
             )
 
 
+class RolloutWriter(TrainerCallback):
+    """Append some completions of each step to rollouts.jsonl; on a resume, drop those later than the checkpoint."""
+
+    def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
+        self.run, self.trainer = run, trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.run.rollouts_path.exists():
+            rows = [row for row in read_rows(self.run.rollouts_path) if row["step"] <= state.global_step]
+            write_text(self.run.rollouts_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.trainer.readable:
+            append_rows(self.run.rollouts_path, [{"step": state.global_step, **row} for row in self.trainer.readable])
+            self.trainer.readable = []
+
+
 class StopOnRequest(TrainerCallback):
     """End training after a step, with a checkpoint, once the run's stop file exists: on all ranks at the same step.
 

@@ -1,14 +1,17 @@
 """The choice of prompts of a step: a seeded stream of problems, and DAPO's dynamic sampling over it."""
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlvr_sweeps.files import Row
+
+TEXT_LIMIT = 4000  # characters of a prompt or completion in rollouts.jsonl
 
 
 class PromptStream:
@@ -44,6 +47,7 @@ class Group:
     completions: list[Any]
     logprobs: list[Any] | None  # the sampler's, where it returns them
     rewards: Tensor  # (G, reward functions); the first column is the verifier's
+    reasons: list[str] = field(default_factory=list)  # the verifier's, one per completion
 
     @property
     def is_mixed(self) -> bool:
@@ -77,6 +81,7 @@ class Pool:
         rewards = torch.cat([group.rewards[:, 0] for group in self.sampled])
         lengths = [len(ids) for group in self.sampled for ids in group.completion_ids] or [0]
         mixed = sum(group.is_mixed for group in self.sampled)
+        reasons = Counter(reason for group in self.sampled for reason in group.reasons)
         return {
             "completion_tokens_mean": sum(lengths) / len(lengths),
             "completion_tokens_max": max(lengths),
@@ -87,7 +92,27 @@ class Pool:
             "sampling_rounds": self.rounds,
             "sampled_groups": len(self.sampled),
             "bound_hit": float(mixed < len(self.trained) and self.rounds > 1),
+            **{share_column(reason): count / reasons.total() for reason, count in sorted(reasons.items())},
         }
+
+    def readable(self, count: int, seed: str, end_ids: Collection[int]) -> list[Row]:
+        """Return at most `count` random completions as rows of rollouts.jsonl: half of them right, as far as both exist."""
+        rows = [
+            {
+                "problem": group.rows[index]["problem"], "prompt": shortened(group.rows[index]["prompt"][-1]["content"]),
+                "gold": group.rows[index]["gold"], "text": shortened(group.completions[index][0]["content"]),
+                "reward": float(group.rewards[index].sum()), "correct": bool(group.rewards[index, 0]),
+                "reason": group.reasons[index], "tokens": len(group.completion_ids[index]),
+                "truncated": group.completion_ids[index][-1] not in end_ids,
+                "trained": any(group is trained for trained in self.trained),
+            }
+            for group in self.sampled
+            for index in range(len(group.rows))
+        ]  # fmt: skip
+        random.Random(seed).shuffle(rows)
+        right, wrong = ([row for row in rows if row["correct"] == correct] for correct in (True, False))
+        chosen = right[: max(count // 2, count - len(wrong))]
+        return chosen + wrong[: count - len(chosen)]
 
 
 def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Pool:
@@ -105,6 +130,19 @@ def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Po
         return Pool(sampled, rounds, sampled)
     trained = [group for group in sampled if group.is_mixed] + [group for group in sampled if not group.is_mixed]
     return Pool(sampled, rounds, trained[:groups])
+
+
+def share_column(reason: str) -> str:
+    """Return the column of metrics.jsonl with the share of completions that have this reason: `no box` → `share_no_box`."""
+    return f"share_{reason.replace(' ', '_')}"
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most about TEXT_LIMIT characters; a longer one without its middle, since the answer is at the end."""
+    if len(text) <= TEXT_LIMIT:
+        return text
+    head = TEXT_LIMIT // 3
+    return f"{text[:head]}\n[… {len(text) - TEXT_LIMIT} characters left out …]\n{text[head - TEXT_LIMIT :]}"
 
 
 def overlong_punishment(max_tokens: int, buffer: int) -> Callable[..., list[float]]:

@@ -90,11 +90,13 @@ def why_collapsed(rows: Sequence[Mapping[str, Any]], window: int, standard_error
 
     - The loss of the last step is not finite.
     - More than `truncated_share` of the completions of the last `window` steps were cut off.
+    - No group of the last `window` steps had both right and wrong completions, so that nothing was learned.
     - The mean reward of each of the last two windows is more than `standard_errors` below that of the first window. The
       standard error is that of a difference of two means, √(s₁²/w + s²/w), with the variances of the steps' rewards.
 
-    The last two rules are evaluated at the end of a window, at steps w, 2w, …, so that windows do not overlap. Two consecutive
-    windows must be lower since each evaluation is a test; tests/training/test_early_stopping.py has the rate of false stops.
+    All rules but the first are evaluated at the end of a window, at steps w, 2w, …, so that windows do not overlap. Two
+    consecutive windows must be lower, since each evaluation is a test; tests/training/test_early_stopping.py has the rate of
+    false stops.
     """
     if rows[-1]["loss"] is None:
         return "the loss is not a finite number"
@@ -103,6 +105,8 @@ def why_collapsed(rows: Sequence[Mapping[str, Any]], window: int, standard_error
     cut_off = statistics.fmean(row["truncated_share"] for row in rows[-window:])
     if cut_off > truncated_share:
         return f"{cut_off:.0%} of the completions of the last {window} steps were cut off"
+    if all(row.get("trained_zero_std_share") == 1 for row in rows[-window:]):
+        return f"in the last {window} steps, every group of completions was all right or all wrong"
     if len(rows) < 3 * window:
         return None
     first, before, last = (

@@ -19,16 +19,16 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
 from rlvr_sweeps.errors import Refused, Stopped
 from rlvr_sweeps.files import write_json
-from rlvr_sweeps.grading.grader import grade_all
 from rlvr_sweeps.runs.checkpoints import checkpoints, latest_complete_checkpoint, step_of
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training import build_check
-from rlvr_sweeps.training.callbacks import CheckpointKeeper, MetricsWriter, StopOnRequest, WorstCaseFirst
-from rlvr_sweeps.training.dynamic_sampling import overlong_punishment
+from rlvr_sweeps.training.callbacks import CheckpointKeeper, MetricsWriter, RolloutWriter, StopOnRequest, WorstCaseFirst
 from rlvr_sweeps.training.early_stopping import EarlyStopping, last_step
 from rlvr_sweeps.training.methods.adapters import attach
 from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.models import PublishedWeights, load_model
+from rlvr_sweeps.training.rewards import rewards
+from rlvr_sweeps.training.signal_check import SignalCheck
 from rlvr_sweeps.training.trainer import RlvrTrainer
 
 
@@ -83,8 +83,12 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     )
     for console_callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(console_callback)
+    if trainer.accelerator.is_main_process:
+        trainer.announce = run.write_phase
     trainer.add_callback(MetricsWriter(run, trainer))
+    trainer.add_callback(RolloutWriter(run, trainer))
     trainer.add_callback(WorstCaseFirst(run, trainer))
+    trainer.add_callback(SignalCheck(run, trainer, key))
     if cfg["early_stopping"]["name"] != "none":
         trainer.add_callback(EarlyStopping(run, trainer))
     trainer.add_callback(StopOnRequest(run, trainer))
@@ -122,18 +126,6 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
         )
     rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in short]
     return rows, [ids for _, ids in short], len(trained) - len(short)
-
-
-def rewards(cfg: Resolved) -> list[Any]:
-    """Return the reward functions: the verifier, and DAPO's overlong punishment where the objective has a buffer for it."""
-    buffer = cfg["algo"]["overlong_buffer"]
-
-    def accuracy(completions: list[Any], gold: list[str], **_: Any) -> list[float]:
-        """Return the paper's reward: 1 for a correct answer in the required form, else 0."""
-        texts = [completion[0]["content"] for completion in completions]
-        return [float(verdict.correct) for verdict in grade_all(texts, gold, cfg["grading"])]
-
-    return [accuracy, overlong_punishment(cfg["rollout"]["max_tokens"], buffer)] if buffer else [accuracy]
 
 
 def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The trainer: TRL's GRPOTrainer with rollouts, optimizer and metrics of this package; the loss is TRL's."""
 
+import itertools
 import json
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,8 @@ class RlvrTrainer(GRPOTrainer):
         self.prompts = PromptStream(rows, cfg["seed"])
         self.score_functions = reward_funcs
         self.rollouts: list[Group] = []  # this process's groups of the step, for TRL
+        self.readable: list[Row] = []  # some of the step's completions, for rollouts.jsonl
+        self.announce: Callable[[str], object] = str  # called with what the trainer does at present; by default without effect
         self.truncated_shares: list[float] = []  # by round of the step
         self.by_length = cuts_by_length(cfg)
         self.passes: list[dict[str, Any] | None] = []  # with by_length: the step's forward passes
@@ -83,8 +86,18 @@ class RlvrTrainer(GRPOTrainer):
     def sample_and_score(self, completions: int) -> dict[str, Any]:
         """Sample until the step is filled and let TRL score this process's `completions`."""
         world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
-        pool = fill(self.roll, completions // size * world, self.cfg["algo"]["sampling_rounds"])
+        most, rounds = self.cfg["algo"]["sampling_rounds"], itertools.count(1)
+
+        def roll(groups: int) -> list[Group]:
+            self.announce(f"sampling round {next(rounds)} of at most {most}" if most > 1 else "sampling")
+            return self.roll(groups)
+
+        pool = fill(roll, completions // size * world, most)
+        self.announce("updating")
         self.columns |= pool.metrics()
+        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        shown = int(training_of(self.cfg, "samples_per_step"))
+        self.readable = pool.readable(shown, f"{self.cfg['seed']}-{self.state.global_step}", ends) if shown else []
         self.state.num_input_tokens_seen += pool.tokens_sampled() - pool.tokens_trained()  # TRL adds those that are trained on
         per_process = len(pool.trained) // world
         self.rollouts = pool.trained[rank * per_process : (rank + 1) * per_process]
@@ -131,7 +144,8 @@ class RlvrTrainer(GRPOTrainer):
             completions = [[{"role": "assistant", "content": text}] for text in texts]
         with self.timed("reward"):
             rewards = self.score(rows, completions, completion_ids)
-        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, strict=True)
+            reasons = [verdict.reason for verdict in self.score_functions[0].verdicts]
+        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, strict=True)
         all_samples = gather_object(list(samples))
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         is_truncated = [sample[2][-1] not in ends for sample in all_samples]
@@ -139,10 +153,9 @@ class RlvrTrainer(GRPOTrainer):
         rolled = []
         for start in range(0, groups * size, size):
             columns: list[list[Any]] = [list(column) for column in zip(*all_samples[start : start + size], strict=True)]
-            rows, prompt_ids, completion_ids, completions, scores, rewards = columns
-            rolled.append(
-                Group(rows, prompt_ids, completion_ids, completions, scores if logprobs else None, torch.tensor(rewards))
-            )
+            rows, prompt_ids, completion_ids, completions, scores, rewards, reasons = columns
+            own_scores = scores if logprobs else None
+            rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, torch.tensor(rewards), reasons))
         return rolled
 
     def prompt_ids(self, conversation: list[dict[str, str]]) -> list[int]:

@@ -85,7 +85,8 @@ def fabricated(rewards, lengths, count):
         row = {"prompt": [{"role": "user", "content": "x"}], "gold": "1", "problem": "p"}
         texts = [[{"role": "assistant", "content": "y"}]] * SIZE
         column = torch.tensor(rewards[index], dtype=torch.float32)[:, None]
-        groups.append(Group([row] * SIZE, [[3, 4]] * SIZE, ids, texts, None, column))
+        reasons = ["correct" if reward else "wrong" for reward in rewards[index]]
+        groups.append(Group([row] * SIZE, [[3, 4]] * SIZE, ids, texts, None, column, reasons))
     return groups
 
 
