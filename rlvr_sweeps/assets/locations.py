@@ -1,11 +1,11 @@
-"""Resolve where a model or a problem set is: a hub id, a path on this machine, or part of an embedded world.
+"""Resolve where a model or a problem set is: a hub id, a path on this machine, a GGUF file, or part of an embedded world.
 
 An embedded world is a folder of this package with a tiny model and its problems. It is stored rather than generated, since the
 same recipe gives different weights on another type of processor. Configurations pin its content key as they pin a hub commit.
+For a GGUF file (gguf.py) a configuration may pin it too.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -14,15 +14,12 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from rlvr_sweeps.assets import gguf
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.paths import cache_dir as cache_dir
 
 EMBEDDED = "embedded:"
 WORLDS_FOLDER = Path(__file__).parent / "embedded"
-
-
-def cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/rlvr_sweeps`, or `~/.cache/rlvr_sweeps`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlvr_sweeps"
 
 
 @cache
@@ -37,8 +34,12 @@ def content_key(world: Path) -> str:
 def locate(path: str, revision: str | None) -> str:
     """Return the local path of an embedded or local asset, a hub id unchanged.
 
-    Raise Refused if an embedded world does not exist or its content key is not `revision`.
+    For a GGUF file this is the folder of the converted model, which exists only after the conversion (`model_location` and
+    `weights_folder` convert). Raise Refused if an embedded world or a GGUF file does not exist, or its content key is not
+    `revision`; for a GGUF file, None allows any.
     """
+    if gguf.is_gguf(path):
+        return str(gguf.folder_of(pinned_gguf(path, revision)))
     if not path.startswith(EMBEDDED):
         return str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     name, _, member = path.removeprefix(EMBEDDED).partition("/")
@@ -55,9 +56,30 @@ def locate(path: str, revision: str | None) -> str:
     return str(world / (member or "model"))
 
 
+def pinned_gguf(path: str, revision: str | None) -> Path:
+    """Return the GGUF file that `path` names; raise Refused if it does not exist or its content key is not `revision`."""
+    file = gguf.find(path)
+    if revision and revision != (key := gguf.content_key(file)):
+        raise Refused(
+            f"{path} has the content key {key} (the first 16 digits of its SHA-256), but this configuration pins "
+            f"model.revision={revision}. Use the file of that content, or pin this one: model.revision={key}."
+        )
+    return file
+
+
+def convert_gguf(cfg: Mapping[str, Any]) -> None:
+    """Convert the model's GGUF file into its folder in the cache, if the model is one and this has not been done."""
+    if gguf.is_gguf(cfg["model"]["path"]):
+        gguf.converted(pinned_gguf(cfg["model"]["path"], cfg["model"]["revision"]))
+
+
 def model_location(cfg: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """Return the model's path or hub id, and the `revision` argument for a hub id, {} for a local folder."""
+    """Return the model's path or hub id, and the `revision` argument for a hub id, {} for a local folder.
+
+    A GGUF file is converted first, if this has not been done on this machine.
+    """
     source = cfg["model"]
+    convert_gguf(cfg)
     location = locate(source["path"], source["revision"])
     return location, {} if Path(location).exists() else {"revision": source["revision"]}
 
@@ -68,17 +90,27 @@ def sources(cfg: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def refuse_missing(cfgs: list[Mapping[str, Any]]) -> None:
-    """Raise Refused for a local path that does not exist or has another content key. Hub ids are not checked."""
+    """Raise Refused for a local path that does not exist or has another content key. Hub ids are not checked.
+
+    A GGUF file is also refused if it cannot be converted.
+    """
     for cfg in cfgs:
         for source in sources(cfg):
             path = source["path"]
+            if gguf.is_gguf(path):
+                gguf.refuse_unfit(pinned_gguf(path, source["revision"]))
+                continue
             local = path.startswith((EMBEDDED, "/", "./", "../", "~")) or path.endswith(".jsonl")
             if local and not Path(locate(path, source["revision"])).exists():
                 raise Refused(f"{path} does not exist on this machine. Give an existing path, or a hub id.")
 
 
 def weights_folder(cfg: Mapping[str, Any]) -> Path:
-    """Return the local folder of the model's weights; a hub model is downloaded into the hub's cache."""
+    """Return the local folder of the model's weights; a hub model is downloaded into the hub's cache.
+
+    A GGUF file is converted first, if this has not been done on this machine.
+    """
+    convert_gguf(cfg)
     location = locate(cfg["model"]["path"], cfg["model"]["revision"])
     if Path(location).is_dir():
         return Path(location)

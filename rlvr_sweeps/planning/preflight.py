@@ -26,6 +26,9 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=active)
     cfgs: list[Mapping[str, Any]] = [planned.cfg for planned in plan if planned.to_run]
     locations.refuse_missing(cfgs)
+    for cfg in cfgs:
+        if not cfg["plan"]:
+            locations.convert_gguf(cfg)
     model_folder.refuse_unfit(cfgs)
     if cfgs:
         versions.refuse_unknown(cfgs[0])
