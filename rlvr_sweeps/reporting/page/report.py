@@ -25,6 +25,7 @@ from rlvr_sweeps.reporting.page.deviations import choices, deviations
 from rlvr_sweeps.reporting.page.main_table import DIALS, common_k, constant, entries, notes, varying
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
 from rlvr_sweeps.reporting.page.samples import Packed, pack
+from rlvr_sweeps.reporting.page.training_samples import training_samples
 from rlvr_sweeps.reporting.rows import Cell, benchmarks, cells
 from rlvr_sweeps.reporting.tables.formats import rows_as_csv
 from rlvr_sweeps.runs.directory import Run
@@ -49,6 +50,7 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
     names, labels = benchmarks(rows), [row.label for row in report_rows(rows)]
     compared, left_out = families(rows)
     unit, costs = cost_rows(rows, labels)
+    columns = [column for cell, label in zip(rows, labels, strict=True) for column in run_labels(cell, label)]
     script = asset("browser.js")
     environment = Environment(loader=PackageLoader("rlvr_sweeps.reporting.page"), autoescape=True, undefined=StrictUndefined)
     render = partial(
@@ -63,6 +65,7 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
         not_compared=left_out,
         one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
         figures=figures_for_report(rows, compared),
+        training=training_samples(columns),
         unfinished=[unfinished(status) for status in statuses if status.state != "done"],
         without_result=sum(not status.evaluated for status in statuses),
         unit=unit,
@@ -78,7 +81,6 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{sha256(script)}'; img-src data:",
     )
-    columns = [column for cell, label in zip(rows, labels, strict=True) for column in run_labels(cell, label)]
     if not columns:
         return render(samples=None)
     free_bytes = PAGE_BYTES - len(render(samples=Packed("", "")).encode())

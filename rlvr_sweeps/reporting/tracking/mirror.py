@@ -21,11 +21,21 @@ from typing import Any
 
 from rlvr_sweeps.config.settings import dial_values, is_trained
 from rlvr_sweeps.files import read_json, read_rows, try_lock, write_json
-from rlvr_sweeps.reporting.tracking.names import CURVES, STEP, benchmark_rows, reach_point, step_point, tags, wandb_config
+from rlvr_sweeps.reporting.tracking.names import (
+    CURVES,
+    STEP,
+    benchmark_rows,
+    reach_point,
+    sample_rows,
+    step_point,
+    tags,
+    wandb_config,
+)
 from rlvr_sweeps.reporting.tracking.stage import Task, command
 from rlvr_sweeps.runs.directory import Run
 
 POLL_S = 2.0
+MAX_SAMPLES = 1000  # the last completions of rollouts.jsonl that W&B gets as a table
 GRACE_S = 30.0  # added to the SDK's own time-outs, which it may exceed
 REMOVED_VARIABLES = ("WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_NOTES")
 
@@ -84,7 +94,7 @@ class Mirror:
         for key in self.sent:
             self.wandb.define_metric(key, hidden=True)
         self.wandb.define_metric("reach/*", step_metric="reach/step")
-        for family in sorted({name.partition("/")[0] for name in CURVES.values()} | {"other"}):
+        for family in sorted({name.partition("/")[0] for name in CURVES.values()} | {"other", "reasons"}):
             self.wandb.define_metric(f"{family}/*", step_metric=STEP)
         self.note()
 
@@ -125,6 +135,9 @@ class Mirror:
                 columns, rows = benchmark_rows(self.cfg, summary)
                 self.wandb.log({"table/benchmarks": wandb.Table(columns=columns, data=rows)})
                 self.wandb.summary.update(summary)
+                if samples := read_rows(self.run.rollouts_path)[-MAX_SAMPLES:]:
+                    columns, rows = sample_rows(samples)
+                    self.wandb.log({"table/training_samples": wandb.Table(columns=columns, data=rows)})
             for path in self.run.small_files:
                 self.wandb.save(str(path), base_path=str(self.run.path.parent), policy="now")
         if outcome == "saved":

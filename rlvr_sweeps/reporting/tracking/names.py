@@ -47,9 +47,19 @@ def wandb_config(cfg: Resolved) -> dict[str, Any]:
     return cfg | {name: cfg[group]["name"] for group, name in GROUPS.items()}
 
 
+def name_of(column: str) -> str:
+    """Return W&B's name of a column of metrics.jsonl."""
+    if column.startswith("share_"):
+        return f"reasons/{column.removeprefix('share_')}"
+    return CURVES.get(column, f"other/{column}")
+
+
 def step_point(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of metrics.jsonl under W&B's names; missing numbers are left out, unknown columns go under `other/`."""
-    named = {CURVES.get(column, f"other/{column}"): value for column, value in row.items() if column != STEP}
+    """Return a row of metrics.jsonl under W&B's names; missing numbers are left out, unknown columns go under `other/`.
+
+    The shares of the verifier's reasons (`share_no_box`) go under `reasons/`.
+    """
+    named = {name_of(column): value for column, value in row.items() if column != STEP}
     return {STEP: row[STEP]} | {name: value for name, value in named.items() if value is not None}
 
 
@@ -71,3 +81,9 @@ def benchmark_rows(cfg: Resolved, summary: dict[str, Any]) -> tuple[list[str | i
     scores = ("k", "n", "avg", "avg_se", "pass", "majority", "truncated_share")
     rows = [[name, *(summary.get(f"{name}/{score}") for score in scores)] for name in cfg["benchmark"]]
     return ["benchmark", *scores], [*rows, ["overall", *(summary.get(score) for score in scores)]]
+
+
+def sample_rows(samples: list[dict[str, Any]]) -> tuple[list[str | int], list[list[Any]]]:
+    """Return the columns and rows of the table of training samples: a row per completion of rollouts.jsonl."""
+    columns = ("step", "problem", "prompt", "text", "gold", "reward", "correct", "reason", "tokens", "truncated", "trained")
+    return list(columns), [[sample[column] for column in columns] for sample in samples]
