@@ -38,6 +38,21 @@ def refuse_unfit_model(cfg: Mapping[str, Any]) -> None:
         refuse_prompt_without_think(prompt, str(folder))
 
 
+def thinking_warning(cfg: Mapping[str, Any]) -> str | None:
+    """Return a warning where only an answer after </think> counts but the local model's template opens no <think>, else None."""
+    folder = Path(locate(cfg["model"]["path"], cfg["model"]["revision"]))
+    if cfg["grading"] != "boxed_after_thinking" or cfg["model"]["opens_think"] or not folder.is_dir():
+        return None
+    template = chat_template(folder)
+    prompt = render_prompt(template, folder) if template else None
+    if prompt is None or prompt.rstrip().endswith(THINK):
+        return None
+    return (
+        f"The chat template of {cfg['model']['name']} does not open {THINK}, but grading=boxed_after_thinking accepts an answer "
+        "only after </think>. For a model that does not write both itself: grading=boxed (a box anywhere) or grading=any."
+    )
+
+
 def missing_template_message(model: str) -> str:
     """Return the error message for a model without a chat template."""
     return (

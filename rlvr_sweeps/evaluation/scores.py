@@ -67,10 +67,10 @@ def majority_at_k(right: Sequence[int], rivals: Sequence[Sequence[int]]) -> floa
     if not right:
         return float("nan")
     won = 0.0
-    for votes, others in zip(right, rivals, strict=True):
-        most = max(others, default=0)
+    for votes, rival_votes in zip(right, rivals, strict=True):
+        most = max(rival_votes, default=0)
         if votes and votes >= most:
-            won += 1 / (1 + sum(other == votes for other in others))
+            won += 1 / (1 + sum(count == votes for count in rival_votes))
     return won / len(right)
 
 

@@ -178,14 +178,14 @@ def smaller_settings(cfg: Resolved) -> Iterator[tuple[str, Resolved]]:
     configured, processes = cfg["training"]["per_device_batch_size"], cfg["distributed"]["processes"]
     vllm = cfg["rollout"]["engine"] == "vllm"
     share = cfg["rollout"]["vllm"].get("gpu_memory_utilization")
-    shares: list[float | None] = sorted(SHARES, key=lambda other: abs(other - share)) if vllm and share else [None]
+    shares: list[float | None] = sorted(SHARES, key=lambda candidate: abs(candidate - share)) if vllm and share else [None]
     for rows in (rows for rows in range(configured, 0, -1) if cfg["batch_size"] % (rows * processes) == 0):
-        for other in shares:
+        for candidate in shares:
             smaller = copy.deepcopy(cfg)
             smaller["training"]["per_device_batch_size"] = rows
             overrides = [f"training.per_device_batch_size={rows}"] if rows != configured else []
-            if other is not None:
-                smaller["rollout"]["vllm"]["gpu_memory_utilization"] = other
-                overrides += [f"rollout.vllm.gpu_memory_utilization={other}"] if other != share else []
+            if candidate is not None:
+                smaller["rollout"]["vllm"]["gpu_memory_utilization"] = candidate
+                overrides += [f"rollout.vllm.gpu_memory_utilization={candidate}"] if other != share else []
             if overrides:
                 yield " ".join(overrides), smaller

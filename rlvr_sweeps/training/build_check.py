@@ -108,7 +108,7 @@ def refuse_differences(expected: Record, built: Record) -> None:
     """Raise Refused with both values of every key on which the two records differ."""
     wrong = [key for key in sorted(expected.keys() | built.keys()) if not equal(expected.get(key), built.get(key))]
     if wrong:
-        lines = "\n".join(f"  {key}: asked {expected.get(key)!r}, built {built.get(key)!r}" for key in wrong)
+        lines = "\n".join(f"  {key}: configured {expected.get(key)!r}, built {built.get(key)!r}" for key in wrong)
         raise Refused(f"The trainer that was built does not match the configuration, so nothing was trained:\n{lines}")
 
 
@@ -138,8 +138,8 @@ def parameter_counts(model: Any) -> dict[str, int]:
     layers = tuner_layers(model)
     inside = tuple(f"{name}." for name in layers)
     of_base = BASE if layers else ""
-    others = (item for item in model.named_parameters() if item[0].startswith(of_base) and not item[0].startswith(inside))
-    base = sum(parameter.numel() for _, parameter in others)
+    unadapted = (item for item in model.named_parameters() if item[0].startswith(of_base) and not item[0].startswith(inside))
+    base = sum(parameter.numel() for _, parameter in unadapted)
     base += sum(parameter.numel() for layer in layers.values() for parameter in layer.get_base_layer().parameters())
     return {"trainable": trainable, "base": base}
 

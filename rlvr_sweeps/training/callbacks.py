@@ -179,9 +179,9 @@ class CheckpointKeeper(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.save_own_state(checkpoint)
         mark_complete(checkpoint)
-        for other in checkpoints(Path(args.output_dir)):
-            if other != checkpoint:
-                shutil.rmtree(other)
+        for earlier in checkpoints(Path(args.output_dir)):
+            if earlier != checkpoint:
+                shutil.rmtree(earlier)
 
 
 class WorstCaseFirst(TrainerCallback):

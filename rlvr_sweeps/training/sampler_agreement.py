@@ -66,7 +66,7 @@ def differing(sampler: Any) -> Iterator[tuple[str, float]]:
         part = name.split(".")[-2]
         fused, parts = packed.get(part, (part, [part]))
         held = engine_weights.get(name.replace(part, fused), engine_weights.get(name.replace(part, f"{fused}.base_layer")))
-        start = sum(rows[name.replace(part, other)] for other in parts[: parts.index(part)])
+        start = sum(rows[name.replace(part, earlier)] for earlier in parts[: parts.index(part)])
         if held is None or held[start : start + len(weight)].shape != weight.shape:
             continue
         expected = weight.to(held).float()

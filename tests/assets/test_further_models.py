@@ -7,7 +7,7 @@ import shutil
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlvr_sweeps.assets.model_folder import refuse_unfit
+from rlvr_sweeps.assets.model_folder import refuse_unfit, thinking_warning
 from rlvr_sweeps.assets.tiny import make_tokenizer
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
@@ -96,6 +96,16 @@ def test_a_folder_that_cannot_be_trained_from_is_refused(composer, model_copy, d
     damage(model_copy)
     with pytest.raises(Refused, match=message):
         refuse_unfit([cfg])
+
+
+def test_a_template_without_think_is_named_where_only_answers_after_thinking_count(composer, model_copy):
+    overrides = ["model=local", "model.name=mine", f"model.path={model_copy}", "rollout.max_tokens=64", "rank=2", "data=tiny",
+                 "benchmark=tiny", "data.revision=x", "data.problems=null"]  # fmt: skip
+    cfg = composer.point(overrides).cfg
+    assert thinking_warning(cfg) is None
+    write_template(model_copy, lambda text: text.replace("<think>", ""))
+    assert "does not open <think>" in thinking_warning(cfg) and "grading=any" in thinking_warning(cfg)
+    assert thinking_warning(cfg | {"grading": "any"}) is None
 
 
 def write_template(folder, change):

@@ -223,7 +223,7 @@ def test_a_method_that_differs_from_the_configured_one_is_refused(prepared, monk
     lora = prepared("peft=lora")[1]["peft"]
     attach = train_stage.attach
     monkeypatch.setattr(train_stage, "attach", lambda model, _, *arguments: attach(model, copy.deepcopy(lora), *arguments))
-    with pytest.raises(train_stage.Refused, match=r"peft\.use_dora: asked True, built False"):
+    with pytest.raises(train_stage.Refused, match=r"peft\.use_dora: configured True, built False"):
         train_stage.train(run, cfg)
     assert json.loads(run.record_path.read_text())["built"]["trained"] == ["lora_A", "lora_B"]
 
