@@ -39,7 +39,10 @@ def refuse_unfit_model(cfg: Mapping[str, Any]) -> None:
 
 
 def thinking_warning(cfg: Mapping[str, Any]) -> str | None:
-    """Return a warning where only an answer after </think> counts but the local model's template opens no <think>, else None."""
+    """Return a warning where only an answer after </think> counts but the model's template opens no <think>, else None.
+
+    A hub model's template is not read.
+    """
     folder = Path(locate(cfg["model"]["path"], cfg["model"]["revision"]))
     if cfg["grading"] != "boxed_after_thinking" or cfg["model"]["opens_think"] or not folder.is_dir():
         return None
@@ -48,8 +51,8 @@ def thinking_warning(cfg: Mapping[str, Any]) -> str | None:
     if prompt is None or prompt.rstrip().endswith(THINK):
         return None
     return (
-        f"The chat template of {cfg['model']['name']} does not open {THINK}, but grading=boxed_after_thinking accepts an answer "
-        "only after </think>. For a model that does not write both itself: grading=boxed (a box anywhere) or grading=any."
+        f"The chat template of {cfg['model']['name']} does not open {THINK}, but grading=boxed_after_thinking accepts an "
+        "answer only after </think>. For a model that does not write both itself: grading=boxed (a box anywhere) or grading=any."
     )
 
 

@@ -186,6 +186,6 @@ def smaller_settings(cfg: Resolved) -> Iterator[tuple[str, Resolved]]:
             overrides = [f"training.per_device_batch_size={rows}"] if rows != configured else []
             if candidate is not None:
                 smaller["rollout"]["vllm"]["gpu_memory_utilization"] = candidate
-                overrides += [f"rollout.vllm.gpu_memory_utilization={candidate}"] if other != share else []
+                overrides += [f"rollout.vllm.gpu_memory_utilization={candidate}"] if candidate != share else []
             if overrides:
                 yield " ".join(overrides), smaller

@@ -66,6 +66,7 @@ def rlvr(*arguments, expect=0):
 def curve(history):
     """Return W&B's rows under the names of metrics.jsonl."""
     names = {name: column for column, name in CURVES.items()} | {"step": "step"}
+    names |= {key: f"share_{key.removeprefix('reasons/')}" for row in history for key in row if key.startswith("reasons/")}
     return [{names[key]: value for key, value in row.items() if key in names} for row in history if "policy/loss" in row]
 
 
