@@ -52,7 +52,7 @@ def thinking_warning(cfg: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"The chat template of {cfg['model']['name']} does not open {THINK}, but grading=boxed_after_thinking accepts an "
-        "answer only after </think>. For a model that does not write both itself: grading=boxed (a box anywhere) or grading=any."
+        "answer only after </think>. For a model that does not write both: grading=boxed (a box anywhere) or grading=any."
     )
 
 
