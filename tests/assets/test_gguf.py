@@ -289,7 +289,7 @@ def test_the_command_prints_the_folder_or_the_refusal(model_folder, source, tmp_
 
 
 def test_the_pinned_smollm2_is_a_file_of_its_package(composer):
-    model = composer.point(["model=smollm2_135m"]).cfg["model"]
+    model = composer.point(["model=smollm2_135m", "data=tiny", "benchmark=tiny"]).cfg["model"]
     try:
         file = gguf.find(model["path"])
     except Refused as refusal:
