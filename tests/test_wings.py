@@ -13,7 +13,7 @@ GROUND = {"errors", "files", "paths", "gpus", "versions", "patches"}
 # Each wing and the wings it may import; the ground modules are open to all but `grading`, which uses `patches` only.
 MAY_IMPORT: dict[str, set[str]] = {
     "grading": set(),
-    "assets": set(),
+    "assets": {"grading"},
     "config": {"grading", "assets"},
     "runs": {"config"},
     "planning": {"assets", "config", "runs"},

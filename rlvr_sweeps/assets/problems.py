@@ -1,6 +1,7 @@
 """Load problem sets, build their prompts, and find benchmark problems that occur in the training prompts.
 
-Problems come from the hub, a local .jsonl file, an embedded world, or the cache that `rlvr data import` fills. Training and
+Problems come from the hub, a local .jsonl file, an embedded world, a task of reasoning-gym (`procedural.py`), or the cache that
+`rlvr data import` fills. Training and
 evaluation use the same problems, conversations and token ids.
 """
 
@@ -15,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlvr_sweeps.assets import procedural
 from rlvr_sweeps.assets.locations import cache_dir, locate
+from rlvr_sweeps.assets.procedural import same_question
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, text_digest, write_text
 
@@ -77,7 +80,9 @@ def imported_path(source: Mapping[str, Any]) -> Path:
 
 
 def raw_rows(source: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a source's unprocessed rows: imported, of a local .jsonl file, or of a local folder or the hub by `datasets`."""
+    """Return a source's unprocessed rows: generated, imported, of a .jsonl file, or of a folder or the hub by `datasets`."""
+    if procedural.is_procedural(source):
+        return procedural.rows(source)
     if imported_path(source).exists():
         return read_rows(imported_path(source))
     location = locate(source["path"], source["revision"])
@@ -145,12 +150,18 @@ def all_prompt_ids(tokenizer: Any, problems: Sequence[Problem], system_prompt: s
 def overlap_by_benchmark(benchmarks: Mapping[str, Any], training: Sequence[str]) -> dict[str, list[str]]:
     """Return, by benchmark, the ids of problems that share 13 consecutive words with a training prompt; print a warning.
 
-    This loads every benchmark, so that one that cannot be loaded stops the run before its training.
+    A generated benchmark overlaps only where a whole question is equal: its questions repeat the words of a template. This
+    loads every benchmark, so that one that cannot be loaded stops the run before its training.
     """
     overlap = {}
     for name, source in benchmarks.items():
         problems = load_problems(source)
-        if ids := overlapping_ids(training, [(problem.id, problem.question) for problem in problems]):
+        if procedural.is_procedural(source):
+            prompts = {same_question(text) for text in training}
+            ids = [problem.id for problem in problems if same_question(problem.question) in prompts]
+        else:
+            ids = overlapping_ids(training, [(problem.id, problem.question) for problem in problems])
+        if ids:
             overlap[name] = ids
             print(f"warning: {len(ids)} of {len(problems)} problems of {name} share {WINDOW} words with a training prompt")
     return overlap
@@ -162,11 +173,11 @@ def overlapping_ids(training: Iterable[str], evaluation: Iterable[tuple[str, str
     A shorter question overlaps if all of it, signs included, is a training prompt.
     """
     texts = list(training)
-    prompts, windows = {normalised(text) for text in texts}, {window for text in texts for window in window_hashes(text)}
+    prompts, windows = {same_question(text) for text in texts}, {window for text in texts for window in window_hashes(text)}
     return [
         id_
         for id_, text in evaluation
-        if normalised(text) in prompts or any(window in windows for window in window_hashes(text))
+        if same_question(text) in prompts or any(window in windows for window in window_hashes(text))
     ]
 
 
@@ -175,8 +186,3 @@ def window_hashes(text: str) -> Iterator[int]:
     words = WORD.findall(text.lower())
     for start in range(len(words) - WINDOW + 1):
         yield hash(tuple(words[start : start + WINDOW]))
-
-
-def normalised(text: str) -> str:
-    """Return a text in lower case, without its spaces and its final punctuation."""
-    return "".join(text.lower().split()).rstrip(".?!:")

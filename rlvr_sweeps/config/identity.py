@@ -23,9 +23,10 @@ NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
     "model.opens_think", "model.paper_size", "data.problems",
     "rollout.vllm.*", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.gradient_checkpointing", "training.micro_batches",
-    "training.worst_case_first",
+    "training.worst_case_first", "training.samples_per_step", "signal_check",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # an untrained run's id depends on the model only
+LATER_DEFAULTS = {"held_out": 0, "size": None, "seed": None, "test_size": None, "test_seed": None}  # fields of a benchmark
 NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size", "evaluation.engine", "evaluation.vllm.*")  # of evaluation_spec
 
 
@@ -67,9 +68,15 @@ def run_name(cfg: Resolved) -> str:
 def evaluation_spec(cfg: Resolved) -> str:
     """Return the hash of what is evaluated and how; results are comparable exactly where it is equal.
 
-    Settings that were added later (`grading`, `held_out`) enter only where they differ from their default.
+    Settings that were added later (`grading`, LATER_DEFAULTS) enter only where they differ from their default.
     """
     settings = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
     grading = {} if grading_of(cfg) == schema_defaults()["grading"] else {"grading": grading_of(cfg)}
     values = {key: value for key, value in leaves(settings | grading) if not matches(key, NOT_IN_EVALUATION)}
-    return digest({key: value for key, value in values.items() if value or not key.endswith(".held_out")})
+    return digest({key: value for key, value in values.items() if not is_later_default(key, value)})
+
+
+def is_later_default(key: str, value: Any) -> bool:
+    """Return whether a leaf `benchmark.NAME.FIELD` has the default of a field that was added later."""
+    group, field = key.split(".")[0], key.split(".")[-1]
+    return group == "benchmark" and key.count(".") == 2 and field in LATER_DEFAULTS and LATER_DEFAULTS[field] == value

@@ -2,7 +2,8 @@
 
 `grader.grade_all` gives each completion a verdict. `extraction` finds the answer in a completion; `answers` compares it with
 the gold answer, by means of `latex`, `numbers`, `structure` and `expressions`; `sandbox` runs the comparison in a process that
-cannot harm the caller. `second_reader` compares by another method, for `rlvr audit`.
+cannot harm the caller; `tasks` grades there by the scores of reasoning-gym's tasks. `second_reader` compares by another method,
+for `rlvr audit`.
 
 To change a rule, add rows to tests/grading/answers.jsonl and raise `grader.VERSION`.
 This wing imports no other module of the package except the ground module `patches`.

@@ -2,7 +2,8 @@
 
 `extraction.py` finds the answer, `answers.py` compares it with the gold answer. A plain number is compared in the caller's
 process, without a parser. Every other comparison runs in the process of `sandbox.py`, so that no completion can hang, kill or
-harm the caller. Verdicts are cached by (answer, gold).
+harm the caller. A gold answer made by `tasks.write_gold` is graded there by the task's own score. Verdicts are cached by
+(answer, gold).
 """
 
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from rlvr_sweeps.grading.extraction import MissingReason, Policy, extract
 from rlvr_sweeps.grading.latex import MAX_LENGTH
 from rlvr_sweeps.grading.numbers import INTEGER, canonical_integer
 from rlvr_sweeps.grading.sandbox import Pair, verdicts
+from rlvr_sweeps.grading.tasks import is_task_gold, require_package
 
 VERSION = 2  # raise it with every change that can change a verdict; summaries of two versions are not compared
 Reason = AnswerReason | MissingReason
@@ -54,6 +56,7 @@ def compare_all(pairs: Iterable[Pair]) -> dict[Pair, AnswerReason]:
     """Return the reason for each (answer, gold): from the cache, from a comparison in this process, or from the sandbox."""
     reasons = {pair: _cache[pair] if pair in _cache else compare_without_parser(*pair) for pair in pairs}
     hard = [pair for pair, reason in reasons.items() if reason is None]
+    require_package(gold for _, gold in hard)
     reasons.update(zip(hard, verdicts(hard), strict=True))
     complete = {pair: reason for pair, reason in reasons.items() if reason is not None}
     _cache.update({pair: reason for pair, reason in complete.items() if reason != "timeout"})  # may end next time
@@ -64,6 +67,8 @@ def compare_all(pairs: Iterable[Pair]) -> dict[Pair, AnswerReason]:
 
 def compare_without_parser(answer: str, gold: str) -> AnswerReason | None:
     """Return the reason where the comparison needs no parser, else None."""
+    if is_task_gold(gold):
+        return "unparsable" if len(answer) > MAX_LENGTH else None
     if INTEGER.match(gold) and INTEGER.match(answer):
         return "correct" if canonical_integer(answer) == canonical_integer(gold) else "wrong"
     if answer == gold and answer:

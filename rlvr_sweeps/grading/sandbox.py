@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from rlvr_sweeps import patches
+from rlvr_sweeps.grading import tasks
 from rlvr_sweeps.grading.answers import AnswerReason, judge
 from rlvr_sweeps.grading.second_reader import opinion
 
@@ -39,7 +40,10 @@ _lock = threading.Lock()
 
 
 def verdicts(pairs: Sequence[Pair]) -> list[AnswerReason]:
-    """Return `answers.judge` of each pair, `timeout` where it did not end. Raise RuntimeError if no judge can be started."""
+    """Return `answers.judge` of each pair, or `tasks.score` where the gold answer is a task's; `timeout` where it did not end.
+
+    Raise RuntimeError if no judge can be started.
+    """
     return [cast(AnswerReason, reason or "timeout") for reason in _request("judge", pairs)]
 
 
@@ -119,9 +123,13 @@ def serve(caller: int) -> None:
     def new_pool() -> ProcessPool:
         return ProcessPool(WORKER_COUNT, initializer=confine, context=multiprocessing.get_context("fork"))
 
-    pool = new_pool()
+    pool, loaded = new_pool(), set[str]()
     while line := next_line(caller):
         comparison, pairs = json.loads(line)
+        if load_scorers(pairs, loaded):
+            pool.stop()  # type: ignore[no-untyped-call]
+            pool.join()
+            pool = new_pool()
         try:
             results = compare_pairs(pool, comparison, pairs)
         except RuntimeError:  # the pool is broken: a worker was killed before it acknowledged its task
@@ -131,6 +139,23 @@ def serve(caller: int) -> None:
         sys.stdout.flush()
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()
+
+
+def load_scorers(pairs: Sequence[Pair], loaded: set[str]) -> bool:
+    """Load the tasks of the pairs that are not in `loaded`, and return whether there was one.
+
+    Importing reasoning-gym takes more CPU time than one comparison may use, so workers are forked after it.
+    """
+    needed = {}
+    for _, gold in pairs:
+        if tasks.is_task_gold(gold):
+            task, parameters, _ = tasks.read_gold(gold)
+            needed[json.dumps([task, parameters], sort_keys=True)] = (task, parameters)
+    new = {key: value for key, value in needed.items() if key not in loaded}
+    for key, (task, parameters) in new.items():
+        tasks.scorer(task, parameters)
+        loaded.add(key)
+    return bool(new)
 
 
 def compare_pairs(pool: "ProcessPool", comparison: Comparison, pairs: Sequence[Pair]) -> list[str | None]:
@@ -153,6 +178,8 @@ def compare_within_limits(comparison: Comparison, answer: str, gold: str) -> str
     """Run one comparison under the kernel's CPU timer. SIGPROF has no handler, so that it ends this worker."""
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     try:
+        if tasks.is_task_gold(gold):
+            return tasks.score(answer, gold) if comparison == "judge" else None
         return judge(answer, gold) if comparison == "judge" else opinion(answer, gold)
     except Exception:  # any error of a parser on text that is not mathematics, MemoryError and RecursionError included
         return "unparsable" if comparison == "judge" else None

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from rlvr_sweeps import versions
-from rlvr_sweeps.assets import locations, model_folder
+from rlvr_sweeps.assets import locations, model_folder, procedural
 from rlvr_sweeps.config.compose import Point
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning import estimates
@@ -20,12 +20,14 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
     """Return the plan of a grid and print it, with estimates of memory and time where `with_estimates`.
 
     `active` holds the user's active Slurm jobs. Raises Refused where the runs to do need a missing model or problem file, a
-    model folder that cannot be trained, package versions that are no known set, or more memory than their GPU has. Checks of
-    the machine or the cluster that runs the stages belong to the launchers.
+    task of reasoning-gym that cannot work or whose training and test sets have common questions, a model folder that cannot be
+    trained, package versions that are no known set, or more memory than their GPU has. Checks of the machine or the cluster
+    that runs the stages belong to the launchers.
     """
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=active)
     cfgs: list[Mapping[str, Any]] = [planned.cfg for planned in plan if planned.to_run]
     locations.refuse_missing(cfgs)
+    procedural.refuse_unfit(cfgs)
     for cfg in cfgs:
         if not cfg["plan"]:
             locations.convert_gguf(cfg)
@@ -35,6 +37,8 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
     show(plan, console)
     if with_estimates:
         estimates.show(plan, console)
+    for warning in sorted({text for cfg in cfgs if (text := model_folder.thinking_warning(cfg))}):
+        console.print(f"[yellow]{warning}[/yellow]", highlight=False, soft_wrap=True)
     estimates.refuse_unfit(plan)
     return plan
 
