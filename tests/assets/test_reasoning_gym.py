@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_problems_in_another_process(composer):
 @pytest.mark.parametrize(
     "override",
     ["data=gcd", "data.parameters.max_terms=4", "data.size=1000", "data.seed=2", "data.test_size=100", "data.test_seed=5000",
-     "data.test_parameters={max_terms: 4}"],
+     "+data.test_parameters={max_terms: 4}"],
 )  # fmt: skip
 def test_task_parameters_size_and_seed_are_part_of_the_id(composer, override):
     base = launched(composer, "data=chain_sum")

@@ -10,7 +10,8 @@ from tests.conftest import choices
 def raw(composer, *overrides):
     """Return the resolved configuration without checks, so that files that need a user's path compose as well."""
     limit = ("rollout.max_tokens=8",) if any("=local" in override for override in overrides) else ()
-    return OmegaConf.to_container(composer.compose([*overrides, *limit]), resolve=True, throw_on_missing=not limit)
+    task = ("data.task=lcm",) if "data=any_task" in overrides else ()
+    return OmegaConf.to_container(composer.compose([*overrides, *limit, *task]), resolve=True, throw_on_missing=not limit)
 
 
 GROUPS = ("model", "peft", "algo", "data", "benchmark", "rollout", "distributed", "tracking", "cluster", "sweep")
