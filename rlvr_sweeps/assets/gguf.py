@@ -128,7 +128,10 @@ def read_header(file: Path) -> Header:
 
 
 class HeaderReader:
-    """Reads the values of a GGUF header in their order."""
+    """Reads the values of a GGUF header in their order.
+
+    Every launch checks the header. The package gguf would read all arrays with it, which takes two seconds for SmolLM2.
+    """
 
     # Formats of module struct, by type id.
     FORMATS: ClassVar = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -37,15 +37,15 @@ def rows(source: Mapping[str, Any]) -> Rows:
     """
     task = str(source["path"]).removeprefix(PREFIX)
     refuse_unknown(task, source["revision"])
-    found = distinct(generate(task, source, ""))
+    problems = distinct(generate(task, source, ""))
     if source.get("test_size") is None:
-        return found
+        return problems
     tested = {same_question(row["question"]) for row in generate(task, source, "test_")}
     refuse_equal_seeds(task, source, source["test_seed"], source["test_size"], "data.test_seed")
-    kept = [row for row in found if same_question(row["question"]) not in tested]
+    kept = [row for row in problems if same_question(row["question"]) not in tested]
     if not kept:
         raise Refused(
-            f"{source['path']} has {len(found)} different questions with these parameters, and all of them are in the test "
+            f"{source['path']} has {len(problems)} different questions with these parameters, and all of them are in the test "
             "set, so none is left to train on. Set a lower data.test_size, or data.parameters that allow more questions."
         )
     return kept
@@ -203,6 +203,6 @@ def refuse_unfit_sources(data: Mapping[str, Any], benchmarks: Mapping[str, Mappi
         if common := questions & trained:
             raise Refused(
                 f"{len(common)} of the {len(questions)} questions of benchmark.{name} are in the training set. Use the test "
-                "set that training leaves out (benchmark=reasoning_gym), and change it by data.test_parameters, data.test_size "
-                "and data.test_seed."
+                "set that training leaves out (benchmark=reasoning_gym), and change it by data.test_size, data.test_seed and "
+                "+data.test_parameters={NAME: VALUE}."
             )

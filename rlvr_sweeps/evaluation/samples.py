@@ -21,6 +21,7 @@ from rlvr_sweeps.files import Row, read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading.answers import canonical_form
 from rlvr_sweeps.grading.grader import VERSION
 from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.rollouts import share_column
 
 SMALLER_K = (1, 2, 4, 8, 16)  # the summary has Pass@ these numbers too, where they are smaller than k
 
@@ -63,7 +64,7 @@ def score(rows: Sequence[Row], k: int, source: str) -> Row:
     }  # fmt: skip
     columns |= {f"pass{smaller}": pass_at(correct, k, smaller) for smaller in SMALLER_K if smaller < k}
     reasons = Counter(row["reason"] for row in rows)
-    return columns | {f"share_{reason.replace(' ', '_')}": count / len(rows) for reason, count in sorted(reasons.items())}
+    return columns | {share_column(reason): count / len(rows) for reason, count in sorted(reasons.items())}
 
 
 def right_by_problem(rows: Sequence[Row]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Define a run's directory: the only module that spells its file names, and reads and writes its state.
+"""Define a run's directory: the only module that defines its file names, and reads and writes its state.
 
 config.yaml          the resolved configuration; its hash is the id in the directory's name (.config.json: the same, parsed)
 train.json           the configured values and the values of the trainer that was built; packages, device, parameter counts

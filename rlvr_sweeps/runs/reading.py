@@ -11,6 +11,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import Row, read_json
 from rlvr_sweeps.runs.directory import Live, Run, all_runs
+from rlvr_sweeps.runs.rollouts import reason_shares
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,8 @@ def no_signal(rows: Sequence[Row]) -> str | None:
         steps += 1
     if not steps:
         return None
-    shares = {name.removeprefix("share_"): value for name, value in rows[-1].items() if name.startswith("share_")}
-    reason, share = max(shares.items(), key=lambda item: item[1], default=("equal rewards", 1.0))
-    return f"no signal for {steps} step{'s' * (steps > 1)}: {share:.0%} {reason.replace('_', ' ')}"
+    reason, share = next(iter(reason_shares(rows[-1]).items()), ("equal rewards", 1.0))
+    return f"no signal for {steps} step{'s' * (steps > 1)}: {share:.0%} {reason}"
 
 
 def latest_step(run: Run) -> int:

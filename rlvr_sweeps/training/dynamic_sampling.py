@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlvr_sweeps.files import Row
+from rlvr_sweeps.runs.rollouts import share_column, without_middle
 
 TEXT_LIMIT = 4000  # characters of a prompt or completion in rollouts.jsonl
 
@@ -99,8 +100,9 @@ class Pool:
         """Return at most `count` random completions as rows of rollouts.jsonl: half of them right, as far as both exist."""
         rows = [
             {
-                "problem": group.rows[index]["problem"], "prompt": shortened(group.rows[index]["prompt"][-1]["content"]),
-                "gold": group.rows[index]["gold"], "text": shortened(group.completions[index][0]["content"]),
+                "problem": group.rows[index]["problem"],
+                "prompt": without_middle(group.rows[index]["prompt"][-1]["content"], TEXT_LIMIT),
+                "gold": group.rows[index]["gold"], "text": without_middle(group.completions[index][0]["content"], TEXT_LIMIT),
                 "reward": float(group.rewards[index].sum()), "correct": bool(group.rewards[index, 0]),
                 "reason": group.reasons[index], "tokens": len(group.completion_ids[index]),
                 "truncated": group.completion_ids[index][-1] not in end_ids,
@@ -130,19 +132,6 @@ def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Po
         return Pool(sampled, rounds, sampled)
     trained = [group for group in sampled if group.is_mixed] + [group for group in sampled if not group.is_mixed]
     return Pool(sampled, rounds, trained[:groups])
-
-
-def share_column(reason: str) -> str:
-    """Return the column of metrics.jsonl with the share of completions that have this reason: `no box` → `share_no_box`."""
-    return f"share_{reason.replace(' ', '_')}"
-
-
-def shortened(text: str) -> str:
-    """Return a text of at most about TEXT_LIMIT characters; a longer one without its middle, since the answer is at the end."""
-    if len(text) <= TEXT_LIMIT:
-        return text
-    head = TEXT_LIMIT // 3
-    return f"{text[:head]}\n[… {len(text) - TEXT_LIMIT} characters left out …]\n{text[head - TEXT_LIMIT :]}"
 
 
 def overlong_punishment(max_tokens: int, buffer: int) -> Callable[..., list[float]]:

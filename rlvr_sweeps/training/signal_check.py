@@ -23,6 +23,7 @@ from rlvr_sweeps.files import Row, read_json, text_digest, write_json
 from rlvr_sweeps.grading.extraction import POLICIES, MissingReason, Policy
 from rlvr_sweeps.grading.grader import VERSION, grade_all
 from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.rollouts import without_middle
 from rlvr_sweeps.training.seeded_sampling import seed_of
 
 COMPLETIONS = 16  # of distinct problems, as far as there are so many
@@ -103,7 +104,7 @@ def explanation(rows: Sequence[Row], cfg: Resolved) -> str:
     verdict = "right" if rows[0]["correct"] else "wrong"
     counts = Counter(row["reason"] for row in rows).most_common()
     shares = ", ".join(f"{count / len(rows):.0%} {reason}" for reason, count in counts)
-    shown = "\n".join(f"  {position}. {shortened(row['text'])!r} (gold answer {shortened(row['gold'])!r})"
+    shown = "\n".join(f"  {position}. {without_middle(row['text'], SHOWN_CHARACTERS)!r} (gold answer {row['gold'][:80]!r})"
                       for position, row in enumerate(rows[:3], 1))  # fmt: skip
     return (
         f"All {len(rows)} sampled completions of the start policy are {verdict} ({shares}), so no group of completions has a "
@@ -133,11 +134,3 @@ def advice(rows: Sequence[Row], cfg: Resolved) -> str:
     if not sentences or any(row["reason"] not in get_args(MissingReason) for row in rows):
         sentences.append("Use easier problems (data=) or a stronger model (model=).")
     return " ".join(sentences)
-
-
-def shortened(text: str) -> str:
-    """Return the text, or its first and last characters with the number of those left out."""
-    if len(text) <= SHOWN_CHARACTERS:
-        return text
-    half = SHOWN_CHARACTERS // 2
-    return f"{text[:half]} […{len(text) - 2 * half} characters…] {text[-half:]}"

@@ -23,11 +23,11 @@ def test_steps_are_spread_from_the_first_to_the_last(tmp_path):
     [shown] = training_samples([(run, "LoRA"), (Run(tmp_path / "without"), "Base")])
     assert shown["label"] == "LoRA" and [step["step"] for step in shown["steps"]] == [1, 21, 41, 61, 81, 101]
     assert len(shown["steps"]) == MAX_STEPS and all(len(step["samples"]) == 2 for step in shown["steps"])
-    assert shown["steps"][0]["reward"] == "25 %" and shown["steps"][0]["reasons"] == "75 % no box, 25 % correct"
+    assert shown["steps"][0]["reward"] == "25%" and shown["steps"][0]["reasons"] == "75% no box, 25% correct"
 
 
 def test_long_completions_are_cut_and_many_runs_show_fewer_steps(tmp_path):
     runs = [(write_rollouts(Run(tmp_path / str(number)), 30, "x" * 4000), str(number)) for number in range(60)]
     shown = training_samples(runs)
     assert len(shown) == 60 and {len(run["steps"]) for run in shown} == {3}
-    assert len(shown[0]["steps"][0]["samples"][0]["text"]) < CHARACTERS + 10
+    assert len(shown[0]["steps"][0]["samples"][0]["text"]) < CHARACTERS + 60

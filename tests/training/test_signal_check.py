@@ -11,7 +11,8 @@ from rlvr_sweeps.launching import status
 from rlvr_sweeps.reporting import rollouts
 from rlvr_sweeps.runs.directory import all_runs
 from rlvr_sweeps.runs.reading import no_signal
-from rlvr_sweeps.training.dynamic_sampling import TEXT_LIMIT, shortened
+from rlvr_sweeps.runs.rollouts import without_middle
+from rlvr_sweeps.training.dynamic_sampling import TEXT_LIMIT
 from rlvr_sweeps.training.early_stopping import why_collapsed
 from rlvr_sweeps.training.signal_check import explanation
 
@@ -118,6 +119,6 @@ def test_status_warns_of_a_run_without_a_signal(tmp_path, evaluated):
 
 def test_a_long_completion_keeps_its_beginning_and_its_end():
     text = "".join(f"{n} " for n in range(5000))
-    short = shortened(text)
+    short = without_middle(text, TEXT_LIMIT)
     assert len(short) < TEXT_LIMIT + 60 and short.startswith("0 1 2 ") and short.endswith("4998 4999 ")
-    assert shortened("short") == "short"
+    assert without_middle("short", TEXT_LIMIT) == "short"

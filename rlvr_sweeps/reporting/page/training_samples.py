@@ -5,6 +5,7 @@ from typing import Any
 
 from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.rollouts import reason_shares, without_middle
 
 MAX_STEPS = 6  # of each run, fewer where the runs are many
 CHARACTERS = 1500  # of a prompt or a completion
@@ -31,28 +32,14 @@ def steps_of(rows: Sequence[Row], metrics: Sequence[Row], count: int) -> list[di
     return [
         {
             "step": step,
-            "reward": f"{100 * by_step[step]['reward_mean']:.0f} %" if step in by_step else "-",
-            "reasons": reasons(by_step.get(step, {})),
+            "reward": f"{by_step[step]['reward_mean']:.0%}" if step in by_step else "-",
+            "reasons": ", ".join(f"{share:.0%} {reason}" for reason, share in reason_shares(by_step.get(step, {})).items()),
             "samples": [shown(row) for row in rows if row["step"] == step],
         }
         for step in chosen
     ]
 
 
-def reasons(metrics: Row) -> str:
-    """Return the shares of a step's verdicts, the largest first: `62 % wrong, 38 % correct`."""
-    shares = {
-        name.removeprefix("share_").replace("_", " "): value for name, value in metrics.items() if name.startswith("share_")
-    }
-    return ", ".join(f"{100 * share:.0f} % {reason}" for reason, share in sorted(shares.items(), key=lambda item: -item[1]))
-
-
 def shown(row: Row) -> dict[str, Any]:
-    """Return a completion with its texts cut to CHARACTERS, without the middle."""
-    return row | {"prompt": cut(row["prompt"]), "text": cut(row["text"])}
-
-
-def cut(text: str) -> str:
-    """Return a text of about at most CHARACTERS characters, without its middle."""
-    half = CHARACTERS // 2
-    return text if len(text) <= CHARACTERS else f"{text[:half]}\n[…]\n{text[-half:]}"
+    """Return a completion with its texts cut to CHARACTERS."""
+    return row | {name: without_middle(row[name], CHARACTERS) for name in ("prompt", "text")}

@@ -4,6 +4,7 @@ from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.runs.rollouts import SHARE
 
 STEP = "step"
 CURVES = {
@@ -49,8 +50,8 @@ def wandb_config(cfg: Resolved) -> dict[str, Any]:
 
 def name_of(column: str) -> str:
     """Return W&B's name of a column of metrics.jsonl."""
-    if column.startswith("share_"):
-        return f"reasons/{column.removeprefix('share_')}"
+    if column.startswith(SHARE):
+        return f"reasons/{column.removeprefix(SHARE)}"
     return CURVES.get(column, f"other/{column}")
 
 
