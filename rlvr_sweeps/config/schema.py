@@ -173,6 +173,7 @@ class ClusterConf:
 
     name: str = MISSING  # local | slurm | submitit
     runs_per_gpu: int = 1  # cluster=local: runs at once on each GPU; the plan gives each an equal share of its memory
+    threads: int | None = None  # of each process of a run without a GPU; None: the cores that it has, as recorded when it began
     gpu: str | None = "auto"  # GPU that the plan estimates for: a name of conf/hardware.yaml | auto (this machine's) | null
     train: ResourcesConf = field(default_factory=ResourcesConf)  # of a training job
     evaluate: ResourcesConf = field(default_factory=ResourcesConf)  # of an evaluation job

@@ -2,8 +2,9 @@
 
     python -m rlvr_sweeps.launching.fork_server
 
-Each run's process supervises the run and forks one process per stage. The server reads lines {"run": path, "gpus": [...]} from
-standard input, writes lines {"run": path, "exit": code} to standard output, and ends when its input ends.
+Each run's process supervises the run and forks one process per stage. The server reads lines
+{"run": path, "gpus": [...], "threads": n} from standard input, writes lines {"run": path, "exit": code} to standard output,
+and ends when its input ends.
 
 A fork shares the imported pages, so a run starts in milliseconds instead of eight seconds. Every forked process dies with its
 parent: after a kill -9 of the launcher nothing trains on unobserved.
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.launching.stages import die_with_parent, process_count, run_stage, supervise, torchrun_command
+from rlvr_sweeps.launching.threads import THREAD_VARIABLES
 from rlvr_sweeps.runs.directory import Run
 
 
@@ -48,10 +50,19 @@ def fork(work: Callable[[], int]) -> int:
         os._exit(code)
 
 
-def start_stage(stage: str, run: Run) -> int:
-    """Run a stage in a forked process whose output goes to the run's log; returns its wait status."""
+def use_threads(count: int) -> None:
+    """Set the number of threads of this process, and of the processes that it starts."""
+    import torch
+
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
+    torch.set_num_threads(count)
+
+
+def start_stage(stage: str, run: Run, threads: int) -> int:
+    """Run a stage in a forked process with so many threads, whose output goes to the run's log; returns its wait status."""
 
     def work() -> int:
+        use_threads(threads)
         log = run.log_path(stage)
         log.parent.mkdir(exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -142,12 +153,12 @@ def serve() -> None:
                 path = request["run"]
                 in_advance(partial(import_model_class, Run(Path(path))))
 
-                def work(path: str = path, gpus: list[str] = request["gpus"]) -> int:
+                def work(path: str = path, gpus: list[str] = request["gpus"], threads: int = request["threads"]) -> int:
                     if gpus:
                         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    return supervise(Run(Path(path)), start_stage)
+                    return supervise(Run(Path(path)), partial(start_stage, threads=threads))
 
                 running[fork(work)] = path
 

@@ -20,6 +20,7 @@ from rlvr_sweeps.files import read_json
 from rlvr_sweeps.gpus import visible_gpus
 from rlvr_sweeps.launching.progress import ProgressDisplay
 from rlvr_sweeps.launching.stages import ELSEWHERE, ENVIRONMENT, STOPPED
+from rlvr_sweeps.launching.threads import thread_count
 from rlvr_sweeps.planning import estimates
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
@@ -110,6 +111,7 @@ def run_all(todo: Sequence[Planned], max_parallel: int, gpus: Sequence[str], con
     `gpus` lists each GPU as often as runs may share it. Raises Refused where the fork server ends early.
     """
     waiting, free = list(todo), list(gpus)
+    cores = 1 if gpus else len(os.sched_getaffinity(0)) // min(max_parallel, len(todo))  # of each run
     running: dict[str, tuple[Run, list[str]]] = {}  # by run directory
     exit_codes: dict[str, int] = {}
     display = ProgressDisplay([(planned.run, planned.cfg) for planned in todo], console)
@@ -127,12 +129,15 @@ def run_all(todo: Sequence[Planned], max_parallel: int, gpus: Sequence[str], con
             while waiting or running:
                 while ready and len(running) < max_parallel and (fitting := first_that_fits(waiting, free, bool(gpus))):
                     index, devices = fitting
-                    run = waiting.pop(index).run
+                    planned = waiting.pop(index)
+                    run = planned.run
                     for device in devices:
                         free.remove(device)
                     running[str(run.path)] = (run, devices)
                     display.run_started(run)
-                    fork_server.stdin.write(json.dumps({"run": str(run.path), "gpus": devices}).encode() + b"\n")
+                    threads = thread_count(run, planned.cfg, cores)
+                    request = {"run": str(run.path), "gpus": devices, "threads": threads}
+                    fork_server.stdin.write(json.dumps(request).encode() + b"\n")
                     fork_server.stdin.flush()
                 if select.select([fork_server.stdout], [], [], POLL_S)[0]:
                     data = os.read(fork_server.stdout.fileno(), 65536)

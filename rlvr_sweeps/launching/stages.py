@@ -30,7 +30,7 @@ FAILED, ELSEWHERE, STOPPED = 1, 3, 4  # exit codes of a run's process, beside 0;
 SAVED = 5  # exit code of a stage that stopped on request and can be resumed
 RESERVED_BYTES = 64 * 1024  # kept on the disk so that failure.json can be written when the disk is full
 SINGLE_NODE = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # torchrun on a port that the system picks
-ENVIRONMENT = {  # of every process of a run; one thread each, since runs share the cores and results must repeat bit for bit
+ENVIRONMENT = {  # of every process of a run; one thread each, unless rlvr_sweeps.launching.threads gives it more
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONUNBUFFERED": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's engine runs in the stage's own process

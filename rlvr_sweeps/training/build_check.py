@@ -152,6 +152,7 @@ def surroundings() -> Record:
         "python": platform.python_version(),
         "host": platform.node(),
         "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **{package: version(package) for package in versions.RECORDED_PACKAGES},

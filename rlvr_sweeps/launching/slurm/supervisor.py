@@ -36,6 +36,7 @@ from rlvr_sweeps.launching.stages import (
     reserve_space,
     torchrun_command,
 )
+from rlvr_sweeps.launching.threads import THREAD_VARIABLES, thread_count
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.failures import reduce_batch_after_oom, transient_reason
 
@@ -192,6 +193,9 @@ class Supervisor:
         set_by_torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # submitit sets them too
         environment = {key: value for key, value in os.environ.items() if key not in set_by_torchrun}
         environment |= ENVIRONMENT | {"RLVR_ATTEMPT": self.attempt}
+        if not environment.get("CUDA_VISIBLE_DEVICES"):
+            cores = int(os.environ.get("SLURM_CPUS_PER_TASK", 1))
+            environment |= dict.fromkeys(THREAD_VARIABLES, str(thread_count(self.run, self.run.config(), cores)))
         libc = ctypes.CDLL(None)
 
         def prepare_child() -> None:

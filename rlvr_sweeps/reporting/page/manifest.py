@@ -15,7 +15,7 @@ from rlvr_sweeps.runs.directory import Run
 
 Facts = dict[tuple[str, str], str]  # (section, name) -> value
 SECTIONS = ("Code", "Model", "Training", "Evaluation")
-NOT_PACKAGES = ("commit", "host", "machine", "gpus", "device")  # entries of train.json's surroundings that are not versions
+NOT_PACKAGES = ("commit", "host", "machine", "gpus", "device", "threads")  # not versions, in train.json's surroundings
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
             f"{name} {version}" for name, version in surroundings.items() if name not in NOT_PACKAGES
         )
         entries["Code", "device"] = surroundings.get("device") or surroundings.get("machine") or "not recorded"
+        if surroundings.get("device") is None and "threads" in surroundings:
+            entries["Code", "threads"] = str(surroundings["threads"])
         entries["Training", "data"] = source(cfg["data"])
         if data := record.get("data"):
             entries["Training", "prompts"] = f"{data['problems']:,}, {data.get('left_out_too_long', 0):,} left out as too long"

@@ -1,0 +1,23 @@
+"""Decide how many threads each process of a run has.
+
+Sums in another order round differently, so a run repeats bit for bit only with the number of threads that it began with. It is
+recorded in train.json, and a run that continues keeps it.
+"""
+
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.files import read_json
+from rlvr_sweeps.runs.directory import Run
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def thread_count(run: Run, cfg: Resolved, cores: int) -> int:
+    """Return the threads of each process of a run that has `cores` cores of a machine without a GPU.
+
+    These are `cluster.threads` where it is set, else those that the run began with, else the cores per process.
+    """
+    if cfg["cluster"]["threads"]:
+        return int(cfg["cluster"]["threads"])
+    record = read_json(run.record_path) or {}
+    begun: int | None = record.get("surroundings", {}).get("threads")
+    return begun or max(1, cores // int(cfg["distributed"]["processes"]))
