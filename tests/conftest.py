@@ -98,13 +98,16 @@ def twelve(world, tmp_path_factory):
 def three(world, tmp_path_factory):
     """Write three training problems of one operation, for short trainings; return the path of the .jsonl file.
 
-    The base model always solves the first problem, so dynamic sampling replaces its groups. It solves the other two in about
-    half of its samples.
+    The first has an answer that the model never gives, so dynamic sampling replaces its groups. The base model solves the other
+    two in about 40 % of its samples.
     """
+    from dataclasses import replace
+
     from rlvr_sweeps.assets.problems import load_problems
 
     problems = load_problems(world["data"])
-    return write_problems(tmp_path_factory.mktemp("problems") / "three.jsonl", [problems[index] for index in (3, 36, 37)])
+    chosen = [replace(problems[3], answer="11"), problems[36], problems[37]]
+    return write_problems(tmp_path_factory.mktemp("problems") / "three.jsonl", chosen)
 
 
 def write_problems(path, problems):

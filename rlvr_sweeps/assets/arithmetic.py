@@ -2,8 +2,10 @@
 
     Start with 7 A:+8 B:*3 mod 10.   ->   <think> A:7+8=5 B:5*3=5</think>\\boxed{5}
 
-The number of operations is the difficulty tier. The teacher uses some false facts, miscalculates at random, skips operations
-and breaks the format. A model trained on its solutions samples right and wrong answers, as reinforcement learning requires.
+The number of operations is the difficulty tier. The teacher has two ways of working: it boxes a random digit at once, or it
+calculates step by step, with some false facts, random slips, skipped operations and broken formats. A model trained on its
+solutions has both ways, and samples right and wrong answers, as reinforcement learning requires: it learns fast to calculate
+rather than guess, and slowly to avoid single errors.
 """
 
 import random
@@ -22,14 +24,15 @@ class Recipe:
     heads: int = 4
     kv_heads: int = 2
     intermediate: int = 256
-    teaching_steps: int = 400
+    teaching_steps: int = 1200
     teaching_batch: int = 64
     teaching_lr: float = 3e-3
-    misconceptions: float = 0.3  # share of the 300 facts a op b that the teacher has wrong
+    misconceptions: float = 0.1  # share of the 300 facts a op b that the teacher has wrong
     misconception_rate: float = 0.5  # how often the teacher uses its false result of such a fact
     slip_rate: float = 0.03  # how often a step's result is random
     skip_rate: float = 0.1
     broken_format_rate: float = 0.05
+    guess_rate: float = 0.6  # how often the teacher boxes a random digit at once, without a step
     evaluated_per_tier: int = 40
     trained_problems: int = 2000
 
@@ -105,6 +108,8 @@ class Teacher:
     def trace(self, rng: random.Random, problem: ArithmeticProblem) -> str:
         """Return one solution of the problem, from after <think> to the boxed answer."""
         recipe, value, body = self.recipe, problem.start, ""
+        if rng.random() < recipe.guess_rate:
+            return f"</think>\\boxed{{{rng.randrange(10)}}}"
         count = len(problem.operations)
         skipped = rng.randrange(count) if count > 1 and rng.random() < recipe.skip_rate else None
         for index, (op, x) in enumerate(problem.operations):

@@ -62,18 +62,14 @@ def make_model(recipe: Recipe, tokenizer: Any) -> Any:
 
 
 def teaching_batches(recipe: Recipe, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield (input ids, labels), each (batch, tokens) and padded on the right; only the teacher's solutions have labels.
-
-    The problems of a batch are of one tier.
-    """
+    """Yield (input ids, labels), each (batch, tokens) and padded on the right; only the teacher's solutions have labels."""
     import torch
 
     rng, teacher = random.Random(f"teaching-{recipe.seed}"), Teacher(recipe)
     for _ in range(recipe.teaching_steps):
-        tier = rng.randint(1, len(LABELS))
         rows = []
         for _ in range(recipe.teaching_batch):
-            problem = draw_problem(rng, tier)
+            problem = draw_problem(rng, tier=rng.randint(1, len(LABELS)))
             message = [{"role": "user", "content": problem.question}]
             prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -144,12 +140,13 @@ def main() -> None:
         "folder", metavar="FOLDER", type=Path, nargs="?", default=WORLDS_FOLDER / "tiny", help="by default the package's own"
     )
     parser.add_argument("--key", action="store_true", help="only print the key of an existing FOLDER")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="of weights, teacher, and problems")
     arguments = parser.parse_args()
     if not arguments.key:
         if arguments.folder.exists():
             parser.error(f"{arguments.folder} exists; remove it, or give another folder")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        make(Recipe(), arguments.folder)
+        make(Recipe(seed=arguments.seed), arguments.folder)
     print(content_key(arguments.folder))
 
 

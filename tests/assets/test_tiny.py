@@ -20,24 +20,32 @@ from rlvr_sweeps.grading.grader import grade
 from tests.conftest import ROOT
 
 WORLD = locations.WORLDS_FOLDER / "tiny"
+SEEDS = {"tiny": 0, "tiny_1": 1}  # by the name of the world, which is also that of its model file
 
 
-def test_the_configuration_pins_the_content(composer):
-    assert composer.point([]).cfg["model"]["revision"] == locations.content_key(WORLD)
+@pytest.mark.parametrize("name", SEEDS)
+def test_the_configuration_pins_the_content(name, composer):
+    cfg = composer.point([f"model={name}"]).cfg
+    sources = [cfg["model"], cfg["data"], *cfg["benchmark"].values()]
+    assert {source["revision"] for source in sources} == {locations.content_key(locations.WORLDS_FOLDER / name)}
+    assert {source["path"].partition("/")[0] for source in sources} == {f"embedded:{name}"}
 
 
 @pytest.mark.slow
-def test_the_code_makes_the_stored_world_except_its_weights(tmp_path):
+@pytest.mark.parametrize("name", SEEDS)
+def test_the_code_makes_the_stored_world_except_its_weights(name, tmp_path):
     """Compare problems, tokenizer and configuration; of the weights, which depend on the processor, only the shapes."""
-    code = f"from rlvr_sweeps.assets.tiny import *; make(Recipe(teaching_steps=1), Path({str(tmp_path / 'made')!r}))"
+    recipe = f"Recipe(seed={SEEDS[name]}, teaching_steps=1)"
+    code = f"from rlvr_sweeps.assets.tiny import *; make({recipe}, Path({str(tmp_path / 'made')!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
-    files = {path.relative_to(WORLD) for path in WORLD.rglob("*") if path.is_file()}
+    stored_world = locations.WORLDS_FOLDER / name
+    files = {path.relative_to(stored_world) for path in stored_world.rglob("*") if path.is_file()}
     assert files == {path.relative_to(tmp_path / "made") for path in (tmp_path / "made").rglob("*") if path.is_file()}
-    assert json.loads((WORLD / "recipe.json").read_text()) == asdict(Recipe())
+    assert json.loads((stored_world / "recipe.json").read_text()) == asdict(Recipe(seed=SEEDS[name]))
     weights = Path("model/model.safetensors")
     for file in files - {Path("recipe.json"), weights}:
-        assert (WORLD / file).read_bytes() == (tmp_path / "made" / file).read_bytes(), file
-    stored, new = load_file(WORLD / weights), load_file(tmp_path / "made" / weights)
+        assert (stored_world / file).read_bytes() == (tmp_path / "made" / file).read_bytes(), file
+    stored, new = load_file(stored_world / weights), load_file(tmp_path / "made" / weights)
     assert {name: value.shape for name, value in stored.items()} == {name: value.shape for name, value in new.items()}
 
 
