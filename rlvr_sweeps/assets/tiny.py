@@ -1,6 +1,6 @@
 """Make the embedded world: a tiny Qwen2 trained on the task of `arithmetic.py`, with its tokenizer and its problems.
 
-Problems and tokenizer are the same on every machine. The weights are the same only on one type of processor, since 400 steps
+Problems and tokenizer are the same on every machine. The weights are the same only on one type of processor, since 1,200 steps
 amplify rounding differences. Therefore the world is stored in `embedded/tiny/`; run this module only to change it.
 """
 
