@@ -97,13 +97,10 @@ def test_a_killed_launch_resumes_with_the_results_of_an_undisturbed_launch(launc
 
 
 def test_a_run_alone_on_a_machine_uses_all_of_its_cores(launch):
-    launch("cluster.threads=null", *SHORT)
+    small = ("batch_size=16", "rollout.max_tokens=14", "signal_check=off")  # other tests use the cores at the same time
+    launch("cluster.threads=null", *SHORT[1:], "steps=1", *small)
     (run,) = all_runs(launch.runs)
-    cores = len(os.sched_getaffinity(0))
-    assert json.loads(run.record_path.read_text())["surroundings"]["threads"] == cores
-    launch("cluster.threads=1", "seed=1", *SHORT)
-    (other,) = [each for each in all_runs(launch.runs) if each.path != run.path]
-    assert json.loads(other.record_path.read_text())["surroundings"]["threads"] == 1
+    assert json.loads(run.record_path.read_text())["surroundings"]["threads"] == len(os.sched_getaffinity(0))
 
 
 def test_two_launches_at_once_compute_every_run_once(launch):
