@@ -135,7 +135,7 @@ import os, pathlib, sys
 from rlvr_sweeps.launching import fork_server
 from rlvr_sweeps.runs.directory import Run
 fork_server.run_stage = lambda stage, run: print(os.read(0, 99))
-fork_server.start_stage("evaluate", Run(pathlib.Path(sys.argv[1])))
+fork_server.start_stage("evaluate", Run(pathlib.Path(sys.argv[1])), threads=1)
 print(os.read(0, 99))
 """
 

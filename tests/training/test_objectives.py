@@ -148,6 +148,6 @@ def test_log_probabilities_in_tiles_equal_those_of_whole_logits(prepared, monkey
     expected = whole.gather(-1, ids[:, -answer:, None]).squeeze(-1), -(whole.exp() * whole).sum(-1)
     for values, reference in zip(computed, expected, strict=True):
         torch.testing.assert_close(values, reference, atol=1e-5, rtol=1e-5)
-    gradients = [torch.autograd.grad(values.square().sum(), trained) for values in (computed[0], expected[0])]
+    gradients = [torch.autograd.grad(values.square().mean(), trained) for values in (computed[0], expected[0])]
     assert sum(float(gradient.abs().sum()) for gradient in gradients[0]) > 1
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
