@@ -1,7 +1,7 @@
 """Make the embedded world: a tiny Qwen2 trained on the task of `arithmetic.py`, with its tokenizer and its problems.
 
 Problems and tokenizer are the same on every machine. The weights are the same only on one type of processor, since 1,200 steps
-amplify rounding differences. Therefore the world is stored in `embedded/tiny/`; run this module only to change it.
+amplify rounding differences. Therefore the world is stored in `embedded/`, for two seeds; run this module only to change it.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def make(recipe: Recipe, folder: Path) -> None:
 
 
 def main() -> None:
-    """Make the embedded world in FOLDER, which takes one or two minutes, and print its key for conf/model/tiny.yaml."""
+    """Make the embedded world in FOLDER, which takes some minutes, and print its key for conf/model/tiny.yaml."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "folder", metavar="FOLDER", type=Path, nargs="?", default=WORLDS_FOLDER / "tiny", help="by default the package's own"

@@ -14,10 +14,11 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 def thread_count(run: Run, cfg: Resolved, cores: int) -> int:
     """Return the threads of each process of a run that has `cores` cores of a machine without a GPU.
 
-    These are `cluster.threads` where it is set, else those that the run began with, else the cores per process.
+    These are `cluster.threads` where it is set, else those that the run began with (one, where its train.json names none), else
+    the cores per process.
     """
-    if cfg["cluster"]["threads"]:
-        return int(cfg["cluster"]["threads"])
-    record = read_json(run.record_path) or {}
-    begun: int | None = record.get("surroundings", {}).get("threads")
-    return begun or max(1, cores // int(cfg["distributed"]["processes"]))
+    if threads := cfg["cluster"].get("threads"):
+        return int(threads)
+    if record := read_json(run.record_path):
+        return int(record.get("surroundings", {}).get("threads", 1))
+    return max(1, cores // int(cfg["distributed"]["processes"]))

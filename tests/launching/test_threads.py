@@ -25,6 +25,14 @@ def test_a_run_that_continues_keeps_the_number_that_it_began_with(cfg):
     assert thread_count(run, cfg, cores=8) == 3
 
 
+def test_a_run_whose_record_and_configuration_name_no_number_has_one_thread(cfg):
+    """Runs of versions that did not record it are such runs."""
+    cluster = {name: value for name, value in cfg["cluster"].items() if name != "threads"}
+    run = Run.of(cfg)
+    write_json(run.record_path, {"surroundings": {}})
+    assert thread_count(run, cfg | {"cluster": cluster}, cores=8) == 1
+
+
 def test_a_number_that_the_user_sets_is_used(cfg):
     run = Run.of(cfg)
     write_json(run.record_path, {"surroundings": {"threads": 3}})
