@@ -1,8 +1,9 @@
-"""One GRPO run of the embedded model as a plain TRL script, with TRL's defaults for everything that the recipe leaves open.
+"""One GRPO run as a plain TRL script, with TRL's defaults for everything that the recipe leaves open.
 
-bench/quickstart.py and bench/agreement.py compare it with a run of this project.
+bench/quickstart.py, bench/agreement.py and bench/real.py compare it with a run of this project. WORLD is a folder with a model
+in model/, train.jsonl, and a test set in each tier*.jsonl.
 
-python bench/plain_trl.py MODEL_DIR OUT.json --method lora --algo grpo
+python bench/plain_trl.py WORLD OUT.json --method lora --algo grpo
 """
 
 import argparse
@@ -67,6 +68,9 @@ def main():
     parser.add_argument("--algo", choices=OBJECTIVES, required=True)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--tokens", type=int, default=48, help="limit of a completion")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--per-device", type=int, default=64, help="completions per forward pass, of 64 in a step")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.world / "model")
     model = AutoModelForCausalLM.from_pretrained(arguments.world / "model", dtype=torch.float32)
@@ -75,8 +79,9 @@ def main():
         for row in read_rows(arguments.world / "train.jsonl")
     ]
     config = GRPOConfig(
-        output_dir=str(arguments.out.with_suffix(".trl")), max_steps=arguments.steps, learning_rate=1e-3, seed=arguments.seed,
-        lr_scheduler_type="constant", per_device_train_batch_size=64, num_generations=8, max_completion_length=48,
+        output_dir=str(arguments.out.with_suffix(".trl")), max_steps=arguments.steps, learning_rate=arguments.lr,
+        seed=arguments.seed, lr_scheduler_type="constant", per_device_train_batch_size=arguments.per_device,
+        gradient_accumulation_steps=64 // arguments.per_device, num_generations=8, max_completion_length=arguments.tokens,
         logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, **OBJECTIVES[arguments.algo],
     )  # fmt: skip
     set_seed(arguments.seed)
@@ -88,8 +93,14 @@ def main():
         peft_config=adapter,
     )  # fmt: skip
     trainer.train()
-    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
-    arguments.out.write_text(json.dumps({"rewards": rewards, "averages": evaluate(trainer.model, tokenizer, arguments.world)}))
+    steps = [row for row in trainer.state.log_history if "reward" in row]
+    result = {
+        "rewards": [row["reward"] for row in steps],
+        "seconds": [row["step_time"] for row in steps],
+        "tokens": [row["completions/mean_length"] for row in steps],
+        "averages": evaluate(trainer.model, tokenizer, arguments.world),
+    }
+    arguments.out.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

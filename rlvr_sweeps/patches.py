@@ -139,6 +139,16 @@ def log_probabilities(trainer: Any, model: Any, ids: Any, mask: Any, completion_
 # transformers
 
 
+def attention_implementation(config: Any) -> str:
+    """Return the name of the attention that a model of this configuration computes, such as "sdpa".
+
+    transformers 5.17.0 has a public setter (`set_attn_implementation`) and no public reader.
+    https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/configuration_utils.py
+    Remove when there is one.
+    """
+    return str(config._attn_implementation)
+
+
 def load_checkpoint_weights(trainer: Any, checkpoint: Path) -> None:
     """Load a checkpoint's weights into the trainer's model without training.
 

@@ -21,7 +21,7 @@ CHOICES = {
     "evaluation.engine": ("auto", "vllm", "transformers"),
     "grading": tuple(POLICIES),
     "analysis": ("none", "final", "checkpoints"),
-    "training.micro_batches": ("by_length", "equal"),
+    "training.micro_batches": ("by_length", "by_prompt", "equal"),
     "training.log_probabilities": ("once", "twice"),
     "training.worst_case_first": ("gpu", "always", "never"),
 }

@@ -136,7 +136,9 @@ class TrainingConf:
     per_device_batch_size: int = MISSING  # completions of full length per forward pass and process
     save_every: int = MISSING  # steps between checkpoints
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
-    micro_batches: str = "by_length"  # by_length: passes of similar lengths | equal: as TRL cuts, padded to the step's longest
+    # by_length: passes of similar lengths | by_prompt: a row holds a group, and its prompt once | equal: as TRL cuts, padded to
+    # the step's longest
+    micro_batches: str = "by_length"
     log_probabilities: str = "once"  # vllm: from the update's own pass (once) | from an extra pass before it, as TRL (twice)
     worst_case_first: str = "gpu"  # dry step at full length before step 1, to find memory errors: gpu (if any) | always | never
     samples_per_step: int = 4  # completions of each step that rollouts.jsonl keeps, half of them right where possible; 0: none

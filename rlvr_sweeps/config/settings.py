@@ -3,6 +3,7 @@
 Each function takes a resolved configuration (`Resolved`): the values that were launched, or those of a run's config.yaml.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -73,15 +74,25 @@ LOSSES_OVER_COMPLETIONS = ("grpo", "dr_grpo", "sapo", "luspo")
 LOSSES_OVER_TOKENS = ("dapo", "cispo", "vespo")
 
 
-def cuts_by_length(cfg: Resolved) -> bool:
-    """Return whether the run's steps are cut into forward passes by length.
+def cuts_passes(cfg: Resolved) -> bool:
+    """Return whether this package cuts the run's steps into forward passes, by lengths; otherwise TRL cuts them.
 
-    This needs training.micro_batches=by_length, one update per rollout, and a loss that does not depend on the cut.
+    This needs training.micro_batches=by_length or by_prompt, one update per rollout, and a loss that is independent of the cut.
     """
     trl = cfg["training"]["trl"] | cfg["algo"]["trl"]
     entropy_terms = trl.get("entropy_coef") or trl.get("use_adaptive_entropy") or trl.get("top_entropy_quantile", 1.0) < 1
     independent = trl["loss_type"] in LOSSES_OVER_COMPLETIONS + LOSSES_OVER_TOKENS and not entropy_terms
-    return training_of(cfg, "micro_batches") == "by_length" and independent and trl.get("num_iterations", 1) == 1
+    return training_of(cfg, "micro_batches") != "equal" and independent and trl.get("num_iterations", 1) == 1
+
+
+def completions_per_row(cfg: Resolved) -> int:
+    """Return the number of completions in a row of the update: one, and with training.micro_batches=by_prompt a group.
+
+    Where a pass holds fewer completions than a group has, it is the greatest common divisor of both numbers.
+    """
+    if not cuts_passes(cfg) or training_of(cfg, "micro_batches") != "by_prompt":
+        return 1
+    return math.gcd(cfg["rollout"]["group_size"], cfg["training"]["per_device_batch_size"])
 
 
 def positions_per_pass(cfg: Resolved) -> int:

@@ -2,7 +2,7 @@
 
 Operations are counted from the model's shapes: products and causal attention of the tokens that a phase computes; padding takes
 time but does not count as operations. A GPU's peak is that of its data sheet in bfloat16; a CPU's is measured on the machine
-that runs the command.
+that runs the command, with as many threads as the run had.
 """
 
 import subprocess
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rlvr_sweeps.assets.architecture import Architecture, architecture, base_parameters
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import completions_per_row
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.planning.hardware import gpu_by_driver_name
@@ -66,9 +67,10 @@ def profile(run: Run) -> Profile:
         why = "was trained by a version that did not note its phases" if rows else "has no step yet"
         raise Refused(f"{run.name} {why}. Profile another run; rlvr status {run.path.parent} lists them.")
     rows = [row for row in rows if "rest_s" in row]
-    device = (read_json(run.record_path) or {}).get("surroundings", {}).get("device")
+    surroundings = (read_json(run.record_path) or {}).get("surroundings", {})
+    device, threads = surroundings.get("device"), int(surroundings.get("threads", 1))
     gpu = gpu_by_driver_name(device)
-    peak = gpu.bf16_tflops * 1e12 if gpu else None if device else measured_peak()
+    peak = gpu.bf16_tflops * 1e12 if gpu else None if device else measured_peak(threads)
     work = operations(cfg, rows, architecture(cfg))
     seconds = {
         "rollout": [row["rollout_s"] - row.get("sync_s", 0.0) for row in rows],
@@ -87,7 +89,8 @@ def profile(run: Run) -> Profile:
         phases.append(Phase(name, value, value / step_s, count, (count or 0.0) / value / (peak or 1.0) if known else None))
     computed, useful = (sum(row.get(key, 0) for row in rows) for key in ("update_positions", "update_tokens"))
     padding = 1 - useful / computed if computed else None
-    return Profile(run.name, device or "CPU, one core", peak, len(rows), step_s, padding, phases)
+    cores = "one core" if threads == 1 else f"{threads} cores"
+    return Profile(run.name, device or f"CPU, {cores}", peak, len(rows), step_s, padding, phases)
 
 
 def operations(cfg: Resolved, rows: list[dict[str, Any]], model: Architecture | None) -> dict[str, float]:
@@ -100,18 +103,18 @@ def operations(cfg: Resolved, rows: list[dict[str, Any]], model: Architecture | 
     trained = cfg["batch_size"] / processes
     tokens = fmean(row["update_tokens"] for row in rows) / trained
     forward = forward_operations(model, trained, tokens, tokens**2)
-    prompt = max(0.0, tokens - answer)
-    read = prompt / size if cfg["rollout"]["engine"] == "vllm" else prompt  # vLLM reads a group's prompt once
+    prompt = max(0.0, tokens - answer) * completions_per_row(cfg)
+    read = prompt / size  # the sampler computes a group's prompt once
     rollout = forward_operations(model, sampled, read + answer, (prompt + answer) ** 2 - (1 - read / (prompt or 1)) * prompt**2)
     by_phase = {"rollout": rollout, "update": forward * update_passes(cfg)}
     return by_phase | ({"log-probabilities": forward} if any(row["logprobs_s"] for row in rows) else {})
 
 
-def measured_peak() -> float:
-    """Return one core's float32 operations per second: the best of twenty products of 1,024 × 1,024 matrices."""
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+def measured_peak(threads: int = 1) -> float:
+    """Return the float32 operations per second of `threads` cores: the best of twenty products of 1,024 × 1,024 matrices."""
+    limit = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     process = subprocess.run(
-        [sys.executable, "-c", PEAK_PROGRAM], env=environ | one_thread, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PEAK_PROGRAM], env=environ | limit, capture_output=True, text=True, check=True
     )
     return float(process.stdout)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rlvr_sweeps.assets.architecture import Architecture, base_parameters, head_size
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import cuts_by_length, is_trained, training_of
+from rlvr_sweeps.config.settings import cuts_passes, is_trained, training_of
 from rlvr_sweeps.planning.hardware import Gpu, constants
 from rlvr_sweeps.planning.memory import compute_bytes, footprint, key_value_bytes, sequence_tokens
 
@@ -101,7 +101,7 @@ def update_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> 
     passes = update_passes(cfg) + int(cfg["rollout"]["engine"] == "vllm" and corrected and twice)
     mean = square = float(sequence_tokens(cfg))
     square *= square
-    if cuts_by_length(cfg):
+    if cuts_passes(cfg):
         mean = cfg["data"]["max_prompt_tokens"] + lengths.completion
         square = min(square, 4 / 3 * mean**2)
     operations = passes * forward_operations(model, rows, mean, square)

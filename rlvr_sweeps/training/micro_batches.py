@@ -2,9 +2,9 @@
 
 TRL cuts equal numbers of completions and pads all of them to the longest of the step, which at 16k tokens is mostly padding.
 Here completions are sorted, cut where a pass would hold more positions than `per_device_batch_size` completions of full length,
-and padded to the longest of their pass: the loss is the same sum of the same terms. The module uses tensors without importing
-torch, since plans import it.
-
+and padded to the longest of their pass: the loss is the same sum of the same terms. With training.micro_batches=by_prompt whole
+groups are sorted and cut, since a row is a group (rlvr_sweeps.training.shared_prompts). The module uses tensors without
+importing torch, since plans import it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import positions_per_pass
+from rlvr_sweeps.config.settings import completions_per_row, positions_per_pass
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def weigh(metrics: dict[str, list[float]], share: Share, level: str) -> None:
             metrics[name][-1] *= weight * share.passes
 
 
-def count_positions(columns: dict[str, float], mask: Any) -> None:
+def count_positions(columns: dict[str, float], positions: int, tokens: int) -> None:
     """Add a forward pass to the step's columns: the positions computed, and those that are not padding."""
-    columns["update_positions"] = columns.get("update_positions", 0) + mask.numel()
-    columns["update_tokens"] = columns.get("update_tokens", 0) + int(mask.sum())
+    columns["update_positions"] = columns.get("update_positions", 0) + positions
+    columns["update_tokens"] = columns.get("update_tokens", 0) + tokens
 
 
 def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> list[dict[str, Any] | None]:
@@ -90,7 +90,9 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     of all processes (`gather` is accelerate's), so that none waits long for another. DeepSpeed counts backward passes, so under
     DeepSpeed every call has a pass.
     """
-    tokens, order = batch["completion_mask"].sum(1).sort()
+    size, tokens = completions_per_row(cfg), batch["completion_mask"].sum(1)
+    positions = (tokens.new_ones(len(tokens)).cumsum(0) - 1).view(-1, size)  # of the completions of each row
+    tokens, order = tokens.view(-1, size).sum(1).sort()
     prompt = int(gather(batch["prompt_mask"].sum(1).max()).max())
     all_tokens = gather(tokens).view(-1, len(tokens))
     widths = (all_tokens.max(0).values + prompt).tolist()
@@ -102,5 +104,5 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     for rows in cut_into(widths, count):
         token_share = float(all_tokens[:, rows.start : rows.stop].sum() / all_tokens.sum().clamp(min=1))
         share = Share(count, len(rows) / len(tokens), token_share)
-        passes.append(rows_of(batch, order[rows.start : rows.stop]) | {"share": share})
+        passes.append(rows_of(batch, positions[order[rows.start : rows.stop]].flatten()) | {"share": share})
     return passes

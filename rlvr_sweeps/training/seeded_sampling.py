@@ -2,8 +2,8 @@
 
 A completion depends on its seed and the model only: not on the other rows of the batch, their order or the number of processes.
 Gumbel noise from a hash of (seed, position, token) is added to the logits; the argmax of the sum is an exact draw from the
-softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). Completions that have ended leave the batch, so that the longest
-are not decoded together with padding.
+softmax (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). A prompt with several completions is computed once. Completions
+that have ended leave the batch, so that the longest are not decoded together with padding.
 """
 
 import hashlib
@@ -107,10 +107,11 @@ def sample(
         max_length=width + max_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=list(end_ids), use_cache=True,
         return_dict_in_generate=True,
     )  # fmt: skip
-    cache, completions = None, [list[int]() for _ in prompts]
+    completions = [list[int]() for _ in prompts]
     was_training = model.training
     model.eval()
     try:
+        cache = prompt_cache(model, ids, mask, settings)
         while len(active) and ids.shape[1] < width + max_tokens:  # each call ends once half of its rows have ended
             draw = SeededDraw(row_seeds.to(device)[active], width, temperature, top_p)
             output = model.generate(
@@ -126,6 +127,23 @@ def sample(
     finally:
         model.train(was_training)
     return completions
+
+
+def prompt_cache(model: Any, ids: Tensor, mask: Tensor, settings: GenerationConfig) -> Any:
+    """Return the cache of all tokens of the prompts but the last, with repeated prompts computed once.
+
+    None where no prompt is repeated, the prompts have one token, or the model's cache cannot be cut.
+    """
+    unique, index = torch.unique(torch.cat([ids, mask], 1), dim=0, return_inverse=True)
+    if len(unique) == len(ids) or ids.shape[1] == 1:
+        return None
+    width = ids.shape[1]
+    one_token = GenerationConfig(**settings.to_diff_dict() | {"max_length": width + 1})
+    output = model.generate(input_ids=unique[:, :width], attention_mask=unique[:, width:], generation_config=one_token)
+    cache = rows_of(output.past_key_values, index)
+    if cache is not None:
+        cache.crop(width - 1)
+    return cache
 
 
 def rows_of(cache: Any, rows: Tensor) -> Any:

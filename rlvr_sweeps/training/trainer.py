@@ -20,7 +20,7 @@ from trl.trainer.utils import shuffle_sequence_dict
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.problems import token_ids
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import LOSSES_OVER_COMPLETIONS, cuts_by_length, training_of
+from rlvr_sweeps.config.settings import LOSSES_OVER_COMPLETIONS, completions_per_row, cuts_passes, training_of
 from rlvr_sweeps.files import Row, write_json
 from rlvr_sweeps.training.dynamic_sampling import Group, PromptStream, fill
 from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
@@ -29,6 +29,7 @@ from rlvr_sweeps.training.methods.merging import merged
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
 from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of
+from rlvr_sweeps.training.shared_prompts import SharedPrompts, refuse_other_attention
 
 
 class RlvrTrainer(GRPOTrainer):
@@ -53,8 +54,11 @@ class RlvrTrainer(GRPOTrainer):
         self.readable: list[Row] = []  # some of the step's completions, for rollouts.jsonl
         self.announce: Callable[[str], object] = str  # called with what the trainer does at present; by default without effect
         self.truncated_shares: list[float] = []  # by round of the step
-        self.by_length = cuts_by_length(cfg)
-        self.passes: list[dict[str, Any] | None] = []  # with by_length: the step's forward passes
+        self.cuts_passes = cuts_passes(cfg)
+        self.passes: list[dict[str, Any] | None] = []  # with cuts_passes: the step's forward passes
+        self.completions_per_row = completions_per_row(cfg)
+        if self.completions_per_row > 1:
+            refuse_other_attention(model)
         self.calls = 0  # of training_step
         self.scores = Scores()
         self.batch_in_loss: dict[str, Any] | None = None
@@ -209,14 +213,15 @@ class RlvrTrainer(GRPOTrainer):
         """Return bfloat16 autocast as the model's configuration sets it; accelerate's own is off under DeepSpeed."""
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any, longest: int, **kwargs: Any) -> Any:
         """Return TRL's values under autocast; in the update, count positions and compute the importance weights."""
         if not torch.is_grad_enabled():
             with self.autocast(), self.timed("logprobs"):
-                return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+                return super()._get_per_token_logps_and_entropies(model, ids, mask, longest, **kwargs)
+        shared = SharedPrompts(model, longest, self.completions_per_row) if self.completions_per_row > 1 else None
         with self.autocast():
-            scored = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        count_positions(self.columns, args[2])
+            scored = super()._get_per_token_logps_and_entropies(shared or model, ids, mask, longest, **kwargs)
+        count_positions(self.columns, *((shared.positions, shared.tokens) if shared else (mask.numel(), int(mask.sum()))))
         if self.batch_in_loss:
             logps, batch = scored[0].detach(), self.batch_in_loss
             limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
@@ -239,10 +244,11 @@ class RlvrTrainer(GRPOTrainer):
         """Run one of a step's calls; the first one samples. With passes cut by length some calls have no pass and return 0."""
         calls = self.args.steps_per_generation
         index, self.calls = self.calls % calls, self.calls + 1
-        if self.by_length:
+        if self.cuts_passes:
             if index == 0:
                 model.train()
-                batch = shuffle_sequence_dict(self._generate_and_score_completions(inputs))
+                batch = self._generate_and_score_completions(inputs)
+                batch = shuffle_sequence_dict(batch) if self.completions_per_row == 1 else batch  # groups stay together
                 self.passes = passes_of(batch, self.cfg, calls, self.accelerator.gather)
             inputs = self.passes[index]
             if inputs is None:
@@ -254,7 +260,7 @@ class RlvrTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Return the pass that `training_step` was called with, where passes are cut by length; else TRL's."""
-        if self.by_length and self.model.training:
+        if self.cuts_passes and self.model.training:
             return generation_batch
         return super()._prepare_inputs(generation_batch)
 

@@ -47,18 +47,21 @@ def test_phases_and_operations_against_values_by_hand(trained):
     forward = 64 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128)
     assert by_name["update"].operations == pytest.approx(2 * forward)
     assert by_name["update"].of_peak == pytest.approx(2 * forward / 3.0 / 989e12, rel=0.01)
-    assert by_name["rollout"].operations == pytest.approx(16 * 8 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128))
+    prompt, cached = tokens - 100, 16 * 7  # of 16 groups of 8 completions; a group's prompt is computed once
+    everything = 16 * 8 * (2 * MATRICES * tokens + 2 * tokens**2 * 3 * 128)
+    assert by_name["rollout"].operations == pytest.approx(
+        everything - cached * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128)
+    )
     assert by_name["log-probabilities"].operations is None and by_name["reward"].of_peak is None
 
 
-def test_vllm_computes_the_prompt_of_a_group_once(trained):
-    engines = ([], ["rollout=vllm"])
-    per_completion, per_group = (
-        next(phase.operations for phase in profile(trained(None, *engine)).phases if phase.name == "rollout")
-        for engine in engines
+def test_both_samplers_and_an_update_by_prompt_compute_the_prompt_of_a_group_once(trained):
+    hf, vllm = (
+        {phase.name: phase.operations for phase in profile(trained(None, *engine)).phases} for engine in ([], ["rollout=vllm"])
     )
-    prompt, cached = 20_000 / 64 - 100, 16 * 7  # completions whose prompt is already in the cache
-    assert per_completion - per_group == pytest.approx(cached * (2 * MATRICES * prompt + 2 * prompt**2 * 3 * 128))
+    assert hf["rollout"] == vllm["rollout"]
+    by_prompt = {phase.name: phase.operations for phase in profile(trained(None, "training.micro_batches=by_prompt")).phases}
+    assert by_prompt["rollout"] > hf["rollout"], "the positions of the update then hold an eighth of each prompt"
 
 
 def test_full_fine_tuning_recomputing_and_scoring_cost_more_passes(trained):
@@ -69,7 +72,7 @@ def test_full_fine_tuning_recomputing_and_scoring_cost_more_passes(trained):
 
 
 def test_the_measured_peak_of_a_core_is_plausible():
-    assert 1e9 < measured_peak() < 1e12
+    assert 1e9 < measured_peak() < 1e12 and 1e9 < measured_peak(2) < 1e12
 
 
 def test_an_unknown_gpu_has_no_peak(trained):

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from rlvr_sweeps.config.settings import cuts_by_length
+from rlvr_sweeps.config.settings import cuts_passes
 from rlvr_sweeps.training import train as train_stage
 from rlvr_sweeps.training.micro_batches import Share, cut, cut_into, passes_of, rows_of
 from tests.training.test_objectives import OBJECTIVES, fabricated
@@ -84,10 +84,10 @@ def test_two_processes_make_equally_many_passes_of_equally_many_rows(point):
 
 
 def test_objectives_that_depend_on_the_cut_use_equal_passes(point):
-    assert cuts_by_length(point()) and not cuts_by_length(point("training.micro_batches=equal"))
+    assert cuts_passes(point()) and not cuts_passes(point("training.micro_batches=equal"))
     for override in ("algo.trl.loss_type=bnpo", "training.trl.entropy_coef=0.01", "+training.trl.use_adaptive_entropy=true",
                   "training.trl.top_entropy_quantile=0.2", "training.trl.num_iterations=2"):  # fmt: skip
-        assert not cuts_by_length(point(override)), override
+        assert not cuts_passes(point(override)), override
 
 
 def step_of(trainer, rewards, lengths, monkeypatch):
@@ -120,7 +120,7 @@ def test_loss_and_gradient_equal_those_of_equal_passes(prepared, name, method, m
     rewards = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     lengths = [rng.choice([1, 2, 3, 4, 40]) for _ in range(16)]
     results = {}
-    for kind, size in (("equal", 4), ("equal", 16), ("by_length", 4)):
+    for kind, size in (("equal", 4), ("equal", 16), ("by_length", 4), ("by_prompt", 4)):
         settings = ("steps=9", "batch_size=16", "rollout.group_size=4", "dropout=0", f"training.per_device_batch_size={size}")
         trainer, _ = train_stage.build(
             *prepared(*f"algo={name}".split(), f"peft={method}", *settings, f"training.micro_batches={kind}")
@@ -132,13 +132,14 @@ def test_loss_and_gradient_equal_those_of_equal_passes(prepared, name, method, m
                     parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
         results[kind, size] = step_of(trainer, rewards, lengths, monkeypatch)
     loss, gradients, _, passes = results["equal", 4]
-    cut_loss, cut_gradients, entropy, cut_passes = results["by_length", 4]
-    assert (passes, cut_passes) == (4, 2)
-    assert cut_loss == pytest.approx(loss, abs=1e-5)
-    for key, value in gradients.items():
-        torch.testing.assert_close(cut_gradients[key], value, atol=1e-5, rtol=1e-4, msg=key)
-    assert max(float(value.abs().max()) for value in gradients.values()) > 1e-3
-    assert entropy == pytest.approx(results["equal", 16][2], abs=1e-5), "the mean over the step's tokens, for every cut"
+    assert passes == 4 and max(float(value.abs().max()) for value in gradients.values()) > 1e-3
+    for kind in ("by_length", "by_prompt"):
+        cut_loss, cut_gradients, entropy, cut_passes = results[kind, 4]
+        assert cut_passes == 2
+        assert cut_loss == pytest.approx(loss, abs=1e-5)
+        for key, value in gradients.items():
+            torch.testing.assert_close(cut_gradients[key], value, atol=1e-5, rtol=1e-4, msg=f"{kind} {key}")
+        assert entropy == pytest.approx(results["equal", 16][2], abs=1e-5), "the mean over the step's tokens, for every cut"
 
 
 def test_a_step_that_fits_is_one_pass(point):

@@ -1,0 +1,85 @@
+"""Compare a training step of SmolLM2-135M with one of plain TRL with TRL's defaults: LoRA and DoRA, 64 completions, on the CPU.
+
+    python bench/real.py [--steps 4]        about forty minutes on two cores; needs `make smollm2`
+
+Each side has the whole machine, one after another: launch.py gives its one run all cores, and the script has torch's default
+number of threads. Both train the same method on the same questions with GRPO in float32, G = 8. Completions are limited to 64
+and to 128 tokens. TRL's defaults include gradient checkpointing and eight completions per forward pass. Medians leave out the
+first step.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlvr_sweeps.assets.locations import locate
+from rlvr_sweeps.assets.problems import load_problems
+from rlvr_sweeps.config.compose import offline_composer
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ["model=smollm2_135m", "algo=grpo", "batch_size=64", "training.save_every=1000", "analysis=none", "signal_check=off"]
+ONE_PROBLEM = ["data.test_size=1", "benchmark.reasoning_gym.k=1"]  # the shortest evaluation
+
+
+def make_world(folder: Path) -> None:
+    """Write the script's folder: the model of the recipe as model/, and its training problems."""
+    cfg = offline_composer().point([*RECIPE, *ONE_PROBLEM]).cfg
+    (folder / "model").symlink_to(locate(cfg["model"]["path"], cfg["model"]["revision"]))
+    rows = [{"question": problem.question, "answer": problem.answer} for problem in load_problems(cfg["data"])]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def launched(folder: Path, method: str, tokens: int, steps: int) -> dict[str, Any]:
+    """Return seconds and tokens of the steps of a run of this project."""
+    overrides = [f"peft={method}", f"rollout.max_tokens={tokens}", f"steps={steps}", f"runs_dir={folder}/runs-{tokens}"]
+    command = [sys.executable, "launch.py", *RECIPE, *ONE_PROBLEM, *overrides]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    (path,) = Path(folder, f"runs-{tokens}").glob(f"*-{method}-*/metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    phases = ("rollout_s", "reward_s", "logprobs_s", "update_s", "rest_s")
+    seconds = [sum(row[name] for name in phases) for row in rows]
+    return {"seconds": seconds, "tokens": [row["completion_tokens_mean"] for row in rows]}
+
+
+def scripted(folder: Path, method: str, tokens: int, steps: int) -> dict[str, Any]:
+    """Return seconds and tokens of the steps of the plain TRL script."""
+    out = folder / f"{method}-{tokens}.json"
+    command = [sys.executable, ROOT / "bench/plain_trl.py", folder, out, "--method", method, "--algo", "grpo", "--lr", "2e-4"]
+    limits = ["--steps", str(steps), "--tokens", str(tokens), "--per-device", "8"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    subprocess.run([*command, *limits], check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def main() -> None:
+    """Print the seconds per step of both sides, and their ratio, for each method and limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--methods", nargs="+", default=["lora", "dora"], choices=["lora", "dora"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[64, 128])
+    options = parser.parse_args()
+    print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        make_world(folder)
+        for tokens in options.tokens:
+            for method in options.methods:
+                sides = [run(folder, method, tokens, options.steps) for run in (launched, scripted)]
+                seconds, means = ([statistics.median(side[key][1:]) for side in sides] for key in ("seconds", "tokens"))
+                own, plain = (f"{second:6.1f} s ({mean:.0f} tokens each)" for second, mean in zip(seconds, means, strict=True))
+                ratio = f"{seconds[1] / seconds[0]:.2f} times as long"
+                print(f"{method}, at most {tokens} tokens   launch.py {own}   plain TRL {plain}   {ratio}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
