@@ -38,7 +38,7 @@ class Problem:
 def load_problems(source: Mapping[str, Any]) -> list[Problem]:
     """Return a source's problems in its order; with `held_out`, only those that are held out from training.
 
-    Raise Refused if a field is missing or the count differs from the source's `problems`.
+    Raise Refused if a field is missing, an answer has no `answer_after`, or the count differs from the source's `problems`.
     """
     rows = raw_rows(source)
     question, answer = source["question"], source["answer"]
@@ -52,12 +52,22 @@ def load_problems(source: Mapping[str, Any]) -> list[Problem]:
         id_ = text_id(str(row[question]))
         seen[id_] += 1
         id_ += f"-{seen[id_]}" if seen[id_] > 1 else ""
-        problems.append(Problem(id_, str(row[question]), str(row[answer])))
+        problems.append(Problem(id_, str(row[question]), answer_of(str(row[answer]), source)))
     if source.get("held_out"):
         problems = split(problems, source["held_out"])[1]
     if source["problems"] is not None and len(problems) != source["problems"]:
         raise Refused(f"{source['path']} has {len(problems)} problems, but its configuration says {source['problems']}.")
     return problems
+
+
+def answer_of(text: str, source: Mapping[str, Any]) -> str:
+    """Return the gold answer in the answer field's text: all of it, or what follows the last `answer_after` of the source."""
+    mark = source.get("answer_after")
+    if mark is None:
+        return text
+    if mark not in text:
+        raise Refused(f"{source['path']} has an answer without {mark!r} (answer_after): {text[:100]!r}.")
+    return text.rpartition(mark)[2].strip()
 
 
 def split(problems: Sequence[Problem], holdout: int) -> tuple[list[Problem], list[Problem]]:

@@ -72,6 +72,7 @@ class SourceConf:
     split: str = "train"  # split of a hub data set
     question: str = "question"  # name of the field that holds the problem
     answer: str = "answer"  # name of the field that holds the gold answer (LaTeX without a box)
+    answer_after: str | None = None  # the answer is the text after the last of these marks in the field ("####" in GSM8K)
     problems: int | None = None  # expected number of problems, any other number is an error; None: not checked
     # Only for reasoning_gym:TASK. Problem i is made from seed + i; repeated questions and those of the test set are left out.
     parameters: dict[str, Any] = field(default_factory=dict)  # the task's own configuration, without its size and seed

@@ -94,12 +94,12 @@ class SharedPrompts:
 
 
 def refuse_other_attention(model: Any) -> None:
-    """Raise Refused for a model whose layers do not all have full attention, or whose attention takes no mask of four axes."""
+    """Raise Refused for a model whose layers do not all have full attention, or that does not compute it by torch's SDPA."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     implementation = patches.attention_implementation(config)
-    if kinds != {"full_attention"} or implementation not in ("sdpa", "eager"):
+    if kinds != {"full_attention"} or implementation != "sdpa":
         raise Refused(
-            "training.micro_batches=by_prompt needs full attention in every layer, computed by sdpa or eager; this model has "
+            "training.micro_batches=by_prompt needs full attention in every layer, computed by sdpa; this model has "
             f"{', '.join(sorted(kinds))}, computed by {implementation}. Use training.micro_batches=by_length."
         )

@@ -40,6 +40,13 @@ def test_base_parameters_of_every_decoder_equal_those_of_the_built_model(kind):
     assert base_parameters(stated) == sum(parameter.numel() for parameter in build_model(stated).parameters())
 
 
+def test_the_size_of_qwen3_0_6b_is_that_of_its_published_weights(composer):
+    """Its model.safetensors of 1,503,300,328 bytes holds the tied output layer too: 2 bytes a number, and a header."""
+    stated = architecture(composer.point(["model=qwen3_0_6b", "rollout=hf"]).cfg)
+    output_layer = stated["vocab_size"] * stated["hidden_size"]
+    assert 0 < 1_503_300_328 - 2 * (base_parameters(stated) + output_layer) < 50_000
+
+
 @pytest.mark.parametrize("peft", choices("peft"))
 def test_counts_of_every_method_equal_those_of_the_built_model(composer, peft):
     """Compare the trained parameters, and the frozen parameters and shared buffers that the method adds."""

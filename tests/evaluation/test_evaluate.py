@@ -63,6 +63,22 @@ def test_two_equal_questions_are_two_problems(tmp_path):
     assert len({problem.id for problem in load_problems(source)}) == 3
 
 
+def test_the_answer_is_what_follows_the_mark_in_its_field(tmp_path, composer):
+    """GSM8K's field holds a solution, "####" and the number."""
+    path = tmp_path / "gsm8k.jsonl"
+    rows = [{"question": "1?", "answer": "2 + 3 = 5 #### no\n#### 1,080"}, {"question": "2?", "answer": "#### 7"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = composer.point(["model=qwen3_0_6b", "rollout=hf"]).cfg["data"] | {
+        "path": str(path),
+        "revision": None,
+        "problems": 2,
+    }
+    assert [problem.answer for problem in load_problems(source)] == ["1,080", "7"]
+    path.write_text('{"question": "1?", "answer": "7"}\n')
+    with pytest.raises(Refused, match=r"an answer without '####' \(answer_after\): '7'"):
+        load_problems(source)
+
+
 def test_a_local_model_requires_its_paths(composer, tmp_path):
     with pytest.raises(Exception, match="missing"):
         composer.point(["model=local"])
