@@ -26,14 +26,7 @@ NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
     "training.worst_case_first", "training.samples_per_step", "signal_check",
 )  # fmt: skip
 SCIENCE_OF_BASE = ("model.*",)  # an untrained run's id depends on the model only
-LATER_DEFAULTS = {
-    "held_out": 0,
-    "answer_after": None,
-    "size": None,
-    "seed": None,
-    "test_size": None,
-    "test_seed": None,
-}  # fields of a benchmark
+LATER_DEFAULTS = {"held_out": 0, **dict.fromkeys(("answer_after", "size", "seed", "test_size", "test_seed"))}  # of a benchmark
 NOT_IN_EVALUATION = ("*.problems", "evaluation.batch_size", "evaluation.engine", "evaluation.vllm.*")  # of evaluation_spec
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from rlvr_sweeps.assets.problems import load_problems
+from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.evaluation.samples import summarise
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.reporting.rows import cells
@@ -68,11 +69,8 @@ def test_the_answer_is_what_follows_the_mark_in_its_field(tmp_path, composer):
     path = tmp_path / "gsm8k.jsonl"
     rows = [{"question": "1?", "answer": "2 + 3 = 5 #### no\n#### 1,080"}, {"question": "2?", "answer": "#### 7"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = composer.point(["model=qwen3_0_6b", "rollout=hf"]).cfg["data"] | {
-        "path": str(path),
-        "revision": None,
-        "problems": 2,
-    }
+    published = composer.point(["model=qwen3_0_6b", "rollout=hf"]).cfg["data"]
+    source = published | {"path": str(path), "revision": None, "problems": 2}
     assert [problem.answer for problem in load_problems(source)] == ["1,080", "7"]
     path.write_text('{"question": "1?", "answer": "7"}\n')
     with pytest.raises(Refused, match=r"an answer without '####' \(answer_after\): '7'"):
