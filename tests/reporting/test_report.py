@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.reporting.differences import compare
 from rlvr_sweeps.reporting.differences.baselines import baseline_index, families
@@ -50,6 +51,19 @@ def test_every_state_is_shown(evaluated, prepared, tmp_path):
     assert "it was edited, and the results beside it belong to the old values" in page
     assert "step 7 of 60" in page
     assert page.count("<tr title=") == 2
+
+
+def test_rows_of_several_models_name_their_model(evaluated, tmp_path, capsys):
+    evaluated("peft=lora")
+    assert '<th class="text">Model</th>' not in page_of(tmp_path)
+    evaluated("peft=lora", "model=tiny_1")
+    page = page_of(tmp_path)
+    assert '<th class="text">Model</th>' in page and '<td class="text">tiny_1</td><td class="text">LoRA</td>' in page
+    capsys.readouterr()
+    rlvr(["report", str(tmp_path / "runs")])
+    header, *rows = capsys.readouterr().out.splitlines()[1:4]
+    assert header.split()[:3] == ["model", "method", "objective"]
+    assert [row.split()[:3] for row in rows] == [["tiny", "LoRA", "DAPO"], ["tiny_1", "LoRA", "DAPO"]]
 
 
 def test_the_baseline_is_the_centre_of_the_sweep(point):

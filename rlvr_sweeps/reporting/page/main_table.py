@@ -34,6 +34,11 @@ def varying(rows: Sequence[Cell]) -> list[str]:
     return [name for name in DIALS if len({dial(cell, name) for cell in rows} - {"-"}) > 1]
 
 
+def has_several_models(rows: Sequence[Cell]) -> bool:
+    """Return whether the rows are of several base models; the model is then a column."""
+    return len({cell.cfg["model"]["name"] for cell in rows}) > 1
+
+
 def constant(rows: Sequence[Cell]) -> str:
     """Return `rank 8, lr 0.001, …`: the dials with a single value among the rows."""
     values = {name: {dial(cell, name) for cell in rows} - {"-"} for name in DIALS}
@@ -104,8 +109,9 @@ def show(rows: Sequence[Cell], console: Console) -> None:
     """Print the table and its notes in the terminal."""
     k = common_k(rows)
     table = Table(title="Accuracy in percent", title_justify="left", header_style="dim", box=None, pad_edge=False)
-    for column in ("method", "objective"):
-        table.add_column(column)
+    texts = ("model", "method", "algo") if has_several_models(rows) else ("method", "algo")
+    for column in texts:
+        table.add_column("objective" if column == "algo" else column)
     dials = varying(rows)
     numbers = ("seeds", "trained %", f"Avg@{k}", f"Pass@{k}", "cut off %", "reach %", "reward %")
     for column in (*(DIALS[name] for name in dials), *numbers):
@@ -113,7 +119,7 @@ def show(rows: Sequence[Cell], console: Console) -> None:
     for cell in rows:
         row = entries(cell, [], dials)
         values = (str(row[key]) for key in ("seeds", "share", "avg", "pass", "truncated", "reach", "reward"))
-        table.add_row(row["method"], row["algo"], *row["dials"], *values)
+        table.add_row(*(row[key] for key in texts), *row["dials"], *values)
     console.print(table)
     if constant(rows):
         console.print(f"In all trained rows: {constant(rows)}.", style="dim")

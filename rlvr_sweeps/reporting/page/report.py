@@ -22,7 +22,7 @@ from rlvr_sweeps.reporting.figures.catalogue import figures_for_report
 from rlvr_sweeps.reporting.labels import report_rows
 from rlvr_sweeps.reporting.page.costs import cost_rows
 from rlvr_sweeps.reporting.page.deviations import choices, deviations
-from rlvr_sweeps.reporting.page.main_table import DIALS, common_k, constant, entries, notes, varying
+from rlvr_sweeps.reporting.page.main_table import DIALS, common_k, constant, entries, has_several_models, notes, varying
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
 from rlvr_sweeps.reporting.page.samples import Packed, pack
 from rlvr_sweeps.reporting.page.training_samples import training_samples
@@ -58,6 +58,7 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
         rows=[entries(cell, names, varying(rows)) for cell in rows],
         dials=[DIALS[dial] for dial in varying(rows)],
         constant=constant(rows),
+        several_models=has_several_models(rows),
         benchmarks=names,
         k=common_k(rows),
         notes=notes(rows),
