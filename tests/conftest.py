@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,18 @@ from hypothesis import settings
 settings.register_profile("fresh", database=None)  # examples of earlier runs do not influence a test
 settings.load_profile("fresh")
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment of the process that starts them
+    os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))  # its list of fonts takes seconds to make
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rlvr-sweeps-tests-")
 ROOT = Path(__file__).resolve().parent.parent
 # Token ids of 32 prompts for methods that start from activations.
 PROMPTS = [[(7 * row + 3 * position) % 280 for position in range(20)] for row in range(32)]
+
+
+def pytest_unconfigure():
+    """Remove the cache of the session. It is the session's own, so that nothing that an earlier one stored decides a test."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def choices(group: str) -> list[str]:

@@ -213,15 +213,19 @@ class RlvrTrainer(GRPOTrainer):
         """Return bfloat16 autocast as the model's configuration sets it; accelerate's own is off under DeepSpeed."""
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
 
-    def _get_per_token_logps_and_entropies(self, model: Any, ids: Any, mask: Any, longest: int, **kwargs: Any) -> Any:
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
         """Return TRL's values under autocast; in the update, count positions and compute the importance weights."""
+        rest = (input_ids, attention_mask, logits_to_keep, *args)
         if not torch.is_grad_enabled():
             with self.autocast(), self.timed("logprobs"):
-                return super()._get_per_token_logps_and_entropies(model, ids, mask, longest, **kwargs)
-        shared = SharedPrompts(model, longest, self.completions_per_row) if self.completions_per_row > 1 else None
+                return super()._get_per_token_logps_and_entropies(model, *rest, **kwargs)
+        shared = SharedPrompts(model, logits_to_keep, self.completions_per_row) if self.completions_per_row > 1 else None
         with self.autocast():
-            scored = super()._get_per_token_logps_and_entropies(shared or model, ids, mask, longest, **kwargs)
-        count_positions(self.columns, *((shared.positions, shared.tokens) if shared else (mask.numel(), int(mask.sum()))))
+            scored = super()._get_per_token_logps_and_entropies(shared or model, *rest, **kwargs)
+        positions, tokens = attention_mask.numel(), int(attention_mask.sum())
+        count_positions(self.columns, *((shared.positions, shared.tokens) if shared else (positions, tokens)))
         if self.batch_in_loss:
             logps, batch = scored[0].detach(), self.batch_in_loss
             limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)

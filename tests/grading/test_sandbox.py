@@ -26,6 +26,7 @@ def test_a_comparison_that_does_not_end_is_a_timeout():
     assert sandbox.verdicts([RIGHT, ENDLESS, WRONG]) == ["correct", "timeout", "wrong"]
 
 
+@pytest.mark.slow
 def test_sixteen_hostile_answers_change_no_other_verdict():
     pairs = [pair for number in range(16) for pair in ((rf"\sqrt{{{9980 + number}!+1}}", r"\sqrt2"), RIGHT)]
     assert sandbox.verdicts(pairs) == ["timeout", "correct"] * 16
@@ -68,6 +69,7 @@ def test_a_killed_judge_is_replaced():
     assert sandbox.verdicts([RIGHT, WRONG]) == ["correct", "wrong"]
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced():
     sandbox.verdicts([RIGHT])
     for _ in range(3):
