@@ -7,14 +7,20 @@ gold answer is a plain number. `judge` may hang or exhaust memory on a hostile e
 """
 
 import re
+from fractions import Fraction
 from typing import Literal
 
-from rlvr_sweeps.grading.expressions import ExpressionReason, compare_expressions
+from rlvr_sweeps.grading.expressions import ExpressionReason, compare_expressions, equal_constants, is_rounded
 from rlvr_sweeps.grading.latex import tidy
 from rlvr_sweeps.grading.numbers import read_number
-from rlvr_sweeps.grading.structure import as_interval, split_elements, text_answer, without_names
+from rlvr_sweeps.grading.regions import as_region, split_outside
+from rlvr_sweeps.grading.structure import RELATION, chain_sides, coordinates, split_elements, text_answer, without_names
 
 AnswerReason = Literal[ExpressionReason, "timeout"]
+CLOCK = re.compile(r"\s*(?:\\text\s*\{\s*)?\b(?P<half>[ap])\.?\s?m\b\.?\s*\}?\s*\Z", re.IGNORECASE)
+LISTED = re.compile(r"\d{1,3}(?:,\d{3})+")  # 70,110: one number, or two
+CUP = re.compile(r"\\cup(?![A-Za-z])")
+DECIMALS = re.compile(r"\d*\.(\d+)")
 AROUND_SIGNS = re.compile(r"\s*([^\w\s\\])\s*")  # spaces without meaning; the spaces in 1 1/2 and \sin x are not matched
 
 
@@ -50,23 +56,109 @@ def is_plain_number(gold: str) -> bool:
     return read_number(tidy(gold)) is not None
 
 
+def needs_parser(answer: str) -> bool:
+    """Return whether `judge` must compute a side of the answer even for a plain number, as in \\binom{5}{2}=10."""
+    sides = chain_sides(tidy(answer))
+    literal = [read_number(side) is not None for side in sides]
+    return len(sides) > 1 and all(sides) and any(literal) and not all(literal)
+
+
 def compare(answer: str, gold: str) -> AnswerReason:
     """Compare two tidied texts: remove names such as x=, split the structure, compare the elements."""
-    answer, gold = without_names(as_interval(answer), as_interval(gold))
+    if compact(answer) == compact(gold) or is_turned(answer, gold):
+        return "correct"
+    if reason := compare_coordinates(answer, gold):
+        return reason
+    if is_equation(answer) and is_equation(gold) and compare_expressions(answer, gold) == "correct":
+        return "correct"
+    if (clocks := (CLOCK.search(answer), CLOCK.search(gold))) and clocks[1]:
+        if clocks[0] and clocks[0]["half"].lower() != clocks[1]["half"].lower():
+            return "wrong"
+        answer, gold = CLOCK.sub("", answer).strip(), CLOCK.sub("", gold).strip()
+    answer, gold = without_names(as_region(answer), as_region(gold))
+    if not RELATION.search(gold) and not is_list(answer) and len(sides := chain_sides(answer)) > 1:
+        return compare_chain(sides, gold)
     gold_number = read_number(gold)
     if gold_number is not None:
         answer_number = read_number(answer)
-        if answer_number is None:
+        if answer_number is None and not (LISTED.fullmatch(gold) and len(split_elements(answer, as_list=True)[1]) > 1):
             return "wrong form"
-        return "correct" if answer_number.matches(gold_number) else "wrong"
+        if answer_number is not None:
+            return "correct" if answer_number.matches(gold_number) else "wrong"
     answer_text, gold_text = text_answer(answer), text_answer(gold)
+    if is_list(gold) and is_list(answer):
+        answer_text = gold_text = None
     if (answer_text and gold_text) or (answer_text and "\\text" in answer) or (gold_text and "\\text" in gold):
         return "correct" if (answer_text or answer).lower() == (gold_text or gold).lower() else "wrong"
-    gold_kind, gold_parts = split_elements(gold)
+    pieces, gold_pieces = (split_outside(text, CUP) for text in (answer, gold))
+    if len(gold_pieces) > 1 and len(pieces) == len(gold_pieces):
+        reason = compare_elements("", pieces, "", gold_pieces)
+        if reason == "correct":
+            return reason
+    gold_kind, gold_parts = split_elements(gold, as_list=gold_number is not None)
     answer_kind, answer_parts = split_elements(answer, as_list=bool(gold_kind) or len(gold_parts) > 1)
     if answer_kind or gold_kind or len(answer_parts) > 1 or len(gold_parts) > 1:
         return compare_elements(answer_kind, answer_parts, gold_kind, gold_parts)
     return compare_expressions(answer, gold)
+
+
+def is_list(text: str) -> bool:
+    """Return whether a text has several elements outside brackets."""
+    return len(split_elements(text, as_list=True)[1]) > 1 and not split_elements(text)[0]
+
+
+def is_equation(text: str) -> bool:
+    """Return whether a text is one equation with a letter on both sides, such as y=1/x, and no name with its value."""
+    sides = text.split("=")
+    return len(sides) == 2 and (bool(re.search("[A-Za-z]", sides[1])) or len(re.findall("[A-Za-z]", sides[0])) > 1)
+
+
+def is_turned(answer: str, gold: str) -> bool:
+    """Return whether two equations have the same sides in another order."""
+    sides, gold_sides = (compact(text).split("=") for text in (answer, gold))
+    return len(sides) == len(gold_sides) == 2 and sides == gold_sides[::-1]
+
+
+def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
+    """Compare named coordinates by name, or with an unnamed tuple in the order of the names; None where neither has names."""
+    named, gold_named = coordinates(answer), coordinates(gold)
+    if named and gold_named:
+        if named.keys() != gold_named.keys():
+            return "wrong"
+        reasons = [compare(named[name], gold_named[name]) for name in gold_named]
+    elif named or gold_named:
+        kind, parts = split_elements(gold if named else answer, as_list=True)
+        values = [value for _, value in sorted((named or gold_named).items())]
+        if kind not in ("()", "") or len(parts) != len(values) or (kind == "" and named):
+            return None
+        pairs = zip(values, parts, strict=True)
+        reasons = [compare(value, part) if named else compare(part, value) for value, part in pairs]
+    else:
+        return None
+    return next((reason for reason in reasons if reason != "correct"), "correct")
+
+
+def compare_chain(sides: list[str], gold: str) -> AnswerReason:
+    """Compare a chain such as \\frac12 = 0.5: every side must have the value of the first, and one side must be the answer."""
+    first = sides[0]
+    if not all(sides) or not all(has_same_value(first, side) for side in sides[1:]):
+        return "wrong form"
+    reasons = [compare(side, gold) for side in sides]
+    return "correct" if "correct" in reasons else reasons[-1]
+
+
+def has_same_value(first: str, second: str) -> bool:
+    """Return whether two sides of a chain are equal numbers, or one is the other rounded or cut to the digits that it has."""
+    numbers = read_number(first), read_number(second)
+    decimals = [DECIMALS.search(text) if number else None for number, text in zip(numbers, (first, second), strict=True)]
+    if numbers[0] and numbers[1]:
+        unit = max((Fraction(1, 10 ** len(digits[1])) for digits in decimals if digits), default=Fraction(0))
+        distance = abs(numbers[0].value - numbers[1].value)
+        return distance == 0 or distance < unit
+    for number, digits, other in ((numbers[0], decimals[0], second), (numbers[1], decimals[1], first)):
+        if number and digits:
+            return is_rounded(number.value, len(digits[1]), other)
+    return equal_constants(first, second)
 
 
 def compare_elements(answer_kind: str, answer_parts: list[str], gold_kind: str, gold_parts: list[str]) -> AnswerReason:
@@ -74,7 +166,7 @@ def compare_elements(answer_kind: str, answer_parts: list[str], gold_kind: str, 
     unordered = {"", "{}"}
     if len(answer_parts) != len(gold_parts):
         return "wrong form" if len(gold_parts) == 1 and not gold_kind else "wrong"
-    if gold_kind in unordered and answer_kind in unordered:
+    if gold_kind in unordered and (answer_kind in unordered or (gold_kind == "" and answer_kind == "()")):
         remaining = list(answer_parts)
         for gold_part in gold_parts:
             match = next((answer_part for answer_part in remaining if compare(answer_part, gold_part) == "correct"), None)

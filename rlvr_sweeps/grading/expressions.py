@@ -1,32 +1,55 @@
 """Compare two single expressions: parsed by latex2sympy, compared by value where they have one, else by math-verify.
 
-Two formulas in the same variables are equal if their values agree at three points of both signs (Schwartz 1980, Zippel 1979).
-This takes milliseconds, whereas simplification may miss an identity or never end. Exact numbers must be exactly equal; where
-one side has a decimal, math-verify's tolerance applies: six decimals and six significant digits.
+Two formulas in the same variables are equal if their values agree at fixed points (Schwartz 1980, Zippel 1979): small and large
+arguments of both signs, points beside integers, and integers where a formula is about integers. This takes milliseconds,
+whereas simplification may miss an identity or never end. Exact numbers must be exactly equal; where one side is a decimal, six
+decimals and six significant digits must agree; in a formula a decimal loosens only itself, to half a unit of its last digit.
 """
 
 import re
+from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, Literal
 
-from rlvr_sweeps.grading.numbers import read_number
-from rlvr_sweeps.grading.structure import RELATION, bracket_depth
+from rlvr_sweeps.grading.latex import closes_at
+from rlvr_sweeps.grading.numbers import ENOUGH_DIGITS, read_number
+from rlvr_sweeps.grading.structure import RELATION, bracket_balance, bracket_depth
+from rlvr_sweeps.grading.symbols import Names, with_free_index, with_letters
 
 ExpressionReason = Literal["correct", "wrong", "wrong form", "unparsable", "too large"]
 RELATIVE_TOLERANCE = 1e-6  # beside math-verify's six decimals, under which 1/2004! and 1/2006! are both 0
-POINTS = (("0.3719", "-1.2317", "2.7131"), ("-0.6173", "1.4231", "0.8377"), ("1.9273", "0.5471", "-2.3911"))
+EXACT = 1e-15  # relative difference of equal values, computed to PRECISION digits
+ZERO = 1e-27  # absolute difference: zero may be computed as a number of this size
+# Values of the first, second and third variable; the fourth has the first's value plus 3, and so on.
+REAL_POINTS = (
+    ("0.3719", "-1.2317", "2.7131"), ("-0.6173", "1.4231", "0.8377"), ("1.9273", "0.5471", "-2.3911"),
+    ("0.2713", "3.1173", "1.7719"), ("5.3117", "0.7193", "13.7131"), ("101.3719", "57.1393", "23.9117"),
+    ("17.2913", "-23.7171", "101.3719"), ("-31.7713", "12.2391", "-7.5179"), ("2.9991", "-4.0007", "7.0003"),
+    ("-5.0009", "2.9993", "-11.9997"),
+)  # fmt: skip
+INTEGER_POINTS = (
+    ("1", "1", "2"), ("2", "3", "4"), ("3", "2", "7"), ("4", "9", "5"), ("6", "4", "9"), ("7", "12", "8"), ("11", "5", "10"),
+    ("12", "7", "3"), ("20", "15", "13"), ("30", "17", "24"),
+)  # fmt: skip
+INTEGER_NAMES = ("k", "l", "m", "n", "p", "q", "r", "N", "M", "K")
+ENOUGH_POINTS = 3
 PRECISION = 30  # digits to which values are computed
 MAX_DEPTH = 30  # nested brackets
 TOO_LARGE = re.compile(  # expressions too expensive to evaluate: towers of powers, huge powers, factorials, binomials
     r"\^[\s{(]*\d+\s*\^|\d\s*\^[\s{(]*-?\d{5,}|[)}\]]\s*\^[\s{(]*-?\d{3,}"
-    r"|\d{5,}[\s})]*!|!\s*\)?\s*!|\\binom\s*\{\s*\d{5,}"
+    r"|\d{5,}[\s})]*!|!\s*\)\s*!|\d\s*!\s*!|\\binom\s*\{\s*\d{5,}"
 )
 OPERATORS = re.compile(  # an answer with one of these restates the problem instead of solving it
     r"\\(?:int|iint|sum|prod|lim|max|min|sup|inf|det|gcd|lcm)(?![A-Za-z])"
 )
-BASE = re.compile(r"(\d+)\s*_\s*\{?\s*(\d+)\s*\}?\Z")
+BASE = re.compile(r"\(?(\d+)\)?\s*(?:_\s*\{?|\\text\s*\{\s*(?:in )?base\s*\}?)\s*(\d+)\s*\}?\Z")
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 DEGREES = re.compile(r"\{?(\d+(?:\.\d+)?)\}?\s*\\degree")  # math-verify reads 15^\circ as 15
 UNIT = re.compile(r"\\text\s*\{(?![^{}]*\b(?:or|and|not)\b)[^{}\d]*\}(?:\s*\^\s*(?:\{-?\d\}|\d))?\s*\Z")
+EQUATION = re.compile(r"(?<![<>\\])(=|<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))")
+TURNED = {"=": "=", "<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+DECIMAL = re.compile(r"\d*\.\d+")
+DOUBLE_FACTORIAL = re.compile(r"(?P<plain>[A-Za-z])?\s*!\s*!")
 
 
 def compare_expressions(answer: str, gold: str) -> ExpressionReason:
@@ -40,19 +63,120 @@ def compare_expressions(answer: str, gold: str) -> ExpressionReason:
     if TOO_LARGE.search(answer) or bracket_depth(answer) > MAX_DEPTH:
         return "too large"
     from math_verify import verify
-    from math_verify.grader import should_treat_as_complex
 
     answer, gold = without_separators(UNIT.sub("", answer)), without_separators(UNIT.sub("", gold))
-    real = not (should_treat_as_complex(answer) or should_treat_as_complex(gold))  # to sympy a real x differs from a complex x
+    names = Names.of(answer, gold)
+    answer, gold = (with_free_index(with_letters(text, names), names) for text in (answer, gold))
+    if (sides := relation_sides(answer)) and (gold_sides := relation_sides(gold)):
+        return compare_relations(sides, gold_sides, names)
+    real = is_real(answer, gold)
     gold_expression, answer_expression = read_latex(gold, real), read_latex(answer, real)
     if answer_expression is None:
         return "unparsable"
     if gold_expression is None:
         return "wrong"
-    equal = equal_in_value(gold_expression, answer_expression)
+    equal = equal_in_value(gold_expression, answer_expression, half_units(answer, gold), names.positive)
     if equal is None:
         equal = bool(verify([gold_expression], [answer_expression], timeout_seconds=None))
     return "correct" if equal else "wrong"
+
+
+def relation_sides(text: str) -> list[str]:
+    """Return [left side, sign, right side] of a text with one =, <, > or the like outside brackets; else an empty list."""
+    signs = [match for match in EQUATION.finditer(text) if bracket_balance(text[: match.start()]) == 0]
+    return [text[: signs[0].start()], signs[0][0], text[signs[0].end() :]] if len(signs) == 1 else []
+
+
+def is_real(*texts: str) -> bool:
+    """Return whether the variables of the texts are real; to sympy a real x differs from a complex x."""
+    from math_verify.grader import should_treat_as_complex
+
+    return not any(should_treat_as_complex(text) for text in texts)
+
+
+def compare_relations(answer: list[str], gold: list[str], names: Names) -> ExpressionReason:
+    """Compare two relations, each given as [left side, sign, right side].
+
+    They are equal if the differences of their sides are a constant multiple of each other, as formulas or as their numerators,
+    with the sense of an inequality. A relation without variables, such as 0=1, has no solutions to compare: its sides must be
+    equal one by one. Solution sets are not compared, since all sets without an element are equal.
+    """
+    real = is_real(*answer, *gold)
+    left, sign, right = answer[0], answer[1], answer[2]
+    expressions = [read_latex(text, real) for text in (left, right, gold[0], gold[2])]
+    if expressions[0] is None or expressions[1] is None:
+        return "unparsable"
+    import sympy
+
+    if not all(isinstance(expression, sympy.Expr) for expression in expressions):
+        return "wrong"
+    units = half_units(left, right, gold[0], gold[2])
+    first, second, third, fourth = expressions
+    difference, gold_difference = first - second, third - fourth
+    if not difference.free_symbols or not gold_difference.free_symbols:
+        pairs = [((first, third), (second, fourth)), ((first, fourth), (second, third))]
+        signs = [sign == gold[1], sign == TURNED[gold[1]]]
+        for pair, same in zip(pairs, signs, strict=True):
+            if same and all(equal_in_value(one, other, units, names.positive) for one, other in pair):
+                return "correct"
+        return "wrong"
+    for one, other in ((difference, gold_difference), tuple(numerator(each) for each in (difference, gold_difference))):
+        factor = constant_ratio(one, other, units, names.positive)
+        if factor is not None:
+            return "correct" if sign == (gold[1] if factor > 0 else TURNED[gold[1]]) else "wrong"
+        if gold[1] != "=":  # a numerator may have another sign than the difference
+            break
+    return "wrong"
+
+
+def equal_constants(first: str, second: str) -> bool:
+    """Return whether two tidied expressions without variables have the same value. May not return on a hostile expression."""
+    if any(TOO_LARGE.search(text) or bracket_depth(text) > MAX_DEPTH or OPERATORS.search(text) for text in (first, second)):
+        return False
+    import sympy
+
+    values = [read_latex(without_separators(text), is_real(text)) for text in (first, second)]
+    if not all(isinstance(value, sympy.Expr) and not value.free_symbols for value in values):
+        return False
+    return bool(equal_in_value(values[0], values[1], {}, set()))
+
+
+def is_rounded(value: Fraction, decimals: int, exact: str) -> bool:
+    """Return whether an expression without variables, rounded or cut to so many decimals, is `value`."""
+    if TOO_LARGE.search(exact) or bracket_depth(exact) > MAX_DEPTH or OPERATORS.search(exact):
+        return False
+    import sympy
+
+    expression = read_latex(without_separators(exact), is_real(exact))
+    if not isinstance(expression, sympy.Expr) or expression.free_symbols:
+        return False
+    number = expression.evalf(PRECISION)
+    stated = sympy.Rational(value.numerator, value.denominator)
+    return bool(number.is_real and abs(number - stated) < sympy.Rational(1, 10**decimals))
+
+
+def numerator(expression: Any) -> Any:
+    """Return the numerator of an expression as one fraction."""
+    import sympy
+
+    return sympy.together(expression).as_numer_denom()[0]
+
+
+def constant_ratio(first: Any, second: Any, units: dict[Any, float], positive: set[str]) -> float | None:
+    """Return the constant c with first = c · second; None where the ratio is not constant, zero or not finite."""
+    if first.free_symbols != second.free_symbols:
+        return None
+    start = None
+    for values in points(first, second, positive):
+        a, b = value_at(first, values), value_at(second, values)
+        if a is None or b is None or b == 0 or not (a.is_real and b.is_real):
+            continue
+        start = a / b if start is None else start
+        if start == 0:
+            return None
+        equal = equal_in_value(first, start * second, units, positive)
+        return float(start) if equal else None
+    return None
 
 
 def without_separators(text: str) -> str:
@@ -64,12 +188,23 @@ def read_latex(text: str, real: bool) -> Any:
     """Return the text as latex2sympy parses it; None where it cannot.
 
     math_verify.parse is not used: it reads R as r (so that R-r is 0) and the g of m g as grams, and it falls back to a
-    grammar that evaluates Python.
+    grammar that evaluates Python. latex2sympy has no double factorial: its argument is read alone.
     """
     import sympy
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from sympy.core.function import AppliedUndef
 
+    if match := DOUBLE_FACTORIAL.search(text):
+        start = match.start() if match["plain"] else opening(text, match.start())
+        letter = next((letter for letter in "ZYXWVU" if letter not in text), None)
+        if start < 0 or letter is None:
+            return None
+        argument = match["plain"] or text[start : match.start()]
+        inner, outer = read_latex(argument, real), read_latex(f"{text[:start]} {letter} {text[match.end() :]}", real)
+        if inner is None or outer is None:
+            return None
+        return outer.subs({symbol: sympy.factorial2(inner) for symbol in outer.free_symbols if symbol.name == letter})
     if TRIGONOMETRY.search(text):
         text = DEGREES.sub(r"{\\frac{\1\\pi}{180}}", text)
     normalization = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
@@ -81,32 +216,114 @@ def read_latex(text: str, real: bool) -> Any:
         if isinstance(expression, sympy.Expr):  # i is the imaginary unit: the benchmarks use it for nothing else
             imaginary = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
             expression = expression.subs(dict.fromkeys(imaginary, sympy.I))
+            calls = expression.atoms(AppliedUndef)  # the value of f(t) is a variable of its own
+            expression = expression.xreplace({call: sympy.Symbol(str(call), real=real or None) for call in calls})
     except Exception:  # antlr and sympy raise many types of exceptions
         return None
     return expression
 
 
-def equal_in_value(first: Any, second: Any) -> bool | None:
-    """Return whether two sympy objects have the same value; None where one is not a formula or has no finite value."""
+def opening(text: str, end: int) -> int:
+    """Return where the bracket that closes just before `end` opens; -1 where none does."""
+    close = len(text[:end].rstrip()) - 1
+    return next((start for start in range(end) if text[start] in "({" and closes_at(text, start) == close), -1)
+
+
+def equal_in_value(first: Any, second: Any, units: dict[Any, float], positive: set[str]) -> bool | None:
+    """Return whether two sympy objects have the same value; None where one is not a formula or has no finite value.
+
+    `units`: what a decimal may be off by, by its value. `positive`: names of variables that stand for positive quantities.
+    """
     import sympy
 
     if not (isinstance(first, sympy.Expr) and isinstance(second, sympy.Expr)):
         return None
-    if first.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) or second.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan):
+    infinite = any(expression.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for expression in (first, second))
+    if infinite and not any(expression.has(sympy.Sum, sympy.Product) for expression in (first, second)):
         return None
-    variables = sorted(first.free_symbols | second.free_symbols, key=str)
-    if not variables:
+    if not (first.free_symbols | second.free_symbols):
         return equal_numbers(first, second)
+    first, second = exact_decimals(first, units), exact_decimals(second, units)
+    natural = not (first.has(sympy.I) or second.has(sympy.I))  # formulas over the real numbers, compared where they are real
     compared = 0
-    for point in POINTS:
-        values = {symbol: sympy.Float(point[index % 3], PRECISION) + index for index, symbol in enumerate(variables)}
-        a, b = first.evalf(PRECISION, subs=values), second.evalf(PRECISION, subs=values)
-        if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+    for values in points(first, second, positive):
+        a, b = value_at(first, values), value_at(second, values)
+        if a is None or b is None or (natural and not a.is_real and not b.is_real):
             continue
-        if abs(a - b) > (RELATIVE_TOLERANCE if has_decimal(first, second) else 1e-15) * abs(a):
+        allowed = (
+            EXACT * abs(a)
+            + ZERO
+            + sum(
+                abs(shifted - whole)
+                for expression, whole in ((first, a), (second, b))
+                for decimal in expression.atoms(sympy.Float)
+                if (shifted := value_at(expression.xreplace({decimal: decimal + units.get(decimal, 0)}), values)) is not None
+            )
+        )
+        if abs(a - b) > allowed:
             return False
         compared += 1
-    return True if compared == len(POINTS) and first.free_symbols == second.free_symbols else None
+    return True if compared >= ENOUGH_POINTS and first.free_symbols == second.free_symbols else None
+
+
+def points(first: Any, second: Any, positive: set[str]) -> Iterator[dict[Any, Any]]:
+    """Yield the points at which two formulas are compared: values by variable."""
+    import sympy
+
+    variables = sorted(first.free_symbols | second.free_symbols, key=str)
+    whole = is_about_integers(first) or is_about_integers(second)
+    for number_of_point, (real_numbers, integers) in enumerate(zip(REAL_POINTS, INTEGER_POINTS, strict=True)):
+        values = {}
+        for index, symbol in enumerate(variables):
+            if whole and (symbol.name in INTEGER_NAMES or number_of_point % 2):
+                number = sympy.Integer(integers[index % 3])
+            else:
+                number = sympy.Float(real_numbers[index % 3], PRECISION)
+            number += 3 * (index // 3)
+            values[symbol] = abs(number) if symbol.name in positive else number
+        yield values
+
+
+def is_about_integers(expression: Any) -> bool:
+    """Return whether a formula has operations whose variables are usually integers: floor, factorial, a sum, (-1)^n."""
+    import sympy
+
+    operations = (
+        sympy.floor, sympy.ceiling, sympy.factorial, sympy.factorial2, sympy.binomial, sympy.Sum, sympy.Product, sympy.Mod,
+    )  # fmt: skip
+    return expression.has(*operations) or any(
+        power.base.is_number and power.base.is_negative and power.exp.free_symbols for power in expression.atoms(sympy.Pow)
+    )
+
+
+def value_at(expression: Any, values: dict[Any, Any]) -> Any:
+    """Return the finite value of an expression at a point; None where it has none."""
+    import sympy
+
+    if expression.has(sympy.Sum, sympy.Product, sympy.factorial, sympy.factorial2, sympy.binomial, sympy.floor, sympy.ceiling):
+        value = expression.xreplace(values).doit().evalf(PRECISION)
+    else:
+        value = expression.evalf(PRECISION, subs=values)
+    return value if value.is_number and value.is_finite else None
+
+
+def half_units(*texts: str) -> dict[Any, Any]:
+    """Return half a unit of the last digit of each decimal in the texts that has enough digits to be a rounded value."""
+    import sympy
+
+    found = {}
+    for decimal in DECIMAL.findall(" ".join(texts)):
+        if len(decimal.replace(".", "").lstrip("0")) >= ENOUGH_DIGITS:
+            found[sympy.Float(decimal)] = sympy.Rational(1, 2 * 10 ** len(decimal.partition(".")[2]))
+    return found
+
+
+def exact_decimals(expression: Any, units: dict[Any, Any]) -> Any:
+    """Return the expression with every decimal that is not a rounded value as a fraction: 1.5 as 3/2."""
+    import sympy
+
+    exact = {decimal: sympy.Rational(str(decimal)) for decimal in expression.atoms(sympy.Float) if decimal not in units}
+    return expression.xreplace(exact)
 
 
 def has_decimal(*expressions: Any) -> bool:

@@ -10,14 +10,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlvr_sweeps.grading.answers import AnswerReason, is_plain_number, judge
+from rlvr_sweeps.grading.answers import AnswerReason, is_plain_number, judge, needs_parser
 from rlvr_sweeps.grading.extraction import MissingReason, Policy, extract
 from rlvr_sweeps.grading.latex import MAX_LENGTH
 from rlvr_sweeps.grading.numbers import INTEGER, canonical_integer
 from rlvr_sweeps.grading.sandbox import Pair, verdicts
 from rlvr_sweeps.grading.tasks import is_task_gold, require_package
 
-VERSION = 2  # raise it with every change that can change a verdict; summaries of two versions are not compared
+VERSION = 3  # raise it with every change that can change a verdict; summaries of two versions are not compared
 Reason = AnswerReason | MissingReason
 CACHE_SIZE = 100_000  # verdicts
 
@@ -75,4 +75,4 @@ def compare_without_parser(answer: str, gold: str) -> AnswerReason | None:
         return "correct"
     if len(answer) > MAX_LENGTH:
         return "unparsable"
-    return judge(answer, gold) if is_plain_number(gold) else None
+    return judge(answer, gold) if is_plain_number(gold) and not needs_parser(answer) else None

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from rlvr_sweeps.grading.latex import MAX_LENGTH, closes_at
 
-PERCENT = re.compile(r"\\?%\s*$|\\text\s*\{\s*(?:percent|%|\\%)\s*\}\s*$")
+PERCENT = re.compile(r"\\?%\s*$|\\text\s*\{\s*(?:percent|%|\\%)\s*\}\s*$|(?<=\d)\s*percent\s*$")
 INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
 DIGITS = r"\d{1,3}(?:(?:,|\{,\}| )\d{3})+|\d+"
 DECIMAL = rf"(?:{DIGITS})(?:\.\d*)?|\.\d+"
@@ -34,15 +34,20 @@ UNIT_WORDS = (
     r"|degrees?|deg|radians?|rad|dollars?|cents?|usd|euros?|rupees?|mph|kph|km/h|m/s|km/s|units?|square|cubic|sq|cu|points?"
     r"|people|persons?|students?|ways?|per"
 )
-PLAIN_WORD = re.compile(rf"(?<=[\d}}\])])\s+(?:{UNIT_WORDS})(?:\s+(?:{UNIT_WORDS}))*{EXPONENT}\s*\Z", re.IGNORECASE)
+PLAIN_WORD = re.compile(rf"(?<=[\d}}\])])\s*(?:{UNIT_WORDS})(?:\s+(?:{UNIT_WORDS}))*{EXPONENT}\s*\Z", re.IGNORECASE)
+ANY_WORDS = re.compile(r"(?<=\d)\s+(?P<words>[a-z]{3,}(?:\s+[a-z]{2,}){0,3})\s*\Z")
+IN_BRACES = r"\{\s*\\text\s*\{[^{}\d]*\}" + EXPONENT + r"\s*\}"
+TEXT_FRACTION = re.compile(rf"\\frac\s*{IN_BRACES}\s*{IN_BRACES}\s*\Z")
 SYMBOL = re.compile(rf"(?<=\d) (?:cm|mm|km|m|kg|g|s|h|K|C|V|W|J|N|Hz|Pa|eV|MeV|GeV|mol|Å){EXPONENT}\s*\Z")
 IN_TEXT = re.compile(rf"\\text\s*\{{(?P<words>(?:[^{{}}\d^]|\^\{{?-?\d\}}?)*)\}}{EXPONENT}\s*\Z")
 COMMAND = re.compile(rf"(?:\\degree(?:\s*[CFK])?|\\Omega|\\mu(?:\s*[a-zA-Z])?|M_\{{?\\odot\}}?|[/·]|\\cdot){EXPONENT}\s*\Z")
+UNITS = (COMMAND, PLAIN_WORD, SYMBOL, TEXT_FRACTION)
 # Any words in \text{…} are a unit, except words that change or replace the number.
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|is|times|squared|cubed|half|quarter|third|plus|minus|over|mod|to|than|approximately|about|if|where|when|with"
     r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million|billion|trillion"
-    r"|choose|pi|sqrt|(?-i:[ixyznk]))\b",
+    r"|choose|pi|sqrt|factorials?|negative|opposite|inverse|reciprocal|root|power|base|more|less|fewer|least|most|exponent"
+    r"|(?:ten|hundred|thousand|million|billion|four|fif|six|seven|eigh|nin)ths?|hal(?:f|ves)|thirds|quarters|(?-i:[ixyznk]))\b",
     re.IGNORECASE,
 )
 MAGNITUDE = re.compile(r"\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion)\s*\}?\s*\Z")
@@ -56,7 +61,7 @@ class Number:
 
     value: Fraction
     percent: bool = False
-    decimals: int | None = None  # digits after the point of a decimal of at least ENOUGH_DIGITS significant digits
+    decimals: int | None = None  # of a decimal of at least ENOUGH_DIGITS significant digits: the last is 10^-decimals
 
     def matches(self, other: "Number") -> bool:
         """Return whether the two are equal or one is the other rounded. 28\\% equals both 0.28 and 28."""
@@ -70,7 +75,7 @@ class Number:
     def is_close(self, other: "Number") -> bool:
         distance = abs(self.value - other.value)
         known = [decimals for decimals in (self.decimals, other.decimals) if decimals is not None]
-        return distance == 0 or any(distance <= Fraction(1, 2 * 10**decimals) for decimals in known)
+        return distance == 0 or any(distance <= Fraction(10) ** -decimals / 2 for decimals in known)
 
 
 def read_number(tidied: str) -> Number | None:
@@ -112,7 +117,9 @@ def read_scientific(text: str) -> ReadResult:
         return None
     power = int(next(match[name] for name in ("braced", "digit", "e", "braced1", "digit1") if match[name]))
     mantissa = read_decimal(match["mantissa"] or "1")
-    return None if mantissa is None else (signed(match, mantissa[0] * Fraction(10) ** power), None)
+    if mantissa is None:
+        return None
+    return signed(match, mantissa[0] * Fraction(10) ** power), None if mantissa[1] is None else mantissa[1] - power
 
 
 def read_repeating(text: str) -> ReadResult:
@@ -156,7 +163,10 @@ def without_unit(text: str) -> tuple[str, Fraction]:
         elif match := IN_TEXT.search(text):
             if NO_UNIT.search(match["words"]) or not match["words"].strip(" .,/()-'°·"):
                 break
-        elif not (match := COMMAND.search(text) or PLAIN_WORD.search(text) or SYMBOL.search(text)):
+        elif match := ANY_WORDS.search(text):
+            if NO_UNIT.search(match["words"]) and not PLAIN_WORD.search(text):
+                break
+        elif not (match := next(filter(None, (unit.search(text) for unit in UNITS)), None)):
             break
         if match.start() == 0:
             break

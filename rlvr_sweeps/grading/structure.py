@@ -5,25 +5,32 @@ import re
 from rlvr_sweeps.grading.latex import closes_at
 from rlvr_sweeps.grading.numbers import read_number
 
-RELATION = re.compile(
-    r"(?<!\\)[=<>]|\\(?:le|ge|lt|gt|ne|neq|in|subset|subseteq|equiv|approx|sim|iff|implies|to|mid)(?![A-Za-z])"
-)
+RELATION = re.compile(r"(?<!\\)[=<>]|\\(?:le|ge|ne|in|subset|subseteq|equiv|approx|sim|iff|implies|to|mid)(?![A-Za-z])")
 GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|psi|omega|Delta|Omega|Phi|ell"
 SUBSCRIPT = r"(?:_(?:\w|\{[^{}=<>]*(?:\{[^{}]*\})?\}))?'*"
-ATOM = rf"(?:\\(?:{GREEK})(?![A-Za-z])|[A-Za-z]){SUBSCRIPT}"
+ATOM = rf"(?:(?:\\(?:{GREEK})(?![A-Za-z])|[A-Za-z]){SUBSCRIPT})"
+NAMES = rf"(?:\[[A-Z]{{3,6}}\]|\|\s*{ATOM}++\s*\||{ATOM}(?:\s*{ATOM})*+)"  # [ABC], |AB|, AB, x
+CALL = r"\((?:[^()]|\([^()]*\))*\)"
 NAMED_THING = (  # what may precede "=": the name of a quantity, not an expression to compute
-    rf"(?:{ATOM}(?:\s*[+-]?\s*{ATOM})*(?:\((?:[^()]|\([^()]*\))*\))?"  # x, AB, m+n, f(3), P(X=1)
+    rf"(?:{ATOM}(?:\s*(?:[+-]\s*)?{ATOM})*+(?:(?:\s*\^\s*\{{-1\}})?{CALL})?"  # x, AB, m+n, f(3), f^{-1}(2), P(X=1)
+    rf"|{NAMES}(?:\s*\\(?:cdot|times)\s*{NAMES})+|\\frac\s*\{{\s*{NAMES}\s*\}}\s*\{{\s*{NAMES}\s*\}}|{NAMES}\s*[/:]\s*{NAMES}"
+    rf"|\\mathbb\s*\{{?\s*[A-Z]\s*\}}?\s*(?:\[[^\[\]]*\]|{CALL})|[A-Z]\s*\[[^\[\]]*\]|\\(?:Pr|det|deg|gcd|lcm)\s*{CALL}"
     rf"|\\(?:angle|triangle|measuredangle)\s*[A-Z]{{1,3}}|m\\angle\s*[A-Z]{{1,3}}|\\overline\s*\{{[A-Z]{{1,2}}\}}"
-    rf"|\|\s*{ATOM}+\s*\||\[[A-Z]{{3,6}}\]|\(\s*{ATOM}(?:\s*,\s*{ATOM})+\s*\)"  # |z|, [ABC], (x, y)
+    rf"|\|\s*{ATOM}++\s*\||\[[A-Z]{{3,6}}\]|\(\s*{ATOM}(?:\s*,\s*{ATOM})+\s*\)"  # |z|, [ABC], (x, y)
     r"|\\text\s*\{\s*(?!(?:[^{}]*\b(?:or|and|not)\b))[A-Za-z][A-Za-z ]*\})"
 )
 NAME = re.compile(rf"\s*{NAMED_THING}\s*(?P<sign>=|\\approx|\\in(?![A-Za-z]))(?P<rest>.+)\Z")
-TWO_SIDED = re.compile(
-    r"(?P<low>[^<>=]+?)(?P<left><|\\le(?![A-Za-z]))\s*[A-Za-z]\s*(?P<right><|\\le(?![A-Za-z]))(?P<high>[^<>=]+)\Z"
+TURNED_NAME = re.compile(rf"(?P<value>[^=A-Za-z]+)=\s*{ATOM}\s*\Z")  # 5=x
+ALL_NAME = re.compile(NAMED_THING)
+NAMED_VALUE = re.compile(rf"(?P<name>{ATOM})\s*=\s*(?P<value>[^=<>]+)")
+NAMED_TUPLE = re.compile(rf"\(\s*(?P<names>{ATOM}(?:\s*,\s*{ATOM})+)\s*\)\s*=\s*\((?P<values>[^=<>]+)\)")
+CHAIN_SIGN = re.compile(r"(?<![<>\\])=|\\(?:approx|simeq|doteq|equiv)(?![A-Za-z])")
+ABOUT = re.compile(
+    r"(?:\\text\s*\{\s*)?\(\s*(?:\\text\s*\{\s*)?(?:about|approximately|approx\.?|roughly|ca\.|\\approx)\s*\}?\s*(?P<value>-?[\d.,]+)"
+    r"\s*(?:\\text\s*\{\s*)?\)\s*\}?\s*\Z"
 )
-ONE_SIDED = re.compile(r"[A-Za-z]\s*(?P<sign><|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))(?P<bound>[^<>=]+)\Z")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-SEPARATOR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s|;")
+SEPARATOR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s|(?<=[)\]}\d])\s*(?:and|or)\s*(?=[(\[{\d\\-])|;")
 FUNCTION_NAMES = re.compile(r"\b(?:sin|cos|tan|log|exp|sqrt|frac)\b")
 
 
@@ -40,33 +47,48 @@ def without_names(answer: str, gold: str) -> tuple[str, str]:
 
 def without_name(text: str) -> str:
     """Return the value of `x=5` or `f(2) = 5`; any other text unchanged."""
+    if match := TURNED_NAME.match(text):
+        return match["value"].strip()
     match = NAME.match(text)
     return match["rest"].strip() if match and not RELATION.search(match["rest"]) else text
+
+
+def coordinates(text: str) -> dict[str, str]:
+    """Return the values by name of `x=1, y=2` or `(x,y)=(1,2)`; empty for any other text, and where a name is repeated."""
+    if match := NAMED_TUPLE.fullmatch(text):
+        names, values = ([part.strip() for part in split_at_commas(match[key])] for key in ("names", "values"))
+    else:
+        matches = [NAMED_VALUE.fullmatch(part.strip()) for part in split_at_commas(SEPARATOR.sub(",", text))]
+        if len(matches) < 2 or not all(matches):
+            return {}
+        names = [match["name"].strip() for match in matches if match]
+        values = [match["value"].strip() for match in matches if match]
+    return dict(zip(names, values, strict=True)) if len(set(names)) == len(names) == len(values) else {}
+
+
+def chain_sides(text: str) -> list[str]:
+    """Return the sides of `a = b \\approx c`, without the name at its beginning; a single side where the text is no chain.
+
+    An approximation in brackets at the end, `a (\\approx c)` or `a \\text{ (about } c)`, is a side of its own.
+    """
+    text = ABOUT.sub(r"\\approx \g<value>", text)
+    sides, start = [], 0
+    for match in CHAIN_SIGN.finditer(text):
+        if bracket_balance(text[: match.start()]) == 0:
+            sides.append(text[start : match.start()].strip())
+            start = match.end()
+    sides.append(text[start:].strip())
+    return sides[1:] if len(sides) > 1 and ALL_NAME.fullmatch(sides[0]) else sides
 
 
 def text_answer(text: str) -> str | None:
     """Return an answer in plain language without \\text{…}, and (C) as C; None for mathematics."""
     answer = TEXT.sub(r"\1", text).strip()
     answer = answer[1:-1] if re.fullmatch(r"\([A-Za-z]\)", answer) else answer
-    is_text = "\\text" in text or re.fullmatch(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+)*|\([A-Z]\)", text)
+    is_text = "\\text" in text or re.fullmatch(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+)*|\([A-Z]\)|no", text, re.IGNORECASE)
     if is_text and re.fullmatch(r"[^\\{}\d=]+", answer) and not FUNCTION_NAMES.search(answer):
         return " ".join(answer.split()).strip(" .")
     return None
-
-
-def as_interval(text: str) -> str:
-    """Return `-2 \\le x < 7` as [-2,7), `x > 3` as (3,\\infty), all reals as (-\\infty,\\infty), any other text unchanged."""
-    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?|\\R", text):
-        return r"(-\infty,\infty)"
-    if match := TWO_SIDED.match(text):
-        ends = "[" if "le" in match["left"] else "(", "]" if "le" in match["right"] else ")"
-        return f"{ends[0]}{match['low'].strip()},{match['high'].strip()}{ends[1]}"
-    if match := ONE_SIDED.match(text):
-        bound, sign = match["bound"].strip(), match["sign"]
-        if sign in ("<", r"\le"):
-            return rf"(-\infty,{bound}" + ("]" if sign == r"\le" else ")")
-        return ("[" if sign == r"\ge" else "(") + rf"{bound},\infty)"
-    return text
 
 
 def split_elements(text: str, as_list: bool = False) -> tuple[str, list[str]]:
@@ -83,6 +105,11 @@ def split_elements(text: str, as_list: bool = False) -> tuple[str, list[str]]:
     if kind in ("", "{}"):
         parts = [element for part in parts for element in split_plus_minus(part)]
     return kind, [part.strip() for part in parts]
+
+
+def bracket_balance(text: str) -> int:
+    """Return the number of opened brackets minus that of closed ones."""
+    return sum(text.count(sign) for sign in "([{") - sum(text.count(sign) for sign in ")]}")
 
 
 def bracket_depth(text: str) -> int:
@@ -106,7 +133,8 @@ def split_at_commas(text: str) -> list[str]:
 
 
 def split_plus_minus(text: str) -> list[str]:
-    """Return the two values of a text with one \\pm, any other text alone."""
+    """Return the two values of a text with one \\pm or \\mp, any other text alone."""
+    text = text.replace(r"\mp", r"\pm") if r"\pm" not in text else text
     if text.count(r"\pm") != 1:
         return [text]
     return [text.replace(r"\pm", "+").removeprefix("+").strip(), text.replace(r"\pm", "-")]

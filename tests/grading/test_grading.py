@@ -80,7 +80,7 @@ def test_integers_are_compared_by_value(answer, gold):
 def test_an_integer_gold_needs_no_parser(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)  # importing it fails
     monkeypatch.setitem(sys.modules, "latex2sympy2_extended", None)
-    for answer in ("17", "x=17", r"\frac{34}{2}", "16=17", r"9^{9^{9^9}}", r"17 \text{ cm}"):
+    for answer in ("17", "x=17", r"\frac{34}{2}", "16=17", "0.5=0.6", "=17", r"9^{9^{9^9}}", r"17 \text{ cm}"):
         assert compare_without_parser(answer, "17") is not None
 
 
@@ -139,9 +139,9 @@ TOKENS = [*"{}()[]^_=,+.!| ", "1", "17", "x", r"\frac", r"\text", r"\sqrt", r"\p
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=60), st.sampled_from([1, 1, 40]))
 def test_no_answer_raises_an_exception_in_the_calling_process(tokens, times):
-    """Compare answers with a plain gold number, and search their boxes."""
+    """Compare answers with a plain number, and search their boxes. A chain with a side to compute is left to the sandbox."""
     text = "".join(tokens) * times
-    assert compare_without_parser(text[:1000], "17") in REASONS
+    assert compare_without_parser(text[:1000], "17") in (REASONS if "=" not in text else {*REASONS, None})
     box = last_box("\\boxed{" + text)
     assert box is None or box in text
 
