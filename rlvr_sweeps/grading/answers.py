@@ -19,6 +19,7 @@ from rlvr_sweeps.grading.structure import RELATION, chain_sides, coordinates, sp
 AnswerReason = Literal[ExpressionReason, "timeout"]
 CLOCK = re.compile(r"\s*(?:\\text\s*\{\s*)?\b(?P<half>[ap])\.?\s?m\b\.?\s*\}?\s*\Z", re.IGNORECASE)
 LISTED = re.compile(r"\d{1,3}(?:,\d{3})+")  # 70,110: one number, or two
+NO_VARIABLE = re.compile(r"\\(?:mathbb|text)\s*\{[^{}]*\}|\\mathbb\s*R")
 CUP = re.compile(r"\\cup(?![A-Za-z])")
 DECIMALS = re.compile(r"\d*\.(\d+)")
 AROUND_SIGNS = re.compile(r"\s*([^\w\s\\])\s*")  # spaces without meaning; the spaces in 1 1/2 and \sin x are not matched
@@ -75,7 +76,10 @@ def compare(answer: str, gold: str) -> AnswerReason:
         if clocks[0] and clocks[0]["half"].lower() != clocks[1]["half"].lower():
             return "wrong"
         answer, gold = CLOCK.sub("", answer).strip(), CLOCK.sub("", gold).strip()
-    answer, gold = without_names(as_region(answer), as_region(gold))
+    region, gold_region = as_region(answer), as_region(gold)
+    if region != answer and gold_region != gold and letters(answer) and letters(gold) and letters(answer) != letters(gold):
+        return "wrong"  # y>3 for x>3
+    answer, gold = without_names(region, gold_region)
     if not RELATION.search(gold) and not is_list(answer) and len(sides := chain_sides(answer)) > 1:
         return compare_chain(sides, gold)
     gold_number = read_number(gold)
@@ -102,6 +106,11 @@ def compare(answer: str, gold: str) -> AnswerReason:
     return compare_expressions(answer, gold)
 
 
+def letters(text: str) -> set[str]:
+    """Return the single letters of a text outside words, commands and \\mathbb{R}."""
+    return set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", NO_VARIABLE.sub(" ", text)))
+
+
 def is_list(text: str) -> bool:
     """Return whether a text has several elements outside brackets."""
     return len(split_elements(text, as_list=True)[1]) > 1 and not split_elements(text)[0]
@@ -121,18 +130,21 @@ def is_turned(answer: str, gold: str) -> bool:
 
 def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
     """Compare named coordinates by name, or with an unnamed tuple in the order of the names; None where neither has names."""
-    named, gold_named = coordinates(answer), coordinates(gold)
-    if named and gold_named:
-        if named.keys() != gold_named.keys():
+    pairs, gold_pairs = coordinates(answer), coordinates(gold)
+    named, gold_named = dict(pairs), dict(gold_pairs)
+    if len(gold_named) < len(gold_pairs) or (len(named) < len(pairs) and not gold_pairs):  # x=1, x=2 are two solutions
+        return None
+    if pairs and gold_pairs:
+        if named.keys() != gold_named.keys() or len(named) < len(pairs):
             return "wrong"
         reasons = [compare(named[name], gold_named[name]) for name in gold_named]
-    elif named or gold_named:
-        kind, parts = split_elements(gold if named else answer, as_list=True)
-        values = [value for _, value in sorted((named or gold_named).items())]
-        if kind not in ("()", "") or len(parts) != len(values) or (kind == "" and named):
+    elif pairs or gold_pairs:
+        kind, parts = split_elements(gold if pairs else answer, as_list=True)
+        values = [value for _, value in sorted(pairs or gold_pairs)]
+        if kind not in ("()", "") or len(parts) != len(values) or (kind == "" and pairs):
             return None
-        pairs = zip(values, parts, strict=True)
-        reasons = [compare(value, part) if named else compare(part, value) for value, part in pairs]
+        matched = zip(values, parts, strict=True)
+        reasons = [compare(value, part) if pairs else compare(part, value) for value, part in matched]
     else:
         return None
     return next((reason for reason in reasons if reason != "correct"), "correct")

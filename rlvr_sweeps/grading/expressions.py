@@ -33,6 +33,7 @@ INTEGER_POINTS = (
 )  # fmt: skip
 INTEGER_NAMES = ("k", "l", "m", "n", "p", "q", "r", "N", "M", "K")
 ENOUGH_POINTS = 3
+STEPS = 53  # points for a formula with floor or ceiling
 PRECISION = 30  # digits to which values are computed
 MAX_DEPTH = 30  # nested brackets
 TOO_LARGE = re.compile(  # expressions too expensive to evaluate: towers of powers, huge powers, factorials, binomials
@@ -282,6 +283,20 @@ def points(first: Any, second: Any, positive: set[str]) -> Iterator[dict[Any, An
             number += 3 * (index // 3)
             values[symbol] = abs(number) if symbol.name in positive else number
         yield values
+    if has_steps(first) or has_steps(second):
+        for step in range(STEPS):  # consecutive integers, and every fractional part to 1/STEPS
+            yield {
+                symbol: sympy.Integer(step + index) if whole and symbol.name in INTEGER_NAMES
+                else sympy.Rational(step * (7 + index), STEPS)
+                for index, symbol in enumerate(variables)
+            }  # fmt: skip
+
+
+def has_steps(expression: Any) -> bool:
+    """Return whether a formula has floor or ceiling, which differ from another's on short intervals only."""
+    import sympy
+
+    return bool(expression.has(sympy.floor, sympy.ceiling))
 
 
 def is_about_integers(expression: Any) -> bool:

@@ -29,6 +29,7 @@ ABOUT = re.compile(
     r"(?:\\text\s*\{\s*)?\(\s*(?:\\text\s*\{\s*)?(?:about|approximately|approx\.?|roughly|ca\.|\\approx)\s*\}?\s*(?P<value>-?[\d.,]+)"
     r"\s*(?:\\text\s*\{\s*)?\)\s*\}?\s*\Z"
 )
+VARIABLE = re.compile(r"([A-Za-z]'*|\\frac\s*\{\s*d\s*[A-Za-z]\s*\}\s*\{\s*d\s*[A-Za-z]\s*\}|\\d?dot\s*\{[A-Za-z]\})\s*=")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 SEPARATOR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s|(?<=[)\]}\d])\s*(?:and|or)\s*(?=[(\[{\d\\-])|;")
 FUNCTION_NAMES = re.compile(r"\b(?:sin|cos|tan|log|exp|sqrt|frac)\b")
@@ -39,8 +40,8 @@ def without_names(answer: str, gold: str) -> tuple[str, str]:
     value, expected = without_name(answer), without_name(gold)
     if RELATION.search(expected) or (expected != gold and RELATION.search(value)):
         return answer, gold
-    variables = [re.match(r"([A-Za-z])\s*=", text) for text in (answer, gold)]
-    if all(variables) and len({match[1] for match in variables if match}) > 1:
+    variables = [VARIABLE.match(text) for text in (answer, gold)]
+    if all(variables) and len({"".join(match[1].split()) for match in variables if match}) > 1:
         return answer, gold
     return value, expected
 
@@ -53,17 +54,17 @@ def without_name(text: str) -> str:
     return match["rest"].strip() if match and not RELATION.search(match["rest"]) else text
 
 
-def coordinates(text: str) -> dict[str, str]:
-    """Return the values by name of `x=1, y=2` or `(x,y)=(1,2)`; empty for any other text, and where a name is repeated."""
+def coordinates(text: str) -> list[tuple[str, str]]:
+    """Return the (name, value) pairs of `x=1, y=2` or `(x,y)=(1,2)`; an empty list for any other text."""
     if match := NAMED_TUPLE.fullmatch(text):
         names, values = ([part.strip() for part in split_at_commas(match[key])] for key in ("names", "values"))
     else:
         matches = [NAMED_VALUE.fullmatch(part.strip()) for part in split_at_commas(SEPARATOR.sub(",", text))]
         if len(matches) < 2 or not all(matches):
-            return {}
+            return []
         names = [match["name"].strip() for match in matches if match]
         values = [match["value"].strip() for match in matches if match]
-    return dict(zip(names, values, strict=True)) if len(set(names)) == len(names) == len(values) else {}
+    return list(zip(names, values, strict=True)) if len(names) == len(values) else []
 
 
 def chain_sides(text: str) -> list[str]:

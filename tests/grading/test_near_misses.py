@@ -1,0 +1,52 @@
+"""Test that the grader accepts no gold answer that was changed in one place, and no gold answer of another problem.
+
+The gold answers are those of answers.jsonl. A changed one has another digit, sign, function, letter, or bracket.
+"""
+
+import json
+import random
+import re
+
+import pytest
+
+from rlvr_sweeps.grading.grader import compare_all
+from tests.conftest import ROOT
+
+ROWS = [json.loads(line) for line in (ROOT / "tests/grading/answers.jsonl").read_text().splitlines()]
+GOLDS = sorted({row["gold"] for row in ROWS if len(row["gold"]) < 200})
+CHANGES = {
+    "+": "-", "-": "+", r"\sin": r"\cos", r"\cos": r"\sin", "<": ">", ">": "<", "x": "y", "n": "m", "[": "(", "]": ")",
+}  # fmt: skip
+EQUAL = [  # gold answers of different rows that are the same answer
+    {r"|x-3|", r"|3-x|"}, {"n", r"\lfloor n/2\rfloor+\lceil n/2\rceil"}, {"0.28", r"\frac{7}{25}"}, {"1.5", r"\frac{3}{2}"},
+    {"1/2", r"\frac{1}{2}", r"\frac12", "1/2."}, {r"1\pm\sqrt2", r"x=1\pm\sqrt2"}, {"1,2", "(1,2)"}, {"a=2,b=1", "2,1"},
+    {"np.exp(2)", "e^2"},
+]  # fmt: skip
+ROW_GAP = re.compile(r"\[\d+pt\]")  # the space between the rows of a matrix is no part of its value
+
+
+def changed(gold):
+    """Yield the texts that differ from a gold answer in one place."""
+    for digit in re.finditer(r"\d", gold):
+        yield gold[: digit.start()] + str((int(digit[0]) + 1) % 10) + gold[digit.end() :]
+    for old, new in CHANGES.items():
+        start = gold.find(old)
+        beside = gold[max(0, start - 1) : start] + gold[start + 1 : start + 2]
+        if start >= 0 and not (old in "xn" and re.search(r"[A-Za-z\\]", beside)):  # not a letter of a word or command
+            yield gold[:start] + new + gold[start + len(old) :]
+
+
+def test_no_gold_answer_that_was_changed_in_one_place_is_accepted():
+    pairs = {(text, gold) for gold in GOLDS for text in changed(gold) if text != gold and not ROW_GAP.search(gold)}
+    reasons = compare_all(pairs)
+    assert len(pairs) > 1000
+    assert not [pair for pair, reason in reasons.items() if reason == "correct"]
+
+
+@pytest.mark.exhaustive
+def test_no_gold_answer_of_another_problem_is_accepted():
+    rng = random.Random(0)
+    pairs = {tuple(rng.sample(GOLDS, 2)) for _ in range(20_000)}
+    respelled = [{row["answer"], row["gold"]} for row in ROWS if row["verdict"] == "correct"]
+    accepted = [set(pair) for pair, reason in compare_all(pairs).items() if reason == "correct"]
+    assert not [pair for pair in accepted if pair not in respelled and not any(pair <= equal for equal in EQUAL)]
