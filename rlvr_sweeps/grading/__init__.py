@@ -1,9 +1,10 @@
 """Grading: decide whether a completion answers a problem correctly, with the same code for rewards and for evaluation.
 
 `grader.grade_all` gives each completion a verdict. `extraction` finds the answer in a completion; `answers` compares it with
-the gold answer, by means of `latex`, `numbers`, `structure` and `expressions`; `sandbox` runs the comparison in a process that
-cannot harm the caller; `tasks` grades there by the scores of reasoning-gym's tasks. `second_reader` compares by another method,
-for `rlvr audit`.
+the gold answer: `latex` brings both into one spelling, `regions` reads inequalities and unions, `structure` splits lists,
+tuples and chains, `numbers` reads literal numbers, `symbols` replaces names that the parser cannot read, and `expressions`
+compares formulas and relations by value. `sandbox` runs the comparison in a process that cannot harm the caller; `tasks` grades
+there by the scores of reasoning-gym's tasks. `second_reader` compares by another method, for `rlvr audit`.
 
 To change a rule, add rows to tests/grading/answers.jsonl and raise `grader.VERSION`.
 This wing imports no other module of the package except the ground module `patches`.

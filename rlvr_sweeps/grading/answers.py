@@ -12,16 +12,26 @@ from typing import Literal
 
 from rlvr_sweeps.grading.expressions import ExpressionReason, compare_expressions, equal_constants, is_rounded
 from rlvr_sweeps.grading.latex import tidy
-from rlvr_sweeps.grading.numbers import read_number
+from rlvr_sweeps.grading.numbers import LETTER_UNIT, read_number
 from rlvr_sweeps.grading.regions import as_region, split_outside
-from rlvr_sweeps.grading.structure import RELATION, chain_sides, coordinates, split_elements, text_answer, without_names
+from rlvr_sweeps.grading.structure import (
+    RELATION,
+    chain_sides,
+    coordinates,
+    split_elements,
+    text_answer,
+    without_name,
+    without_names,
+)
 
-AnswerReason = Literal[ExpressionReason, "timeout"]
+AnswerReason = Literal[ExpressionReason, "timeout", "over budget"]  # the last two are given by the sandbox
 CLOCK = re.compile(r"\s*(?:\\text\s*\{\s*)?\b(?P<half>[ap])\.?\s?m\b\.?\s*\}?\s*\Z", re.IGNORECASE)
 LISTED = re.compile(r"\d{1,3}(?:,\d{3})+")  # 70,110: one number, or two
 NO_VARIABLE = re.compile(r"\\(?:mathbb|text)\s*\{[^{}]*\}|\\mathbb\s*R")
+OR, VOWEL = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])"), re.compile("[aeiouAEIOU]")
+ROMAN = re.compile("[IVXLC]+")
 CUP = re.compile(r"\\cup(?![A-Za-z])")
-DECIMALS = re.compile(r"\d*\.(\d+)")
+ROUNDED = re.compile(r"[+-]?\d*\.\d+")  # a decimal as a side of a chain
 AROUND_SIGNS = re.compile(r"\s*([^\w\s\\])\s*")  # spaces without meaning; the spaces in 1 1/2 and \sin x are not matched
 
 
@@ -79,10 +89,17 @@ def compare(answer: str, gold: str) -> AnswerReason:
     region, gold_region = as_region(answer), as_region(gold)
     if region != answer and gold_region != gold and letters(answer) and letters(gold) and letters(answer) != letters(gold):
         return "wrong"  # y>3 for x>3
+    gold_value = without_name(gold_region)
     answer, gold = without_names(region, gold_region)
     if not RELATION.search(gold) and not is_list(answer) and len(sides := chain_sides(answer)) > 1:
         return compare_chain(sides, gold)
-    gold_number = read_number(gold)
+    if gold_value != gold and RELATION.search(answer) and not RELATION.search(gold_value) and not letters(gold_value):
+        return "wrong"  # y=5, or the unsolved 2x+1=11, for x=5
+    if OR.search(answer) and split_elements(gold)[0] == "()":
+        return "wrong form"
+    gold_number = None if LETTER_UNIT.search(gold) else read_number(gold)  # 2 m is two times m as well as two metres
+    if ROMAN.fullmatch(answer) and ROMAN.fullmatch(gold):
+        return "correct" if answer == gold else "wrong"
     if gold_number is not None:
         answer_number = read_number(answer)
         if answer_number is None and not (LISTED.fullmatch(gold) and len(split_elements(answer, as_list=True)[1]) > 1):
@@ -93,9 +110,13 @@ def compare(answer: str, gold: str) -> AnswerReason:
     if is_list(gold) and is_list(answer):
         answer_text = gold_text = None
     if (answer_text and gold_text) or (answer_text and "\\text" in answer) or (gold_text and "\\text" in gold):
-        return "correct" if (answer_text or answer).lower() == (gold_text or gold).lower() else "wrong"
+        first, second = answer_text or answer, gold_text or gold
+        if first == second or (VOWEL.search(first) and first.lower() == second.lower()):
+            return "correct"
+        if "\\text" in answer + gold or VOWEL.search(first) or VOWEL.search(second):
+            return "wrong"
     pieces, gold_pieces = (split_outside(text, CUP) for text in (answer, gold))
-    if len(gold_pieces) > 1 and len(pieces) == len(gold_pieces):
+    if len(gold_pieces) > 1 and len(pieces) == len(gold_pieces) and all(piece[:1] in "([\\" for piece in pieces):
         reason = compare_elements("", pieces, "", gold_pieces)
         if reason == "correct":
             return reason
@@ -132,6 +153,8 @@ def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
     """Compare named coordinates by name, or with an unnamed tuple in the order of the names; None where neither has names."""
     pairs, gold_pairs = coordinates(answer), coordinates(gold)
     named, gold_named = dict(pairs), dict(gold_pairs)
+    if pairs and (len(named) < len(pairs) or OR.search(answer)) and split_elements(gold)[0] == "()":
+        return "wrong"  # x=1, x=2 are two solutions, not a point
     if len(gold_named) < len(gold_pairs) or (len(named) < len(pairs) and not gold_pairs):  # x=1, x=2 are two solutions
         return None
     if pairs and gold_pairs:
@@ -140,7 +163,7 @@ def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
         reasons = [compare(named[name], gold_named[name]) for name in gold_named]
     elif pairs or gold_pairs:
         kind, parts = split_elements(gold if pairs else answer, as_list=True)
-        values = [value for _, value in sorted(pairs or gold_pairs)]
+        values = [value for _, value in in_order(pairs or gold_pairs)]
         if kind not in ("()", "") or len(parts) != len(values) or (kind == "" and pairs):
             return None
         matched = zip(values, parts, strict=True)
@@ -150,27 +173,49 @@ def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
     return next((reason for reason in reasons if reason != "correct"), "correct")
 
 
+def in_order(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return (name, value) pairs by their names where these are Latin letters; (r, \\theta) and the like keep their order."""
+    return sorted(pairs) if all(re.fullmatch("[A-Za-z]", name) for name, _ in pairs) else pairs
+
+
 def compare_chain(sides: list[str], gold: str) -> AnswerReason:
-    """Compare a chain such as \\frac12 = 0.5: every side must have the value of the first, and one side must be the answer."""
-    first = sides[0]
-    if not all(sides) or not all(has_same_value(first, side) for side in sides[1:]):
+    """Compare a chain such as \\frac12 = 0.5 or \\sqrt8 = 2\\sqrt2 \\approx 2.83, whose sides must state one value.
+
+    All exact sides must be equal, and every decimal must be their value, rounded or cut to its digits; decimals without an
+    exact side must be equal. One of the sides must be the answer.
+    """
+    decimals = [side for side in sides if ROUNDED.fullmatch(side)]
+    exact = [side for side in sides if side not in decimals] or decimals[:1]
+    if not all(sides) or not all(has_same_value(exact[0], side) for side in exact[1:]):
+        return "wrong form"
+    if exact[0] in decimals:
+        is_consistent = len({read_number(side) for side in decimals}) == 1
+    else:
+        is_consistent = all(is_rounded_value(side, exact[0]) for side in decimals)
+    if not is_consistent:
         return "wrong form"
     reasons = [compare(side, gold) for side in sides]
     return "correct" if "correct" in reasons else reasons[-1]
 
 
 def has_same_value(first: str, second: str) -> bool:
-    """Return whether two sides of a chain are equal numbers, or one is the other rounded or cut to the digits that it has."""
+    """Return whether two exact sides of a chain are equal numbers."""
     numbers = read_number(first), read_number(second)
-    decimals = [DECIMALS.search(text) if number else None for number, text in zip(numbers, (first, second), strict=True)]
     if numbers[0] and numbers[1]:
-        unit = max((Fraction(1, 10 ** len(digits[1])) for digits in decimals if digits), default=Fraction(0))
-        distance = abs(numbers[0].value - numbers[1].value)
-        return distance == 0 or distance < unit
-    for number, digits, other in ((numbers[0], decimals[0], second), (numbers[1], decimals[1], first)):
-        if number and digits:
-            return is_rounded(number.value, len(digits[1]), other)
+        return numbers[0].value == numbers[1].value
     return equal_constants(first, second)
+
+
+def is_rounded_value(decimal: str, exact: str) -> bool:
+    """Return whether a decimal with at least two significant digits is the value of `exact`, rounded or cut to its digits."""
+    digits = decimal.lstrip("+-")
+    places = len(digits.partition(".")[2])
+    if len(digits.replace(".", "").strip("0")) < 1 or len(digits.replace(".", "").lstrip("0")) < 2 - (places == 1):
+        return False
+    number, value = read_number(exact), Fraction(decimal)
+    if number is not None:
+        return not number.percent and abs(number.value - value) < Fraction(1, 10**places)
+    return is_rounded(value, places, exact)
 
 
 def compare_elements(answer_kind: str, answer_parts: list[str], gold_kind: str, gold_parts: list[str]) -> AnswerReason:
@@ -186,7 +231,7 @@ def compare_elements(answer_kind: str, answer_parts: list[str], gold_kind: str, 
                 return "wrong"
             remaining.remove(match)
         return "correct"
-    if answer_kind not in (gold_kind, ""):  # the answer may omit the brackets of a tuple or interval, not replace them
-        return "wrong"
+    if answer_kind not in (gold_kind, "") or (answer_kind == "" and gold_kind != "()"):
+        return "wrong"  # the answer may omit the brackets of a tuple, not those of an interval, and not replace them
     reasons = [compare(answer_part, gold_part) for answer_part, gold_part in zip(answer_parts, gold_parts, strict=True)]
     return next((reason for reason in reasons if reason != "correct"), "correct")

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from rlvr_sweeps.grading.latex import closes_at
-from rlvr_sweeps.grading.numbers import ENOUGH_DIGITS, read_number
+from rlvr_sweeps.grading.numbers import ENOUGH_DIGITS, NO_UNIT, read_number
 from rlvr_sweeps.grading.structure import RELATION, bracket_balance, bracket_depth
 from rlvr_sweeps.grading.symbols import Names, with_free_index, with_letters
 
@@ -25,11 +25,11 @@ REAL_POINTS = (
     ("0.3719", "-1.2317", "2.7131"), ("-0.6173", "1.4231", "0.8377"), ("1.9273", "0.5471", "-2.3911"),
     ("0.2713", "3.1173", "1.7719"), ("5.3117", "0.7193", "13.7131"), ("101.3719", "57.1393", "23.9117"),
     ("17.2913", "-23.7171", "101.3719"), ("-31.7713", "12.2391", "-7.5179"), ("2.9991", "-4.0007", "7.0003"),
-    ("-5.0009", "2.9993", "-11.9997"),
+    ("-5.0009", "2.9993", "-11.9997"), ("1234.5671", "-4321.7651", "777.1234"), ("-98765.4321", "54321.9876", "-6789.1234"),
 )  # fmt: skip
 INTEGER_POINTS = (
     ("1", "1", "2"), ("2", "3", "4"), ("3", "2", "7"), ("4", "9", "5"), ("6", "4", "9"), ("7", "12", "8"), ("11", "5", "10"),
-    ("12", "7", "3"), ("20", "15", "13"), ("30", "17", "24"),
+    ("12", "7", "3"), ("20", "15", "13"), ("30", "17", "24"), ("100", "60", "71"), ("144", "120", "75"),
 )  # fmt: skip
 INTEGER_NAMES = ("k", "l", "m", "n", "p", "q", "r", "N", "M", "K")
 ENOUGH_POINTS = 3
@@ -37,16 +37,17 @@ STEPS = 53  # points for a formula with floor or ceiling
 PRECISION = 30  # digits to which values are computed
 MAX_DEPTH = 30  # nested brackets
 TOO_LARGE = re.compile(  # expressions too expensive to evaluate: towers of powers, huge powers, factorials, binomials
-    r"\^[\s{(]*\d+\s*\^|\d\s*\^[\s{(]*-?\d{5,}|[)}\]]\s*\^[\s{(]*-?\d{3,}"
+    r"\^[\s{(]*\d+\s*\^[\s{(]*\d|\d\s*\^[\s{(]*-?\d{5,}|[)}\]]\s*\^[\s{(]*-?\d{3,}"
     r"|\d{5,}[\s})]*!|!\s*\)\s*!|\d\s*!\s*!|\\binom\s*\{\s*\d{5,}"
 )
 OPERATORS = re.compile(  # an answer with one of these restates the problem instead of solving it
-    r"\\(?:int|iint|sum|prod|lim|max|min|sup|inf|det|gcd|lcm)(?![A-Za-z])"
+    r"\\(?:int|iint|sum|prod|lim|max|min|sup|inf|det|gcd|lcm)(?![A-Za-z])|\\frac\s*\{\s*d\s*\}"
 )
 BASE = re.compile(r"\(?(\d+)\)?\s*(?:_\s*\{?|\\text\s*\{\s*(?:in )?base\s*\}?)\s*(\d+)\s*\}?\Z")
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 DEGREES = re.compile(r"\{?(\d+(?:\.\d+)?)\}?\s*\\degree")  # math-verify reads 15^\circ as 15
-UNIT = re.compile(r"\\text\s*\{(?![^{}]*\b(?:or|and|not)\b)[^{}\d]*\}(?:\s*\^\s*(?:\{-?\d\}|\d))?\s*\Z")
+COMPOUND = re.compile(r"\d\s*\\text\s*\{[^{}]*\}\s*\d|\\degree\s*\d|\d\s*:\s*\d\d(?!\d)")  # 3 ft 5 in, 30°45', 2:30
+UNIT = re.compile(r"\\text\s*\{(?P<words>(?![^{}]*\b(?:or|and|not)\b)[^{}\d]*)\}(?:\s*\^\s*(?:\{-?\d\}|\d))?\s*\Z")
 EQUATION = re.compile(r"(?<![<>\\])(=|<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))")
 TURNED = {"=": "=", "<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 DECIMAL = re.compile(r"\d*\.\d+")
@@ -55,17 +56,23 @@ DOUBLE_FACTORIAL = re.compile(r"(?P<plain>[A-Za-z])?\s*!\s*!")
 
 def compare_expressions(answer: str, gold: str) -> ExpressionReason:
     """Compare two tidied expressions. On a hostile answer it may not end, or may exhaust the memory."""
-    if bool(RELATION.search(answer)) != bool(RELATION.search(gold)):
+    if bool(RELATION.search(answer)) != bool(RELATION.search(gold)) or answer.count("=") > max(1, gold.count("=")):
         return "wrong form"
     if OPERATORS.search(answer) and not OPERATORS.search(gold):
         return "wrong form"
     if (gold_base := BASE.match(gold)) and (answer_base := BASE.match(answer) or re.match(r"(\d+)()\Z", answer)):
         return "correct" if gold_base[1] == answer_base[1] and answer_base[2] in ("", gold_base[2]) else "wrong"
+    if COMPOUND.search(answer) or COMPOUND.search(gold):  # 3 ft 5 in is no product
+        return "correct" if "".join(answer.split()) == "".join(gold.split()) else "wrong"
+    if answer.count(":") > 1 or gold.count(":") > 1:
+        return "correct" if equal_ratios(answer, gold) else "wrong"
+    if answer.count(r"\begin") > gold.count(r"\begin") > 0:  # a product of matrices for its value
+        return "wrong form"
     if TOO_LARGE.search(answer) or bracket_depth(answer) > MAX_DEPTH:
         return "too large"
     from math_verify import verify
 
-    answer, gold = without_separators(UNIT.sub("", answer)), without_separators(UNIT.sub("", gold))
+    answer, gold = (without_separators(without_unit_words(text)) for text in (answer, gold))
     names = Names.of(answer, gold)
     answer, gold = (with_free_index(with_letters(text, names), names) for text in (answer, gold))
     if (sides := relation_sides(answer)) and (gold_sides := relation_sides(gold)):
@@ -80,6 +87,21 @@ def compare_expressions(answer: str, gold: str) -> ExpressionReason:
     if equal is None:
         equal = bool(verify([gold_expression], [answer_expression], timeout_seconds=None))
     return "correct" if equal else "wrong"
+
+
+def without_unit_words(text: str) -> str:
+    """Return the text without the unit in \\text{…} at its end; words that change a value are no unit."""
+    match = UNIT.search(text)
+    return text if match is None or NO_UNIT.search(match["words"]) else text[: match.start()]
+
+
+def equal_ratios(first: str, second: str) -> bool:
+    """Return whether two ratios of several literal numbers, such as 1:2:3 and 2:4:6, are equal."""
+    sides = [[read_number(part.strip()) for part in text.split(":")] for text in (first, second)]
+    if len(sides[0]) != len(sides[1]) or not all(number and number.value for side in sides for number in side):
+        return False
+    values = [[number.value for number in side if number] for side in sides]
+    return all(a * values[1][0] == b * values[0][0] for a, b in zip(*values, strict=True))
 
 
 def relation_sides(text: str) -> list[str]:
@@ -240,6 +262,8 @@ def equal_in_value(first: Any, second: Any, units: dict[Any, float], positive: s
     if not (isinstance(first, sympy.Expr) and isinstance(second, sympy.Expr)):
         return None
     infinite = any(expression.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for expression in (first, second))
+    if infinite and first.free_symbols != second.free_symbols:
+        return False
     if infinite and not any(expression.has(sympy.Sum, sympy.Product) for expression in (first, second)):
         return None
     if not (first.free_symbols | second.free_symbols):
@@ -264,7 +288,32 @@ def equal_in_value(first: Any, second: Any, units: dict[Any, float], positive: s
         if abs(a - b) > allowed:
             return False
         compared += 1
-    return True if compared >= ENOUGH_POINTS and first.free_symbols == second.free_symbols else None
+    if compared < ENOUGH_POINTS or first.free_symbols != second.free_symbols:
+        return None
+    return units_used(first, second, units) or equal_exactly(first, second)
+
+
+def units_used(first: Any, second: Any, units: dict[Any, Any]) -> bool:
+    """Return whether a formula has a decimal that may be a rounded value."""
+    import sympy
+
+    return any(decimal in units for expression in (first, second) for decimal in expression.atoms(sympy.Float))
+
+
+def equal_exactly(first: Any, second: Any) -> bool:
+    """Return whether two formulas also agree to 1,000 digits at a rational point: 2^{100}-n-1 is not 2^{100}-n."""
+    import sympy
+
+    variables = sorted(first.free_symbols | second.free_symbols, key=str)
+    whole = is_about_integers(first) or is_about_integers(second)
+    values = {
+        symbol: sympy.Integer(5 + index) if whole and symbol.name in INTEGER_NAMES else sympy.Rational(7 + 2 * index, 3 + index)
+        for index, symbol in enumerate(variables)
+    }
+    a, b = first.xreplace(values).doit(), second.xreplace(values).doit()
+    if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+        return True  # the comparison at the points counts
+    return equal_numbers(a, b) is not False
 
 
 def points(first: Any, second: Any, positive: set[str]) -> Iterator[dict[Any, Any]]:
@@ -351,7 +400,7 @@ def has_decimal(*expressions: Any) -> bool:
 def equal_numbers(first: Any, second: Any) -> bool | None:
     """Return whether two numbers are equal; None where one is not finite.
 
-    Exact numbers are equal if they agree to 100 digits; a decimal is compared to six decimals and six significant digits.
+    Exact numbers are equal if they agree to 1,000 digits; a decimal is compared to six decimals and six significant digits.
     """
     import sympy
 
@@ -364,7 +413,7 @@ def equal_numbers(first: Any, second: Any) -> bool | None:
     difference = (first - second).doit()
     if difference.is_Rational:
         return bool(difference == 0)
-    distance, size = abs(difference.evalf(PRECISION, maxn=400)), abs(first.evalf(PRECISION))
+    distance, size = abs(difference.evalf(PRECISION, maxn=1200)), abs(first.evalf(PRECISION))
     if not (distance.is_number and size.is_number and size.is_finite):
         return None
-    return bool(distance <= sympy.Float("1e-100") * max(size, 1))
+    return bool(distance <= sympy.Float("1e-1000") * size)

@@ -8,7 +8,8 @@ SIGNS = str.maketrans(
      "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "±": r"\pm ", "°": r"^\circ ", "∈": r"\in ", "⁄": "/",
      "Ω": r"\Omega ", "µ": r"\mu ", "μ": r"\mu ", "≈": r"\approx ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta "}
 )  # fmt: skip
-SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻]+")
+SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿⁱ]+")
+SUBSCRIPTS = re.compile("[₀-₉]+")
 VULGAR_FRACTIONS = re.compile("[¼-¾⅐-⅞]")
 # A row break (\\, \\[2pt]) becomes \\; \! is removed, as in 10\!000; any other space becomes one space.
 SPACES = re.compile(r"(\\\\)(?:\s*\[[^\]]*\])?|(\\!\s*)|\\[,;: ]|~|\\q?quad(?![A-Za-z])|\s+")
@@ -20,7 +21,7 @@ GREEK = (
 REPLACEMENTS = (
     (re.compile(r"\\\$|\$|\\[()]|[€£¥₹]|\\(?:pounds|euro|texteuro|yen|textsterling)(?![A-Za-z])"), ""),
     (re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|boldmath)(?![A-Za-z])\.?"), ""),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:[dtc]|nice|s)frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:mathrm|textrm|textup|textit|mbox|hbox|operatorname\*?|mathit|textsf|mathsf|rm)(?![A-Za-z])"), r"\\text"),
     (re.compile(r"\\(?:textbf|mathbf|boldsymbol|bold|bm)\s*\{([^{}]*)\}"), r"\1"),
@@ -30,7 +31,18 @@ REPLACEMENTS = (
     (re.compile(rf"\\text\s*\{{\s*({FUNCTIONS})\s*\}}"), r"\\\1 "),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])|>="), r"\\ge "),
-    (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
+    (re.compile(r"\\neq(?![A-Za-z])|(?<![\d)])!="), r"\\ne "),
+    (re.compile(r"\\var(epsilon|phi|theta|rho)(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}|\\text\s*\{\s*[Nn]o (?:real )?solutions?\s*\}"), r"\\emptyset "),
+    (re.compile(r"\\(?:lbrace|lbrack)(?![A-Za-z])"), lambda match: r"\{" if "brace" in match[0] else "["),
+    (re.compile(r"\\(?:rbrace|rbrack)(?![A-Za-z])"), lambda match: r"\}" if "brace" in match[0] else "]"),
+    (re.compile(r"\\langle(?![A-Za-z])"), "("),
+    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
+    (re.compile(r"\\[lr]?vert(?![A-Za-z])"), "|"),
+    (re.compile(r"\\bigcup(?![A-Za-z])"), r"\\cup "),
+    (re.compile(r"\\(?:cdots|dotsc|dots)(?![A-Za-z])"), r"\\ldots "),
+    (re.compile(r"\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?"), ""),  # 17^{\text{th}}
+    (re.compile(r"\{\s*\\text\s+([^{}]*)\}"), r"\\text{\1}"),  # {\rm km}
     (re.compile(r"\\lt(?![A-Za-z])"), "<"),
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])"), r"\\degree "),
@@ -45,7 +57,7 @@ PLAIN = (
     (re.compile(r"(?<=[\w)}])\s*\*\s*(?=[\w({\\])"), r" \\cdot "),
     (re.compile(r"(?<![A-Za-z\\])(?:oo|inf|infinity)(?![A-Za-z(])"), r"\\infty "),
     (re.compile(r"(?<![A-Za-z\\])a(?=(?:sin|cos|tan)\s*\()"), r"\\arc"),
-    (re.compile(rf"(?<![A-Za-z\\])({FUNCTIONS}|sqrt)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(rf"(?<![A-Za-z\\])(?!(?<=\d)(?:min|sec)|(?<=\d )(?:min|sec))({FUNCTIONS}|sqrt)(?![A-Za-z])"), r"\\\1 "),
     (re.compile(rf"(?<![A-Za-z\\])({GREEK})(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\arc\\?(sin|cos|tan)"), r"\\arc\1"),
 )
@@ -69,6 +81,7 @@ def tidy(text: str) -> str:
         return text
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")  # marks of width and direction
     text = SUPERSCRIPTS.sub(lambda match: "^{" + unicodedata.normalize("NFKC", match[0]) + "}", text)
+    text = SUBSCRIPTS.sub(lambda match: "_{" + unicodedata.normalize("NFKC", match[0]) + "}", text)
     text = VULGAR_FRACTIONS.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
     text = SPACES.sub(lambda match: match[1] or ("" if match[2] else " "), text)

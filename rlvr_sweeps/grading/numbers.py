@@ -35,10 +35,11 @@ UNIT_WORDS = (
     r"|people|persons?|students?|ways?|per"
 )
 PLAIN_WORD = re.compile(rf"(?<=[\d}}\])])\s*(?:{UNIT_WORDS})(?:\s+(?:{UNIT_WORDS}))*{EXPONENT}\s*\Z", re.IGNORECASE)
-ANY_WORDS = re.compile(r"(?<=\d)\s+(?P<words>[a-z]{3,}(?:\s+[a-z]{2,}){0,3})\s*\Z")
+ANY_WORDS = re.compile(r"(?<=\d)\s+(?P<words>(?=\w*[aeiou])[a-z]{4,}(?:\s+[a-z]{2,}){0,3})\s*\Z")
 IN_BRACES = r"\{\s*\\text\s*\{[^{}\d]*\}" + EXPONENT + r"\s*\}"
 TEXT_FRACTION = re.compile(rf"\\frac\s*{IN_BRACES}\s*{IN_BRACES}\s*\Z")
 SYMBOL = re.compile(rf"(?<=\d) (?:cm|mm|km|m|kg|g|s|h|K|C|V|W|J|N|Hz|Pa|eV|MeV|GeV|mol|Å){EXPONENT}\s*\Z")
+LETTER_UNIT = re.compile(rf"{SYMBOL.pattern}|\\(?:Omega|mu)(?![A-Za-z])")
 IN_TEXT = re.compile(rf"\\text\s*\{{(?P<words>(?:[^{{}}\d^]|\^\{{?-?\d\}}?)*)\}}{EXPONENT}\s*\Z")
 COMMAND = re.compile(rf"(?:\\degree(?:\s*[CFK])?|\\Omega|\\mu(?:\s*[a-zA-Z])?|M_\{{?\\odot\}}?|[/·]|\\cdot){EXPONENT}\s*\Z")
 UNITS = (COMMAND, PLAIN_WORD, SYMBOL, TEXT_FRACTION)
@@ -46,8 +47,10 @@ UNITS = (COMMAND, PLAIN_WORD, SYMBOL, TEXT_FRACTION)
 NO_UNIT = re.compile(
     r"\b(?:or|and|not|is|times|squared|cubed|half|quarter|third|plus|minus|over|mod|to|than|approximately|about|if|where|when|with"
     r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million|billion|trillion"
-    r"|choose|pi|sqrt|factorials?|negative|opposite|inverse|reciprocal|root|power|base|more|less|fewer|least|most|exponent"
-    r"|(?:ten|hundred|thousand|million|billion|four|fif|six|seven|eigh|nin)ths?|hal(?:f|ves)|thirds|quarters|(?-i:[ixyznk]))\b",
+    r"|choose|pi|sqrt|factorials?|negative|opposite|inverse|reciprocal|roots?|power|base|more|less|fewer|least|most|exponent"
+    r"|(?:ten|hundred|thousand|million|billion|four|fif|six|seven|eigh|nin|eleven|twelf|\w+teen|\w+tie)ths?|hal(?:f|ves)|thirds"
+    r"|quarters|gross|score|lakh|crore|pairs?|doubled?|tripled?|January|February|March|April|May|June|July|August|September"
+    r"|October|November|December|(?-i:[ixyznk]))\b",
     re.IGNORECASE,
 )
 MAGNITUDE = re.compile(r"\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion)\s*\}?\s*\Z")

@@ -51,6 +51,8 @@ def without_name(text: str) -> str:
     if match := TURNED_NAME.match(text):
         return match["value"].strip()
     match = NAME.match(text)
+    if match and re.fullmatch("[A-Za-z]", text[: match.start("sign")].strip()) and text[0] in match["rest"]:
+        return text  # x=2x+1 is no value of x
     return match["rest"].strip() if match and not RELATION.search(match["rest"]) else text
 
 
