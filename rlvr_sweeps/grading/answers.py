@@ -24,7 +24,7 @@ from rlvr_sweeps.grading.structure import (
     without_names,
 )
 
-AnswerReason = Literal[ExpressionReason, "timeout", "over budget"]  # the last two are given by the sandbox
+AnswerReason = Literal[ExpressionReason, "timeout"]
 CLOCK = re.compile(r"\s*(?:\\text\s*\{\s*)?\b(?P<half>[ap])\.?\s?m\b\.?\s*\}?\s*\Z", re.IGNORECASE)
 LISTED = re.compile(r"\d{1,3}(?:,\d{3})+")  # 70,110: one number, or two
 NO_VARIABLE = re.compile(r"\\(?:mathbb|text)\s*\{[^{}]*\}|\\mathbb\s*R")

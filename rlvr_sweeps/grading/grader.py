@@ -20,7 +20,6 @@ from rlvr_sweeps.grading.tasks import is_task_gold, require_package
 VERSION = 3  # raise it with every change that can change a verdict; summaries of two versions are not compared
 Reason = AnswerReason | MissingReason
 CACHE_SIZE = 100_000  # verdicts
-NOT_FINAL = ("timeout", "over budget")  # reasons that another batch may not give
 
 _cache: OrderedDict[Pair, AnswerReason] = OrderedDict()
 
@@ -60,7 +59,7 @@ def compare_all(pairs: Iterable[Pair]) -> dict[Pair, AnswerReason]:
     require_package(gold for _, gold in hard)
     reasons.update(zip(hard, verdicts(hard), strict=True))
     complete = {pair: reason for pair, reason in reasons.items() if reason is not None}
-    _cache.update({pair: reason for pair, reason in complete.items() if reason not in NOT_FINAL})
+    _cache.update({pair: reason for pair, reason in complete.items() if reason != "timeout"})  # may end next time
     while len(_cache) > CACHE_SIZE:
         _cache.popitem(last=False)
     return complete

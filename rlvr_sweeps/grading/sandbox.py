@@ -4,24 +4,18 @@
 pebble pool. The kernel's CPU timer ends a worker that computes longer than CPU_S, so that C code cannot evade the limit and a
 busy machine changes no verdict. A worker that exceeds MEMORY_BYTES fails. Either costs one verdict; the next worker is forked
 within milliseconds. The functions work from any thread, and in a forked process, which starts its own judge.
-
-A policy that collapses may write a thousand answers that do not end. All comparisons of a request therefore run with the limit
-QUICK_S first, and those that do not end again with CPU_S, until SHAPE_TIMEOUTS answers of one shape or BUDGET_TIMEOUTS answers
-have not ended. The rest of the shape, or all the rest, is `over budget`.
 """
 
 import contextlib
 import json
 import multiprocessing
 import os
-import re
 import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -34,13 +28,10 @@ from rlvr_sweeps.grading.second_reader import opinion
 if TYPE_CHECKING:
     from pebble import ProcessFuture, ProcessPool
 
-QUICK_S = 0.06  # CPU time of a first attempt; an ordinary formula takes a tenth of it
-SHAPE_TIMEOUTS, BUDGET_TIMEOUTS = 8, 40  # comparisons of a request that may take CPU_S and not end
 CPU_S = 1.0  # of one comparison; the slowest answer of tests/grading/answers.jsonl that is not hostile takes a third of it
 WALL_S = 10.0  # of one comparison, in case it waits instead of computing
 MEMORY_BYTES = 1 << 30  # address space that a worker may add
 WORKER_COUNT = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
-SHAPE, REPEATED = re.compile(r"\\[A-Za-z]+|\d+|[A-Za-z]"), re.compile(r"(.{1,12}?)\1{2,}")
 Pair = tuple[str, str]  # (answer, gold)
 Comparison = Literal["judge", "second"]  # `answers.judge` or `second_reader.opinion`
 
@@ -49,9 +40,8 @@ _lock = threading.Lock()
 
 
 def verdicts(pairs: Sequence[Pair]) -> list[AnswerReason]:
-    """Return `answers.judge` of each pair, or `tasks.score` where the gold answer is a task's.
+    """Return `answers.judge` of each pair, or `tasks.score` where the gold answer is a task's; `timeout` where it did not end.
 
-    `timeout`: it did not end. `over budget`: too many others of the request did not end, so it had little time.
     Raise RuntimeError if no judge can be started.
     """
     return [cast(AnswerReason, reason or "timeout") for reason in _request("judge", pairs)]
@@ -169,39 +159,10 @@ def load_scorers(pairs: Sequence[Pair], loaded: set[str]) -> bool:
 
 
 def compare_pairs(pool: "ProcessPool", comparison: Comparison, pairs: Sequence[Pair]) -> list[str | None]:
-    """Return the result of each pair: None where it did not end, "over budget" where it was not computed to its end."""
-    results = compare_at_once(pool, comparison, pairs, QUICK_S)
-    slow = [index for index, result in enumerate(results) if result is None]
-    timeouts: Counter[str] = Counter()
-    while slow:  # as many at once as there are workers
-        allowed = [index for index in slow if timeouts[shape(pairs[index][0])] < SHAPE_TIMEOUTS]
-        if timeouts.total() >= BUDGET_TIMEOUTS or not allowed:
-            return [over_budget(comparison) if index in slow else result for index, result in enumerate(results)]
-        attempt = allowed[:WORKER_COUNT]
-        for index, result in zip(
-            attempt, compare_at_once(pool, comparison, [pairs[index] for index in attempt], CPU_S), strict=True
-        ):
-            results[index] = result
-            slow.remove(index)
-            timeouts[shape(pairs[index][0])] += result is None
-    return results
-
-
-def compare_at_once(pool: "ProcessPool", comparison: Comparison, pairs: Sequence[Pair], cpu_s: float) -> list[str | None]:
-    """Return the result of each pair, each computed for at most `cpu_s`; None where it did not end."""
-    tasks_of_pairs = [pool.schedule(compare_within_limits, args=(comparison, *pair, cpu_s), timeout=WALL_S) for pair in pairs]
-    return [result_or_none(future) for future in tasks_of_pairs]
-
-
-def over_budget(comparison: Comparison) -> str | None:
-    """Return the result of a comparison that was given up."""
-    return "over budget" if comparison == "judge" else None
-
-
-def shape(answer: str) -> str:
-    """Return an answer with 0 for each number and x for each letter outside commands, repetitions cut to two."""
-    text = SHAPE.sub(lambda match: match[0] if match[0].startswith("\\") else "0" if match[0][0].isdigit() else "x", answer)
-    return REPEATED.sub(r"\1\1", text)
+    return [
+        result_or_none(future)
+        for future in [pool.schedule(compare_within_limits, args=(comparison, *pair), timeout=WALL_S) for pair in pairs]
+    ]
 
 
 def result_or_none(future: "ProcessFuture[str | None]") -> str | None:
@@ -213,9 +174,9 @@ def result_or_none(future: "ProcessFuture[str | None]") -> str | None:
         return None
 
 
-def compare_within_limits(comparison: Comparison, answer: str, gold: str, cpu_s: float) -> str | None:
+def compare_within_limits(comparison: Comparison, answer: str, gold: str) -> str | None:
     """Run one comparison under the kernel's CPU timer. SIGPROF has no handler, so that it ends this worker."""
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)
     try:
         if tasks.is_task_gold(gold):
             return tasks.score(answer, gold) if comparison == "judge" else None
