@@ -43,6 +43,9 @@ def without_names(answer: str, gold: str) -> tuple[str, str]:
     variables = [VARIABLE.match(text) for text in (answer, gold)]
     if all(variables) and len({"".join(match[1].split()) for match in variables if match}) > 1:
         return answer, gold
+    names = ["".join(text.split("=")[0].split()) for text in (answer, gold)]
+    if value != answer and expected != gold and names[0] != names[1] and re.search("[+-]", names[0] + names[1]):
+        return answer, gold  # x-y=5 and x+y=5 are two equations
     return value, expected
 
 
