@@ -26,7 +26,10 @@ from rlvr_sweeps.assets.problems import load_problems
 from rlvr_sweeps.config.compose import offline_composer
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ["model=smollm2_135m", "algo=grpo", "batch_size=64", "training.save_every=1000", "analysis=none", "signal_check=off"]
+RECIPE = [  # with TRL's temperature and without a length penalty, so that completions are as long as the script's
+    "model=smollm2_135m", "algo=grpo", "algo.overlong_buffer=0", "rollout.temperature=1", "batch_size=64",
+    "training.save_every=1000", "analysis=none", "signal_check=off",
+]  # fmt: skip
 ONE_PROBLEM = ["data.test_size=1", "benchmark.reasoning_gym.k=1"]  # the shortest evaluation
 
 
