@@ -82,8 +82,8 @@ def compare(answer: str, gold: str) -> AnswerReason:
         return reason
     if is_equation(answer) and is_equation(gold) and compare_expressions(answer, gold) == "correct":
         return "correct"
-    if (clocks := (CLOCK.search(answer), CLOCK.search(gold))) and clocks[1]:
-        if clocks[0] and clocks[0]["half"].lower() != clocks[1]["half"].lower():
+    if gold_clock := CLOCK.search(gold):
+        if (clock := CLOCK.search(answer)) and clock["half"].lower() != gold_clock["half"].lower():
             return "wrong"
         answer, gold = CLOCK.sub("", answer).strip(), CLOCK.sub("", gold).strip()
     region, gold_region = as_region(answer), as_region(gold)
@@ -155,7 +155,7 @@ def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
     named, gold_named = dict(pairs), dict(gold_pairs)
     if pairs and (len(named) < len(pairs) or OR.search(answer)) and split_elements(gold)[0] == "()":
         return "wrong"  # x=1, x=2 are two solutions, not a point
-    if len(gold_named) < len(gold_pairs) or (len(named) < len(pairs) and not gold_pairs):  # x=1, x=2 are two solutions
+    if len(gold_named) < len(gold_pairs) or (len(named) < len(pairs) and not gold_pairs):
         return None
     if pairs and gold_pairs:
         if named.keys() != gold_named.keys() or len(named) < len(pairs):
@@ -207,10 +207,9 @@ def has_same_value(first: str, second: str) -> bool:
 
 
 def is_rounded_value(decimal: str, exact: str) -> bool:
-    """Return whether a decimal with at least two significant digits is the value of `exact`, rounded or cut to its digits."""
-    digits = decimal.lstrip("+-")
-    places = len(digits.partition(".")[2])
-    if len(digits.replace(".", "").strip("0")) < 1 or len(digits.replace(".", "").lstrip("0")) < 2 - (places == 1):
+    """Return whether a decimal with one digit after the point, or two significant ones, is `exact`, rounded or cut to them."""
+    places, significant = len(decimal.partition(".")[2]), decimal.lstrip("+-0.").replace(".", "")
+    if len(significant) < (1 if places == 1 else 2):
         return False
     number, value = read_number(exact), Fraction(decimal)
     if number is not None:

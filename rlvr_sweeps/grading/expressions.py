@@ -375,11 +375,11 @@ def half_units(*texts: str) -> dict[Any, Any]:
     """Return half a unit of the last digit of each decimal in the texts that has enough digits to be a rounded value."""
     import sympy
 
-    found = {}
+    units = {}
     for decimal in DECIMAL.findall(" ".join(texts)):
         if len(decimal.replace(".", "").lstrip("0")) >= ENOUGH_DIGITS:
-            found[sympy.Float(decimal)] = sympy.Rational(1, 2 * 10 ** len(decimal.partition(".")[2]))
-    return found
+            units[sympy.Float(decimal)] = sympy.Rational(1, 2 * 10 ** len(decimal.partition(".")[2]))
+    return units
 
 
 def exact_decimals(expression: Any, units: dict[Any, Any]) -> Any:

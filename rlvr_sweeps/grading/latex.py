@@ -18,6 +18,7 @@ FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|
 GREEK = (
     "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|psi|omega|pi|Gamma|Delta|Theta|Lambda|Sigma|Phi|Omega"
 )
+BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")"}
 REPLACEMENTS = (
     (re.compile(r"\\\$|\$|\\[()]|[€£¥₹]|\\(?:pounds|euro|texteuro|yen|textsterling)(?![A-Za-z])"), ""),
     (re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|boldmath)(?![A-Za-z])\.?"), ""),
@@ -34,10 +35,7 @@ REPLACEMENTS = (
     (re.compile(r"\\neq(?![A-Za-z])|(?<![\d)])!="), r"\\ne "),
     (re.compile(r"\\var(epsilon|phi|theta|rho)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}|\\text\s*\{\s*[Nn]o (?:real )?solutions?\s*\}"), r"\\emptyset "),
-    (re.compile(r"\\(?:lbrace|lbrack)(?![A-Za-z])"), lambda match: r"\{" if "brace" in match[0] else "["),
-    (re.compile(r"\\(?:rbrace|rbrack)(?![A-Za-z])"), lambda match: r"\}" if "brace" in match[0] else "]"),
-    (re.compile(r"\\langle(?![A-Za-z])"), "("),
-    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
+    (re.compile(r"\\(lbrace|rbrace|lbrack|rbrack|langle|rangle)(?![A-Za-z])"), lambda match: BRACKETS[match[1]]),
     (re.compile(r"\\[lr]?vert(?![A-Za-z])"), "|"),
     (re.compile(r"\\bigcup(?![A-Za-z])"), r"\\cup "),
     (re.compile(r"\\(?:cdots|dotsc|dots)(?![A-Za-z])"), r"\\ldots "),
