@@ -85,7 +85,7 @@ endif
 test-all: ## run every test, and every fault on a real Slurm: before a release
 	@SELECT='exhaustive or not exhaustive' tests/parts.sh $(PARTS) faults
 
-test-fast: venv ## run the tests without training: a few minutes
+test-fast: venv ## run the tests without training: two minutes
 	$(BIN)/$(PYTEST) -n 2 --dist loadgroup -m "not slow and not exhaustive" $(WITHOUT_CLUSTER)
 
 test-main: venv

@@ -6,15 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rlvr_sweeps.assets.transfer import Source, export_sets, import_sets
 from rlvr_sweeps.config.compose import offline_composer
 from rlvr_sweeps.config.sweeps import main_model
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.runs.directory import STAGES
 from rlvr_sweeps.runs.reading import log_files, named_run, tail
+
+if TYPE_CHECKING:
+    from rlvr_sweeps.assets.transfer import Source
 
 RUN_HELP = "name, id or directory of a run"
 
@@ -218,7 +221,7 @@ def existing(folder: Path, command: str) -> Path:
     return folder
 
 
-def sources(model: str) -> dict[str, Source]:
+def sources(model: str) -> "dict[str, Source]":
     """Return the sources of a model's problem sets by name: its benchmarks and its training data."""
     cfg = offline_composer().point([f"model={model}", "rollout=hf"]).cfg
     return {**cfg["benchmark"], cfg["data"]["name"]: cfg["data"]}
@@ -226,6 +229,8 @@ def sources(model: str) -> dict[str, Source]:
 
 def move_data(arguments: argparse.Namespace, console: Console) -> None:
     """Export problem sets to a folder, or check and import those of a folder; print rows and SHA-256 of each set."""
+    from rlvr_sweeps.assets.transfer import export_sets, import_sets
+
     available = sources(arguments.model or main_model())
     if unknown := sorted(set(arguments.sets) - set(available)):
         raise Refused(f"There is no problem set {', '.join(unknown)}. Problem sets: {', '.join(available)}.")

@@ -34,6 +34,8 @@ SOURCES = {
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._parse_overrides_and_create_caching_repo": "64a9ff8144ed",
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": "d2862382c3a7",
     "hydra._internal.core_plugins.basic_sweeper:BasicSweeper": "5aab9613b1cc",
+    "omegaconf.grammar_parser:parse": "74350f0d8eff",
+    "omegaconf.base:Container._maybe_resolve_interpolation": "16ec61f56811",
     "omegaconf._utils:OmegaConfDumper.str_representer": "d1251a40ee13",
     "latex2sympy2_extended.latex2sympy2:_Latex2Sympy.parse_number": "187dd6174122",
 }  # fmt: skip

@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from rlvr_sweeps.assets import gguf
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import cache_dir as cache_dir
@@ -114,6 +112,8 @@ def weights_folder(cfg: Mapping[str, Any]) -> Path:
     location = locate(cfg["model"]["path"], cfg["model"]["revision"])
     if Path(location).is_dir():
         return Path(location)
+    from huggingface_hub import snapshot_download  # takes a tenth of a second, and most commands download nothing
+
     return Path(snapshot_download(location, revision=cfg["model"]["revision"], allow_patterns=["*.safetensors", "*.json"]))
 
 

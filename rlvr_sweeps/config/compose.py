@@ -46,6 +46,7 @@ class Composer:
     """Compose points against one configuration directory; the merged files of each combination of groups are cached."""
 
     def __init__(self, loader: ConfigLoader) -> None:
+        patches.reuse_interpolation_trees()
         self.loader = loader
         self.repository = patches.hydra_repository(loader, CONFIG_NAME)
         self.merged: dict[tuple[str, ...], bytes] = {}  # pickled: three times as fast to load as a DictConfig is to copy

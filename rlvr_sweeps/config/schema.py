@@ -279,9 +279,9 @@ Resolved = dict[str, Any]  # a run's configuration as plain data, every interpol
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of every leaf; a list is one leaf, an empty mapping has none."""
+    """Yield (dotted key, value) of every leaf; a list is one leaf, an empty dict has none."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):  # a tenth of the time of a check for Mapping; thousands of runs have hundreds of leaves
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -1,7 +1,7 @@
 """Test that Composer returns the same configurations as hydra.compose."""
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, base
 
 POINTS = [
     [],
@@ -27,3 +27,11 @@ def test_composer_equals_hydra(composer, overrides):
 def test_a_point_does_not_change_the_cached_configuration(composer):
     assert composer.compose(["rank=3"]).rank == 3
     assert composer.compose([]).rank == 8
+
+
+def test_an_interpolation_is_parsed_once(composer):
+    """OmegaConf would parse every interpolation again for each point: patches.reuse_interpolation_trees."""
+    composer.point(["peft=lora", "lr=1e-3"])
+    parsed = base.parse.cache_info().misses
+    assert composer.point(["peft=lora", "lr=2e-3"]).cfg["lr"] == 2e-3
+    assert base.parse.cache_info().misses == parsed

@@ -47,6 +47,7 @@ def groups(pairs):
     return joined
 
 
+@pytest.mark.slow
 def test_no_gold_answer_that_was_changed_in_one_place_is_accepted():
     pairs = {(text, gold) for gold in GOLDS for text in changed(gold) if text != gold and not ROW_GAP.search(gold)}
     reasons = compare_all(pairs)
