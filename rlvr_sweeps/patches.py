@@ -264,8 +264,9 @@ def reuse_interpolation_trees() -> None:
     """
     from omegaconf import base
 
-    if not hasattr(base.parse, "cache_info"):
-        vars(base)["parse"] = cache(base.parse)
+    names = vars(base)
+    if not hasattr(names["parse"], "cache_info"):
+        names["parse"] = cache(names["parse"])
 
 
 def expand_grid(overrides: Sequence[Any]) -> list[list[str]]:
