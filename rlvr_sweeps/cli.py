@@ -103,15 +103,17 @@ def show_comparison(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_regrading(arguments: argparse.Namespace, console: Console) -> None:
-    """Grade the stored samples of runs again, store the new verdicts unless --dry-run is given, and print the changes."""
+    """Grade the stored samples of runs again, store the new verdicts unless told not to, and print the changes."""
+    from rlvr_sweeps.config.settings import rules_of
     from rlvr_sweeps.evaluation import regrade
 
+    rules = rules_of(offline_composer().point([f"answers={arguments.answers}"]).cfg) if arguments.answers else None
     for run in [named_run(name, arguments.runs_dir) for name in arguments.runs]:
-        changes, before, after = regrade.regrade(run, arguments.dry_run)
+        changes, before, after = regrade.regrade(run, arguments.dry_run, rules)
         if arguments.json:  # one line of JSON per run
             print(json.dumps(regrade.as_facts(run, changes, before, after)))
             continue
-        regrade.show(run, changes, before, after, arguments.dry_run, console)
+        regrade.show(run, changes, before, after, console)
 
 
 def show_audit(arguments: argparse.Namespace, console: Console) -> None:
@@ -301,6 +303,11 @@ def parser() -> argparse.ArgumentParser:
     regrade = commands.add_parser("regrade", help="grade stored samples again, and print what changes")
     regrade.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     regrade.add_argument("--dry-run", action="store_true", help="print what would change, and change nothing")
+    regrade.add_argument(
+        "--answers",
+        metavar="RULES",
+        help="print what other rules would change, a name in conf/answers; change nothing",
+    )
     audit = commands.add_parser("audit", help="compare a sample of verdicts with an independent reader")
     audit.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     audit.add_argument("--sample", type=int, default=200, help="number of distinct answers; 200 by default")

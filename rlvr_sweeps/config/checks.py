@@ -15,11 +15,13 @@ from rlvr_sweeps.assets.architecture import architecture, linear_shapes
 from rlvr_sweeps.config.schema import Resolved, leaves
 from rlvr_sweeps.config.settings import HELD_OUT, METHOD_DIALS, dials_read, is_trained, rank_of
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.grading import rules
 from rlvr_sweeps.grading.extraction import POLICIES
 
 CHOICES = {
     "evaluation.engine": ("auto", "vllm", "transformers"),
     "grading": tuple(POLICIES),
+    **{f"answers.{rule}": choices for rule, choices in rules.CHOICES.items()},
     "analysis": ("none", "final", "checkpoints"),
     "training.micro_batches": ("by_length", "by_prompt", "equal"),
     "training.log_probabilities": ("once", "twice"),

@@ -9,11 +9,13 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved, leaves, schema_defaults
-from rlvr_sweeps.config.settings import grading_of, is_trained
+from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
+from rlvr_sweeps.grading.rules import DEFAULT_RULES
 
 NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
     "rank", "alpha", "dropout",  # they enter through peft.config
@@ -68,11 +70,13 @@ def run_name(cfg: Resolved) -> str:
 def evaluation_spec(cfg: Resolved) -> str:
     """Return the hash of what is evaluated and how; results are comparable exactly where it is equal.
 
-    Settings that were added later (`grading`, LATER_DEFAULTS) enter only where they differ from their default.
+    Settings that were added later (`grading`, `answers.*`, LATER_DEFAULTS) enter only where they differ from their default.
     """
     settings = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
     grading = {} if grading_of(cfg) == schema_defaults()["grading"] else {"grading": grading_of(cfg)}
-    values = {key: value for key, value in leaves(settings | grading) if not matches(key, NOT_IN_EVALUATION)}
+    rules = {key: value for key, value in asdict(rules_of(cfg)).items() if value != getattr(DEFAULT_RULES, key)}
+    settings |= grading | ({"answers": rules} if rules else {})
+    values = {key: value for key, value in leaves(settings) if not matches(key, NOT_IN_EVALUATION)}
     return digest({key: value for key, value in values.items() if not is_later_default(key, value)})
 
 

@@ -210,6 +210,17 @@ class EarlyStoppingConf:
 
 
 @dataclass
+class AnswersConf:
+    """The rules on which graders differ: conf/answers/*.yaml. Their meaning is in rlvr_sweeps/grading/rules.py."""
+
+    boxes: str = "last"  # which of several boxes is the answer: last | first | all, as a list
+    arithmetic: str = "refuse"  # an expression to compute, such as 2^{10}, where the gold answer is a number: refuse | accept
+    percent: str = "either"  # 28% equals 0.28 and 28 (either), or only 0.28 (strict); unsigned: 0.28 equals 28 too
+    tolerance: str = "exact"  # exact | one_percent (of gold answers written as decimals) | qwen2_5_math (a relative 1e-4)
+    vectors: str = "either"  # a row or column equals a tuple (either), or only a matrix (strict)
+
+
+@dataclass
 class Config:
     """A run. The command line sets any field: `rank=8`, `rollout.max_tokens=2048`."""
 
@@ -235,6 +246,7 @@ class Config:
     tracking: TrackingConf = field(default_factory=TrackingConf)
     early_stopping: EarlyStoppingConf = field(default_factory=EarlyStoppingConf)
 
+    answers: AnswersConf = field(default_factory=AnswersConf)
     grading: str = "boxed_after_thinking"  # where the answer must be: also boxed | any; see rlvr_sweeps/grading/extraction.py
     signal_check: str = "stop"  # where the start policy is always wrong or always right: stop the run | warn | off
     # Spectra of the update: none | final | checkpoints (at each checkpoint too). conf/config.yaml sets `final`; `none` is the

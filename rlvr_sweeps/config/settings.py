@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_sweeps.config.schema import Resolved, schema_defaults
 from rlvr_sweeps.files import Row
 from rlvr_sweeps.grading.extraction import Policy
+from rlvr_sweeps.grading.rules import Rules
 
 METHOD_DIALS = ("rank", "alpha", "dropout")  # the dials that only some methods have
 HELD_OUT = "heldout"  # the benchmark of held-out training prompts; it is not part of the overall average
@@ -51,6 +52,11 @@ def grading_of(cfg: Resolved) -> Policy:
     """Return the grading policy; the schema's default where the stored configuration has no such key."""
     policy: Policy = cfg.get("grading", schema_defaults()["grading"])
     return policy
+
+
+def rules_of(cfg: Resolved) -> Rules:
+    """Return the rules on which graders differ; the defaults where the stored configuration has no such keys."""
+    return Rules(**cfg.get("answers", {}))
 
 
 def signal_check_of(cfg: Resolved) -> str:

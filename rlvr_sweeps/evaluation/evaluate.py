@@ -14,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 from rlvr_sweeps.assets.problems import Problem, load_problems, prompt_ids
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import grading_of, rules_of
 from rlvr_sweeps.evaluation.engines import Completion, Request, engine_name, make_engine, tokenizer_of
 from rlvr_sweeps.evaluation.regrade import new_verdicts, write_samples
 from rlvr_sweeps.evaluation.samples import gather, summarise
@@ -135,7 +136,7 @@ def write_rows(run: Run, cfg: Resolved, completions: list[Completion], process: 
     """Grade completions and append them to this process's shards."""
 
     golds = [request.problem.answer for request, *_ in completions]
-    verdicts = grade_all([text for _, text, *_ in completions], golds, cfg["grading"])
+    verdicts = grade_all([text for _, text, *_ in completions], golds, grading_of(cfg), rules_of(cfg))
     by_benchmark: dict[str, list[dict[str, object]]] = {}
     for (request, text, tokens, truncated), verdict in zip(completions, verdicts, strict=True):
         row = {

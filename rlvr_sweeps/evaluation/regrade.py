@@ -1,6 +1,7 @@
 """`rlvr regrade RUNS…`: grade the stored samples again, without a GPU, and print the changes."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from rich.text import Text
 
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import grading_of
+from rlvr_sweeps.config.settings import averaged_benchmarks, grading_of, rules_of
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.evaluation.samples import summarise
+from rlvr_sweeps.evaluation.samples import score, summarise
+from rlvr_sweeps.evaluation.scores import mean_of_benchmarks
 from rlvr_sweeps.files import Row, read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading.grader import VERSION, grade_all
+from rlvr_sweeps.grading.rules import Rules
 from rlvr_sweeps.runs.directory import Run
 
 KEPT_KEYS = ("engine", "finished")  # keys of the summary that cannot be computed from the samples
@@ -39,12 +42,16 @@ class Change:
         )
 
 
-def new_verdicts(run: Run, cfg: Resolved) -> dict[str, tuple[list[Row], list[Row]]]:
-    """Return (stored samples, the same with the verdicts of this version of the grader), by benchmark."""
+def new_verdicts(run: Run, cfg: Resolved, rules: Rules | None = None) -> dict[str, tuple[list[Row], list[Row]]]:
+    """Return (stored samples, the same with the verdicts of this version of the grader), by benchmark.
+
+    `rules`: those by which to grade; None: those of the run.
+    """
     samples = {}
     for name in cfg["benchmark"]:
         rows = read_rows(run.samples_path(name))
-        verdicts = grade_all([row["text"] for row in rows], [row["gold"] for row in rows], grading_of(cfg))
+        texts, golds = [row["text"] for row in rows], [row["gold"] for row in rows]
+        verdicts = grade_all(texts, golds, grading_of(cfg), rules or rules_of(cfg))
         samples[name] = (
             rows,
             [
@@ -60,9 +67,17 @@ def write_samples(run: Run, benchmark: str, rows: Sequence[Row]) -> None:
     write_text(run.samples_path(benchmark), "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
-    """Return (changes, summary before, summary after); unless `dry_run`, write the new verdicts.
+def average(verdicts: dict[str, tuple[list[Row], list[Row]]], cfg: Resolved) -> float:
+    """Return the average over the benchmarks of what `new_verdicts` returned."""
+    names = averaged_benchmarks(verdicts)
+    averages = [score(verdicts[name][1], cfg["benchmark"][name]["k"], name)["avg"] for name in names]
+    return mean_of_benchmarks(averages, [math.nan] * len(names))[0]
 
+
+def regrade(run: Run, dry_run: bool = False, rules: Rules | None = None) -> tuple[list[Change], Row, Row]:
+    """Return (changes, summary before, summary after); unless `dry_run` or with other rules, write the new verdicts.
+
+    With `dry_run`, or with other rules than the run's, of the summary after only the average is that of the new verdicts.
     The old files are copied to the run's old/. Raises Refused where the run is running, or is not evaluated as configured.
     """
     cfg, before = run.config(), read_json(run.summary_path)
@@ -76,14 +91,16 @@ def regrade(run: Run, dry_run: bool = False) -> tuple[list[Change], Row, Row]:
     with run.claim() as is_claimed:
         if not is_claimed:
             raise Refused(f"{run.name} is running. Regrade it when it is done.")
-        verdicts = new_verdicts(run, cfg)
+        verdicts = new_verdicts(run, cfg, rules)
         changes = [
             Change(name, old, new)
             for name, (olds, news) in verdicts.items()
             for old, new in zip(olds, news, strict=True)
             if old != new
         ]
-        if dry_run or not (changes or before.get("grader") != VERSION or not run.right_path.exists()):
+        if dry_run or rules:
+            return changes, before, before | {"avg": average(verdicts, cfg)}
+        if not (changes or before.get("grader") != VERSION or not run.right_path.exists()):
             return changes, before, before
         run.keep_copies([*(run.samples_path(name) for name in verdicts), run.summary_path], "regraded")
         for name, (_, rows) in verdicts.items():  # files are replaced one by one; after a kill, the same command continues
@@ -99,12 +116,12 @@ def as_facts(run: Run, changes: Sequence[Change], before: Row, after: Row) -> Ro
     return {"run": run.name, "avg_before": before["avg"], "avg_after": after["avg"], "changes": changed}
 
 
-def show(run: Run, changes: Sequence[Change], before: Row, after: Row, dry_run: bool, console: Console) -> None:
+def show(run: Run, changes: Sequence[Change], before: Row, after: Row, console: Console) -> None:
     """Print the counts, the averages, and a table of at most 20 changes, changed verdicts first."""
     kinds = Counter(change.kind for change in changes)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no verdict changed"
     console.print(f"{run.name}: {counts}", highlight=False, soft_wrap=True)
-    if not dry_run and before.get("avg") != after.get("avg"):
+    if before.get("avg") != after.get("avg"):
         console.print(f"  average {100 * before['avg']:.2f} → {100 * after['avg']:.2f} %", highlight=False)
     if changes:
         table = Table(box=None, pad_edge=False, header_style="dim")

@@ -10,21 +10,23 @@ import re
 from fractions import Fraction
 from typing import Literal
 
-from rlvr_sweeps.grading.expressions import ExpressionReason, compare_expressions, equal_constants, is_rounded
+from rlvr_sweeps.grading.expressions import ExpressionReason, compare_expressions, constant_value, equal_constants, is_rounded
 from rlvr_sweeps.grading.latex import tidy
 from rlvr_sweeps.grading.numbers import LETTER_UNIT, read_number
 from rlvr_sweeps.grading.regions import as_region, split_outside
+from rlvr_sweeps.grading.rules import DEFAULT_RULES, Rules
 from rlvr_sweeps.grading.structure import (
     RELATION,
     chain_sides,
     coordinates,
     split_elements,
     text_answer,
+    vector_as_tuple,
     without_name,
     without_names,
 )
 
-AnswerReason = Literal[ExpressionReason, "timeout"]
+AnswerReason = Literal[ExpressionReason, "timeout", "over budget"]
 CLOCK = re.compile(r"\s*(?:\\text\s*\{\s*)?\b(?P<half>[ap])\.?\s?m\b\.?\s*\}?\s*\Z", re.IGNORECASE)
 LISTED = re.compile(r"\d{1,3}(?:,\d{3})+")  # 70,110: one number, or two
 NO_VARIABLE = re.compile(r"\\(?:mathbb|text)\s*\{[^{}]*\}|\\mathbb\s*R")
@@ -35,14 +37,14 @@ ROUNDED = re.compile(r"[+-]?\d*\.\d+")  # a decimal as a side of a chain
 AROUND_SIGNS = re.compile(r"\s*([^\w\s\\])\s*")  # spaces without meaning; the spaces in 1 1/2 and \sin x are not matched
 
 
-def judge(answer: str, gold: str) -> AnswerReason:
+def judge(answer: str, gold: str, rules: Rules = DEFAULT_RULES) -> AnswerReason:
     """Compare an answer with the gold answer, both LaTeX without a box. Deterministic; may not return on a hostile answer."""
     answer, gold = tidy(answer), tidy(gold)
     if not answer:
         return "unparsable"
     if compact(answer) == compact(gold) or ("\\text" in gold and normalised_text(answer) == normalised_text(gold)):
         return "correct"
-    return compare(answer, gold)
+    return compare(answer, gold, rules)
 
 
 def canonical_form(answer: str) -> str:
@@ -67,18 +69,20 @@ def is_plain_number(gold: str) -> bool:
     return read_number(tidy(gold)) is not None
 
 
-def needs_parser(answer: str) -> bool:
+def needs_parser(answer: str, rules: Rules = DEFAULT_RULES) -> bool:
     """Return whether `judge` must compute a side of the answer even for a plain number, as in \\binom{5}{2}=10."""
     sides = chain_sides(tidy(answer))
     literal = [read_number(side) is not None for side in sides]
+    if rules.arithmetic == "accept" and not all(literal):
+        return True
     return len(sides) > 1 and all(sides) and any(literal) and not all(literal)
 
 
-def compare(answer: str, gold: str) -> AnswerReason:
+def compare(answer: str, gold: str, rules: Rules) -> AnswerReason:
     """Compare two tidied texts: remove names such as x=, split the structure, compare the elements."""
     if compact(answer) == compact(gold) or is_turned(answer, gold):
         return "correct"
-    if reason := compare_coordinates(answer, gold):
+    if reason := compare_coordinates(answer, gold, rules):
         return reason
     if is_equation(answer) and is_equation(gold) and compare_expressions(answer, gold) == "correct":
         return "correct"
@@ -92,7 +96,7 @@ def compare(answer: str, gold: str) -> AnswerReason:
     gold_value = without_name(gold_region)
     answer, gold = without_names(region, gold_region)
     if not RELATION.search(gold) and not is_list(answer) and len(sides := chain_sides(answer)) > 1:
-        return compare_chain(sides, gold)
+        return compare_chain(sides, gold, rules)
     if gold_value != gold and RELATION.search(answer) and not RELATION.search(gold_value) and not letters(gold_value):
         return "wrong"  # y=5, or the unsolved 2x+1=11, for x=5
     if OR.search(answer) and split_elements(gold)[0] == "()":
@@ -102,10 +106,16 @@ def compare(answer: str, gold: str) -> AnswerReason:
         return "correct" if answer == gold else "wrong"
     if gold_number is not None:
         answer_number = read_number(answer)
+        if (
+            answer_number is None
+            and rules.arithmetic == "accept"
+            and (equal_constants(answer, gold) or is_within_tolerance(answer, gold, rules, gold_number.rounded))
+        ):
+            return "correct"
         if answer_number is None and not (LISTED.fullmatch(gold) and len(split_elements(answer, as_list=True)[1]) > 1):
             return "wrong form"
         if answer_number is not None:
-            return "correct" if answer_number.matches(gold_number) else "wrong"
+            return "correct" if rules.equal_numbers(answer_number, gold_number) else "wrong"
     answer_text, gold_text = text_answer(answer), text_answer(gold)
     if is_list(gold) and is_list(answer):
         answer_text = gold_text = None
@@ -117,14 +127,27 @@ def compare(answer: str, gold: str) -> AnswerReason:
             return "wrong"
     pieces, gold_pieces = (split_outside(text, CUP) for text in (answer, gold))
     if len(gold_pieces) > 1 and len(pieces) == len(gold_pieces) and all(piece[:1] in "([\\" for piece in pieces):
-        reason = compare_elements("", pieces, "", gold_pieces)
+        reason = compare_elements("", pieces, "", gold_pieces, rules)
         if reason == "correct":
             return reason
+    if rules.vectors == "either" and (r"\begin" in answer) != (r"\begin" in gold):
+        as_tuples = vector_as_tuple(answer), vector_as_tuple(gold)
+        if all(split_elements(text)[0] == "()" for text in as_tuples):
+            answer, gold = as_tuples
     gold_kind, gold_parts = split_elements(gold, as_list=gold_number is not None)
     answer_kind, answer_parts = split_elements(answer, as_list=bool(gold_kind) or len(gold_parts) > 1)
     if answer_kind or gold_kind or len(answer_parts) > 1 or len(gold_parts) > 1:
-        return compare_elements(answer_kind, answer_parts, gold_kind, gold_parts)
-    return compare_expressions(answer, gold)
+        return compare_elements(answer_kind, answer_parts, gold_kind, gold_parts, rules)
+    reason = compare_expressions(answer, gold)
+    return "correct" if reason == "wrong" and is_within_tolerance(answer, gold, rules, rounded=False) else reason
+
+
+def is_within_tolerance(answer: str, gold: str, rules: Rules, rounded: bool) -> bool:
+    """Return whether two expressions have values that differ by no more than the tolerance of the rules."""
+    if rules.tolerance == "exact":
+        return False
+    values = [constant_value(text) for text in (answer, gold)]
+    return values[0] is not None and values[1] is not None and rules.is_within_tolerance(values[0], values[1], rounded)
 
 
 def letters(text: str) -> set[str]:
@@ -149,7 +172,7 @@ def is_turned(answer: str, gold: str) -> bool:
     return len(sides) == len(gold_sides) == 2 and sides == gold_sides[::-1]
 
 
-def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
+def compare_coordinates(answer: str, gold: str, rules: Rules) -> AnswerReason | None:
     """Compare named coordinates by name, or with an unnamed tuple in the order of the names; None where neither has names."""
     pairs, gold_pairs = coordinates(answer), coordinates(gold)
     named, gold_named = dict(pairs), dict(gold_pairs)
@@ -160,14 +183,14 @@ def compare_coordinates(answer: str, gold: str) -> AnswerReason | None:
     if pairs and gold_pairs:
         if named.keys() != gold_named.keys() or len(named) < len(pairs):
             return "wrong"
-        reasons = [compare(named[name], gold_named[name]) for name in gold_named]
+        reasons = [compare(named[name], gold_named[name], rules) for name in gold_named]
     elif pairs or gold_pairs:
         kind, parts = split_elements(gold if pairs else answer, as_list=True)
         values = [value for _, value in in_order(pairs or gold_pairs)]
         if kind not in ("()", "") or len(parts) != len(values) or (kind == "" and pairs):
             return None
         matched = zip(values, parts, strict=True)
-        reasons = [compare(value, part) if pairs else compare(part, value) for value, part in matched]
+        reasons = [compare(value, part, rules) if pairs else compare(part, value, rules) for value, part in matched]
     else:
         return None
     return next((reason for reason in reasons if reason != "correct"), "correct")
@@ -178,7 +201,7 @@ def in_order(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(pairs) if all(re.fullmatch("[A-Za-z]", name) for name, _ in pairs) else pairs
 
 
-def compare_chain(sides: list[str], gold: str) -> AnswerReason:
+def compare_chain(sides: list[str], gold: str, rules: Rules) -> AnswerReason:
     """Compare a chain such as \\frac12 = 0.5 or \\sqrt8 = 2\\sqrt2 \\approx 2.83, whose sides must state one value.
 
     All exact sides must be equal, and every decimal must be their value, rounded or cut to its digits; decimals without an
@@ -194,7 +217,7 @@ def compare_chain(sides: list[str], gold: str) -> AnswerReason:
         is_consistent = all(is_rounded_value(side, exact[0]) for side in decimals)
     if not is_consistent:
         return "wrong form"
-    reasons = [compare(side, gold) for side in sides]
+    reasons = [compare(side, gold, rules) for side in sides]
     return "correct" if "correct" in reasons else reasons[-1]
 
 
@@ -217,7 +240,9 @@ def is_rounded_value(decimal: str, exact: str) -> bool:
     return is_rounded(value, places, exact)
 
 
-def compare_elements(answer_kind: str, answer_parts: list[str], gold_kind: str, gold_parts: list[str]) -> AnswerReason:
+def compare_elements(
+    answer_kind: str, answer_parts: list[str], gold_kind: str, gold_parts: list[str], rules: Rules
+) -> AnswerReason:
     """Compare lists and sets in any order, one to one; tuples and intervals in order, with the same brackets."""
     unordered = {"", "{}"}
     if len(answer_parts) != len(gold_parts):
@@ -225,12 +250,12 @@ def compare_elements(answer_kind: str, answer_parts: list[str], gold_kind: str, 
     if gold_kind in unordered and (answer_kind in unordered or (gold_kind == "" and answer_kind == "()")):
         remaining = list(answer_parts)
         for gold_part in gold_parts:
-            match = next((answer_part for answer_part in remaining if compare(answer_part, gold_part) == "correct"), None)
+            match = next((part for part in remaining if compare(part, gold_part, rules) == "correct"), None)
             if match is None:
                 return "wrong"
             remaining.remove(match)
         return "correct"
     if answer_kind not in (gold_kind, "") or (answer_kind == "" and gold_kind != "()"):
         return "wrong"  # the answer may omit the brackets of a tuple, not those of an interval, and not replace them
-    reasons = [compare(answer_part, gold_part) for answer_part, gold_part in zip(answer_parts, gold_parts, strict=True)]
+    reasons = [compare(part, gold_part, rules) for part, gold_part in zip(answer_parts, gold_parts, strict=True)]
     return next((reason for reason in reasons if reason != "correct"), "correct")

@@ -154,24 +154,38 @@ def compare_relations(answer: list[str], gold: list[str], names: Names) -> Expre
 
 def equal_constants(first: str, second: str) -> bool:
     """Return whether two tidied expressions without variables have the same value. May not return on a hostile expression."""
-    if any(TOO_LARGE.search(text) or bracket_depth(text) > MAX_DEPTH or OPERATORS.search(text) for text in (first, second)):
-        return False
+    values = [constant(text) for text in (first, second)]
+    return all(value is not None for value in values) and bool(equal_in_value(values[0], values[1], {}, set()))
+
+
+def constant_value(text: str) -> Fraction | None:
+    """Return the value of a tidied expression without variables, to PRECISION digits; None where it has no real one.
+
+    May not return on a hostile expression.
+    """
+    if (number := read_number(text)) is not None:
+        return number.value
+    value = constant(text)
+    number_value = None if value is None else value.evalf(PRECISION)
+    return Fraction(str(number_value)) if number_value is not None and number_value.is_real and number_value.is_finite else None
+
+
+def constant(text: str) -> Any:
+    """Return a tidied expression without variables as sympy reads it; None where it is another or too large."""
+    if TOO_LARGE.search(text) or bracket_depth(text) > MAX_DEPTH or OPERATORS.search(text):
+        return None
     import sympy
 
-    values = [read_latex(without_separators(text), is_real(text)) for text in (first, second)]
-    if not all(isinstance(value, sympy.Expr) and not value.free_symbols for value in values):
-        return False
-    return bool(equal_in_value(values[0], values[1], {}, set()))
+    value = read_latex(without_separators(text), is_real(text))
+    return value if isinstance(value, sympy.Expr) and not value.free_symbols else None
 
 
 def is_rounded(value: Fraction, decimals: int, exact: str) -> bool:
     """Return whether an expression without variables, rounded or cut to so many decimals, is `value`."""
-    if TOO_LARGE.search(exact) or bracket_depth(exact) > MAX_DEPTH or OPERATORS.search(exact):
-        return False
     import sympy
 
-    expression = read_latex(without_separators(exact), is_real(exact))
-    if not isinstance(expression, sympy.Expr) or expression.free_symbols:
+    expression = constant(exact)
+    if expression is None:
         return False
     number = expression.evalf(PRECISION)
     stated = sympy.Rational(value.numerator, value.denominator)

@@ -3,6 +3,8 @@
 import re
 from typing import Literal, get_args
 
+from rlvr_sweeps.grading.rules import DEFAULT_RULES, Boxes
+
 Policy = Literal["boxed_after_thinking", "boxed", "any"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 MissingReason = Literal["unfinished thinking", "no box", "no answer"]
@@ -13,18 +15,21 @@ TAIL_CHARACTERS = 2000  # characters at the end of a completion in which `any` l
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
-def extract(completion: str, policy: Policy = "boxed_after_thinking") -> tuple[str | None, MissingReason | None]:
+def extract(
+    completion: str, policy: Policy = "boxed_after_thinking", boxes: Boxes = DEFAULT_RULES.boxes
+) -> tuple[str | None, MissingReason | None]:
     """Return (answer, None), or (None, the reason why there is no answer).
 
-    boxed_after_thinking: the last \\boxed{} after the last </think>; without </think> there is no answer.
-    boxed: the last \\boxed{} anywhere.
-    any: no format is required; the last box, else the last formula in math delimiters, else the last number.
+    boxed_after_thinking: the \\boxed{} after the last </think>; without </think> there is no answer.
+    boxed: the \\boxed{} anywhere.
+    any: no format is required; the box, else the last formula in math delimiters, else the last number.
+    `boxes`: which of several boxes counts.
     """
     if policy == "boxed_after_thinking":
         if END_OF_THINKING not in completion:
             return None, "unfinished thinking"
         completion = completion.rpartition(END_OF_THINKING)[2]
-    answer = last_box(completion)
+    answer = boxed_answer(completion, boxes)
     if answer is not None or policy != "any":
         return answer, None if answer is not None else "no box"
     completion = completion.rpartition(END_OF_THINKING)[2][-TAIL_CHARACTERS:]
@@ -34,14 +39,27 @@ def extract(completion: str, policy: Policy = "boxed_after_thinking") -> tuple[s
     return answer, None if answer is not None else "no answer"
 
 
-def last_box(text: str) -> str | None:
-    """Return the content of the last complete \\boxed{…}, braces balanced; None where there is none. Linear in the length."""
-    last, open_braces = (-1, -1), []  # (start, end) of the content; (start, whether it opens a box) of each open brace
+def boxed_answer(text: str, boxes: Boxes) -> str | None:
+    """Return the content of the last or the first complete \\boxed{…}, or the different contents of all; None without one.
+
+    Braces are balanced. Of a box in a box, the inner one is the last, the outer one is the first, and `all` has the outer one.
+    """
+    spans, open_braces = [], []  # (start, end) of the contents; (start, whether it opens a box) of each open brace
     for brace in BRACES.finditer(text):
         if brace.group() != "}":
             open_braces.append((brace.end(), brace.group() != "{"))
         elif open_braces:
             start, is_box = open_braces.pop()
-            if is_box and start > last[0]:
-                last = (start, brace.start())
-    return text[slice(*last)] if last[0] >= 0 else None
+            if is_box:
+                spans.append((start, brace.start()))
+    if not spans:
+        return None
+    if boxes != "all":
+        start, end = max(spans) if boxes == "last" else min(spans)
+        return text[start:end]
+    contents, position = [], 0
+    for start, end in sorted(spans):
+        if start >= position:
+            contents.append(text[start:end].strip())
+            position = end
+    return ", ".join(dict.fromkeys(contents))

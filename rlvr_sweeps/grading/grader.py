@@ -1,9 +1,9 @@
 """Grade completions, for rewards and for evaluation alike.
 
-`extraction.py` finds the answer, `answers.py` compares it with the gold answer. A plain number is compared in the caller's
-process, without a parser. Every other comparison runs in the process of `sandbox.py`, so that no completion can hang, kill or
-harm the caller. A gold answer made by `tasks.write_gold` is graded there by the task's own score. Verdicts are cached by
-(answer, gold).
+`extraction.py` finds the answer, `answers.py` compares it with the gold answer, by the rules of `rules.py`. A plain number is
+compared in the caller's process, without a parser. Every other comparison runs in the process of `sandbox.py`, so that no
+completion can hang, kill or harm the caller. A gold answer made by `tasks.write_gold` is graded there by the task's own score.
+Verdicts are cached by answer, gold answer and rules.
 """
 
 from collections import OrderedDict
@@ -14,14 +14,15 @@ from rlvr_sweeps.grading.answers import AnswerReason, is_plain_number, judge, ne
 from rlvr_sweeps.grading.extraction import MissingReason, Policy, extract
 from rlvr_sweeps.grading.latex import MAX_LENGTH
 from rlvr_sweeps.grading.numbers import INTEGER, canonical_integer
-from rlvr_sweeps.grading.sandbox import Pair, verdicts
+from rlvr_sweeps.grading.rules import DEFAULT_RULES, Rules
+from rlvr_sweeps.grading.sandbox import UNFINISHED, Pair, verdicts
 from rlvr_sweeps.grading.tasks import is_task_gold, require_package
 
-VERSION = 3  # raise it with every change that can change a verdict; summaries of two versions are not compared
+VERSION = 4  # raise it with every change that can change a verdict; summaries of two versions are not compared
 Reason = AnswerReason | MissingReason
 CACHE_SIZE = 100_000  # verdicts
 
-_cache: OrderedDict[Pair, AnswerReason] = OrderedDict()
+_cache: OrderedDict[tuple[Pair, Rules], AnswerReason] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,23 @@ class Verdict:
     reason: Reason
 
 
-def grade(completion: str, gold: str, policy: Policy = "boxed_after_thinking") -> Verdict:
+def grade(completion: str, gold: str, policy: Policy = "boxed_after_thinking", rules: Rules = DEFAULT_RULES) -> Verdict:
     """Grade one completion against `gold`, a LaTeX expression without a box around it."""
-    return grade_all([completion], [gold], policy)[0]
+    return grade_all([completion], [gold], policy, rules)[0]
 
 
-def grade_all(completions: Sequence[str], golds: Sequence[str], policy: Policy = "boxed_after_thinking") -> list[Verdict]:
+def grade_all(
+    completions: Sequence[str],
+    golds: Sequence[str],
+    policy: Policy = "boxed_after_thinking",
+    rules: Rules = DEFAULT_RULES,
+) -> list[Verdict]:
     """Grade each completion against its gold answer. Equal pairs are compared once; several workers compare in parallel."""
-    extracted = [extract(completion, policy) for completion in completions]
+    extracted = [extract(completion, policy, rules.boxes) for completion in completions]
     pairs = [
         None if answer is None else (answer.strip(), gold.strip()) for (answer, _), gold in zip(extracted, golds, strict=True)
     ]
-    reasons = compare_all(dict.fromkeys(pair for pair in pairs if pair is not None))
+    reasons = compare_all(dict.fromkeys(pair for pair in pairs if pair is not None), rules)
     return [
         Verdict(False, answer, missing or "no answer") if pair is None
         else Verdict(reasons[pair] == "correct", answer, reasons[pair])
@@ -52,27 +58,27 @@ def grade_all(completions: Sequence[str], golds: Sequence[str], policy: Policy =
     ]  # fmt: skip
 
 
-def compare_all(pairs: Iterable[Pair]) -> dict[Pair, AnswerReason]:
+def compare_all(pairs: Iterable[Pair], rules: Rules = DEFAULT_RULES) -> dict[Pair, AnswerReason]:
     """Return the reason for each (answer, gold): from the cache, from a comparison in this process, or from the sandbox."""
-    reasons = {pair: _cache[pair] if pair in _cache else compare_without_parser(*pair) for pair in pairs}
+    reasons = {pair: _cache.get((pair, rules)) or compare_without_parser(*pair, rules) for pair in pairs}
     hard = [pair for pair, reason in reasons.items() if reason is None]
     require_package(gold for _, gold in hard)
-    reasons.update(zip(hard, verdicts(hard), strict=True))
+    reasons.update(zip(hard, verdicts(hard, rules), strict=True))
     complete = {pair: reason for pair, reason in reasons.items() if reason is not None}
-    _cache.update({pair: reason for pair, reason in complete.items() if reason != "timeout"})  # may end next time
+    _cache.update({(pair, rules): reason for pair, reason in complete.items() if reason not in UNFINISHED})
     while len(_cache) > CACHE_SIZE:
         _cache.popitem(last=False)
     return complete
 
 
-def compare_without_parser(answer: str, gold: str) -> AnswerReason | None:
+def compare_without_parser(answer: str, gold: str, rules: Rules = DEFAULT_RULES) -> AnswerReason | None:
     """Return the reason where the comparison needs no parser, else None."""
     if is_task_gold(gold):
         return "unparsable" if len(answer) > MAX_LENGTH else None
-    if INTEGER.match(gold) and INTEGER.match(answer):
+    if INTEGER.match(gold) and INTEGER.match(answer) and rules.tolerance != "qwen2_5_math":
         return "correct" if canonical_integer(answer) == canonical_integer(gold) else "wrong"
     if answer == gold and answer:
         return "correct"
     if len(answer) > MAX_LENGTH:
         return "unparsable"
-    return judge(answer, gold) if is_plain_number(gold) and not needs_parser(answer) else None
+    return judge(answer, gold, rules) if is_plain_number(gold) and not needs_parser(answer, rules) else None

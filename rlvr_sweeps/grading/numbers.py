@@ -65,17 +65,15 @@ class Number:
     value: Fraction
     percent: bool = False
     decimals: int | None = None  # of a decimal of at least ENOUGH_DIGITS significant digits: the last is 10^-decimals
+    rounded: bool = False  # whether it is written as a decimal or with a power of ten, so that it may be a rounded value
 
-    def matches(self, other: "Number") -> bool:
-        """Return whether the two are equal or one is the other rounded. 28\\% equals both 0.28 and 28."""
-        if self.is_close(other):
-            return True
-        if self.percent == other.percent:
-            return False
-        unscaled = Number(self.value * 100, False, self.decimals), Number(other.value * 100, False, other.decimals)
-        return unscaled[0].is_close(other) if self.percent else self.is_close(unscaled[1])
+    def divided(self, places: int) -> "Number":
+        """Return this number divided by 10^places."""
+        decimals = None if self.decimals is None else self.decimals + places
+        return Number(self.value / Fraction(10) ** places, self.percent, decimals, self.rounded)
 
     def is_close(self, other: "Number") -> bool:
+        """Return whether the two are equal, or one is the other rounded."""
         distance = abs(self.value - other.value)
         known = [decimals for decimals in (self.decimals, other.decimals) if decimals is not None]
         return distance == 0 or any(distance <= Fraction(10) ** -decimals / 2 for decimals in known)
@@ -95,11 +93,16 @@ def read_number(tidied: str) -> Number | None:
         text, factor = text[1:].lstrip(), -factor
     while text.startswith("(") and closes_at(text, 0) == len(text) - 1 and "," not in text:
         text = text[1:-1].strip()
-    parsed = read_fraction(text) or read_scientific(text) or read_repeating(text) or read_decimal(text)
+    exact = read_fraction(text) or read_repeating(text)
+    scientific = None if exact else read_scientific(text)
+    parsed = exact or scientific or read_decimal(text)
     if parsed is None:
         return None
+    rounded = not exact and (bool(scientific) or "." in text)
     value, decimals = parsed[0] * factor, parsed[1] if factor in (1, -1) else None
-    return Number(value / 100, True, None if decimals is None else decimals + 2) if percent else Number(value, False, decimals)
+    if percent:
+        value, decimals = value / 100, None if decimals is None else decimals + 2
+    return Number(value, percent, decimals, rounded)
 
 
 def read_fraction(text: str) -> ReadResult:

@@ -1,9 +1,9 @@
 """Run comparisons in a separate judge process, so that they cannot hang, kill or harm the caller.
 
 `verdicts` sends the pairs to `python -m rlvr_sweeps.grading.sandbox`, which has math-verify loaded and keeps its workers in a
-pebble pool. The kernel's CPU timer ends a worker that computes longer than CPU_S, so that C code cannot evade the limit and a
-busy machine changes no verdict. A worker that exceeds MEMORY_BYTES fails. Either costs one verdict; the next worker is forked
-within milliseconds. The functions work from any thread, and in a forked process, which starts its own judge.
+pebble pool. The kernel's CPU timer ends a worker that computes longer than it may (`budget.py`), so that C code cannot evade
+the limit and a busy machine changes no verdict. A worker that exceeds MEMORY_BYTES fails. Either costs one verdict; the next
+worker is forked within milliseconds. The functions work from any thread, and in a forked process, which starts its own judge.
 """
 
 import contextlib
@@ -16,49 +16,58 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.grading import tasks
 from rlvr_sweeps.grading.answers import AnswerReason, judge
+from rlvr_sweeps.grading.budget import CPU_S, Budget
+from rlvr_sweeps.grading.rules import DEFAULT_RULES, Rules
 from rlvr_sweeps.grading.second_reader import opinion
 
 if TYPE_CHECKING:
-    from pebble import ProcessFuture, ProcessPool
+    from pebble import ProcessPool
 
-CPU_S = 1.0  # of one comparison; the slowest answer of tests/grading/answers.jsonl that is not hostile takes a third of it
 WALL_S = 10.0  # of one comparison, in case it waits instead of computing
 MEMORY_BYTES = 1 << 30  # address space that a worker may add
 WORKER_COUNT = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
 Pair = tuple[str, str]  # (answer, gold)
 Comparison = Literal["judge", "second"]  # `answers.judge` or `second_reader.opinion`
+Compare = Callable[[str, str, float], str | None]  # of an answer, a gold answer and a limit in CPU seconds
+UNFINISHED = ("timeout", "over budget")
 
 _judge: "subprocess.Popen[str] | None" = None
 _lock = threading.Lock()
+_may_fork = False  # in a worker, while it forks the child of a comparison
 
 
-def verdicts(pairs: Sequence[Pair]) -> list[AnswerReason]:
-    """Return `answers.judge` of each pair, or `tasks.score` where the gold answer is a task's; `timeout` where it did not end.
+def verdicts(pairs: Sequence[Pair], rules: Rules = DEFAULT_RULES) -> list[AnswerReason]:
+    """Return `answers.judge` of each pair, or `tasks.score` where the gold answer is a task's.
 
+    The reason is `timeout` where a comparison did not end in CPU_S, and `over budget` where the batch left it less than that.
     Raise RuntimeError if no judge can be started.
     """
-    return [cast(AnswerReason, reason or "timeout") for reason in _request("judge", pairs)]
+    return [cast(AnswerReason, reason) for reason in _request("judge", pairs, rules)]
 
 
 def opinions(pairs: Sequence[Pair]) -> list[str | None]:
     """Return `second_reader.opinion` of each pair, None where it did not end."""
-    return _request("second", pairs)
+    return [None if opinion in UNFINISHED else opinion for opinion in _request("second", pairs, DEFAULT_RULES)]
 
 
-def _request(comparison: Comparison, pairs: Sequence[Pair]) -> list[str | None]:
+def _request(comparison: Comparison, pairs: Sequence[Pair], rules: Rules) -> list[str | None]:
     if not pairs:
         return []
     with _lock:
         for _ in range(2):  # a judge that was killed is replaced once
             try:
-                return _exchange(comparison, pairs)
+                return _exchange(comparison, pairs, rules)
             except (BrokenPipeError, json.JSONDecodeError):  # the judge was killed
                 close()
             except BaseException:  # interrupted between request and reply: the next reply would belong to this request
@@ -90,7 +99,7 @@ def _reset_in_child() -> None:
 os.register_at_fork(after_in_child=_reset_in_child)
 
 
-def _exchange(comparison: Comparison, pairs: Sequence[Pair]) -> list[str | None]:
+def _exchange(comparison: Comparison, pairs: Sequence[Pair], rules: Rules) -> list[str | None]:
     global _judge
     if _judge is None:
         environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -99,7 +108,7 @@ def _exchange(comparison: Comparison, pairs: Sequence[Pair]) -> list[str | None]
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment, start_new_session=True,
         )  # fmt: skip
     assert _judge.stdin and _judge.stdout
-    _judge.stdin.write(json.dumps([comparison, list(pairs)]) + "\n")
+    _judge.stdin.write(json.dumps([comparison, asdict(rules), list(pairs)]) + "\n")
     timeout_s = 60 + WALL_S * len(pairs)
     if not select.select([_judge.stdout], [], [], timeout_s)[0]:
         raise BrokenPipeError
@@ -125,16 +134,17 @@ def serve(caller: int) -> None:
 
     pool, loaded = new_pool(), set[str]()
     while line := next_line(caller):
-        comparison, pairs = json.loads(line)
+        comparison, fields, pairs = json.loads(line)
+        compare = partial(compare_within_limit, comparison, Rules(**fields))
         if load_scorers(pairs, loaded):
             pool.stop()  # type: ignore[no-untyped-call]
             pool.join()
             pool = new_pool()
         try:
-            results = compare_pairs(pool, comparison, pairs)
+            results = compare_pairs(pool, compare, pairs)
         except RuntimeError:  # the pool is broken: a worker was killed before it acknowledged its task
             pool = new_pool()
-            results = compare_pairs(pool, comparison, pairs)
+            results = compare_pairs(pool, compare, pairs)
         sys.stdout.write(json.dumps(results) + "\n")
         sys.stdout.flush()
     pool.stop()  # type: ignore[no-untyped-call]
@@ -158,33 +168,79 @@ def load_scorers(pairs: Sequence[Pair], loaded: set[str]) -> bool:
     return bool(new)
 
 
-def compare_pairs(pool: "ProcessPool", comparison: Comparison, pairs: Sequence[Pair]) -> list[str | None]:
-    return [
-        result_or_none(future)
-        for future in [pool.schedule(compare_within_limits, args=(comparison, *pair), timeout=WALL_S) for pair in pairs]
-    ]
+def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) -> list[str | None]:
+    """Return the result of each comparison; `timeout` or `over budget` where it did not end."""
+    budget, results = Budget(), list[str | None]([None] * len(pairs))
+    waiting, running = deque(enumerate(pairs)), dict[Future[str | None], tuple[int, float]]()
+    while waiting or running:
+        while waiting and len(running) < 2 * WORKER_COUNT:  # so few that the budget decides before a comparison begins
+            index, (answer, gold) = waiting.popleft()
+            if limit_s := budget.limit_s(answer):
+                future = pool.schedule(compare, args=(answer, gold, limit_s), timeout=WALL_S)
+                running[future] = index, limit_s
+            else:
+                results[index] = "over budget"
+        for ended in wait(running, return_when=FIRST_COMPLETED).done:
+            index, limit_s = running.pop(ended)
+            results[index] = result_or(ended, "timeout" if limit_s == CPU_S else "over budget")
+            budget.record(pairs[index][0], results[index] not in UNFINISHED, limit_s)
+    return results
 
 
-def result_or_none(future: "ProcessFuture[str | None]") -> str | None:
+def result_or(future: Future[str | None], unfinished: str) -> str | None:
+    """Return a comparison's result, or `unfinished` if it did not end within its limit."""
     from pebble import ProcessExpired
 
     try:
         return future.result()
     except (ProcessExpired, TimeoutError):
-        return None
+        return unfinished
 
 
-def compare_within_limits(comparison: Comparison, answer: str, gold: str) -> str | None:
-    """Run one comparison under the kernel's CPU timer. SIGPROF has no handler, so that it ends this worker."""
-    signal.setitimer(signal.ITIMER_PROF, CPU_S)
+def compare_within_limit(comparison: Comparison, rules: Rules, answer: str, gold: str, limit_s: float) -> str | None:
+    """Compare in this worker, or with a limit below CPU_S in a child of it, which is killed instead of this worker."""
+    if limit_s < CPU_S:
+        return compare_in_child(lambda: compare_now(comparison, rules, answer, gold), limit_s)
+    signal.setitimer(signal.ITIMER_PROF, limit_s)  # SIGPROF has no handler, so that it ends the process
+    try:
+        return compare_now(comparison, rules, answer, gold)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def compare_now(comparison: Comparison, rules: Rules, answer: str, gold: str) -> str | None:
+    """Return the result of one comparison."""
     try:
         if tasks.is_task_gold(gold):
             return tasks.score(answer, gold) if comparison == "judge" else None
-        return judge(answer, gold) if comparison == "judge" else opinion(answer, gold)
+        return judge(answer, gold, rules) if comparison == "judge" else opinion(answer, gold)
     except Exception:  # any error of a parser on text that is not mathematics, MemoryError and RecursionError included
         return "unparsable" if comparison == "judge" else None
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def compare_in_child(compare: Callable[[], str | None], limit_s: float) -> str | None:
+    """Run a comparison in a forked child that the kernel ends after `limit_s` of CPU time; `over budget` if it did.
+
+    Many workers that end within milliseconds would break pebble's pool, which must see a worker begin its task first.
+    """
+    global _may_fork
+    reading, writing = os.pipe()
+    _may_fork = True
+    child = os.fork()
+    _may_fork = False
+    if child == 0:
+        try:
+            signal.setitimer(signal.ITIMER_PROF, limit_s)
+            signal.alarm(int(WALL_S))
+            os.write(writing, json.dumps(compare()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        written = pipe.read()
+    os.waitpid(child, 0)
+    result: str | None = json.loads(written) if written else "over budget"
+    return result
 
 
 def confine() -> None:
@@ -199,6 +255,8 @@ def confine() -> None:
 
 def forbid(event: str, arguments: tuple[object, ...]) -> None:
     """Raise PermissionError for what no comparison needs. An audit hook (PEP 578)."""
+    if event == "os.fork" and _may_fork:
+        return
     if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "shutil.", "ctypes.")):
         raise PermissionError(event)
     if event == "open" and (arguments[1] not in (None, "r", "rb") or int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)):  # type: ignore[call-overload]

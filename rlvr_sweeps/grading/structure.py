@@ -31,6 +31,7 @@ ABOUT = re.compile(
 )
 VARIABLE = re.compile(r"([A-Za-z]'*|\\frac\s*\{\s*d\s*[A-Za-z]\s*\}\s*\{\s*d\s*[A-Za-z]\s*\}|\\d?dot\s*\{[A-Za-z]\})\s*=")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+VECTOR = re.compile(r"\\begin\s*\{(?P<kind>[pb]?matrix|array)\}(?:\s*\{[lcr|]*\})?(?P<rows>.*)\\end\s*\{(?P=kind)\}", re.DOTALL)
 SEPARATOR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s|(?<=[)\]}\d])\s*(?:and|or)\s*(?=[(\[{\d\\-])|;")
 FUNCTION_NAMES = re.compile(r"\b(?:sin|cos|tan|log|exp|sqrt|frac)\b")
 
@@ -111,6 +112,18 @@ def split_elements(text: str, as_list: bool = False) -> tuple[str, list[str]]:
     if kind in ("", "{}"):
         parts = [element for part in parts for element in split_plus_minus(part)]
     return kind, [part.strip() for part in parts]
+
+
+def vector_as_tuple(text: str) -> str:
+    """Return a matrix of one row or one column as a tuple such as (1,2), any other text unchanged."""
+    match = VECTOR.fullmatch(text)
+    if not match or r"\begin" in match["rows"]:
+        return text
+    rows = [row.split("&") for row in match["rows"].strip().removesuffix("\\\\").split("\\\\")]
+    elements = [element.strip() for row in rows for element in row]
+    if len(elements) < 2 or not all(elements) or not (len(rows) == 1 or all(len(row) == 1 for row in rows)):
+        return text
+    return "(" + ",".join(elements) + ")"
 
 
 def bracket_balance(text: str) -> int:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import grading_of
+from rlvr_sweeps.config.settings import grading_of, rules_of
 from rlvr_sweeps.grading.extraction import Policy
 from rlvr_sweeps.grading.grader import Verdict, grade_all
+from rlvr_sweeps.grading.rules import Rules
 from rlvr_sweeps.training.dynamic_sampling import overlong_punishment
 
 
@@ -14,18 +15,18 @@ class Verifier:
 
     __name__ = "accuracy"  # TRL reads a reward function's name
 
-    def __init__(self, grading: Policy) -> None:
-        self.grading = grading
+    def __init__(self, grading: Policy, rules: Rules) -> None:
+        self.grading, self.rules = grading, rules
         self.verdicts: list[Verdict] = []
 
     def __call__(self, completions: list[Any], gold: list[str], **_: Any) -> list[float]:
         """Return the reward of each completion, a conversation of one message."""
-        self.verdicts = grade_all([completion[0]["content"] for completion in completions], gold, self.grading)
+        self.verdicts = grade_all([completion[0]["content"] for completion in completions], gold, self.grading, self.rules)
         return [float(verdict.correct) for verdict in self.verdicts]
 
 
 def rewards(cfg: Resolved) -> list[Any]:
     """Return the reward functions of a run; the first is its Verifier."""
     buffer = cfg["algo"]["overlong_buffer"]
-    verifier = Verifier(grading_of(cfg))
+    verifier = Verifier(grading_of(cfg), rules_of(cfg))
     return [verifier, overlong_punishment(cfg["rollout"]["max_tokens"], buffer)] if buffer else [verifier]

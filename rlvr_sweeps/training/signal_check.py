@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, get_args
 
 from transformers import TrainerCallback
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import cache_dir
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import grading_of, signal_check_of
+from rlvr_sweeps.config.settings import grading_of, rules_of, signal_check_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import Row, read_json, text_digest, write_json
 from rlvr_sweeps.grading.extraction import POLICIES, MissingReason, Policy
@@ -63,7 +64,15 @@ class SignalCheck(TrainerCallback):
         chosen = [problems[index % len(problems)] for index in range(count)]
         decoding = [cfg["rollout"][name] for name in ("engine", "temperature", "top_p", "max_tokens")]
         prompts = [trainer.prompt_ids(row["prompt"]) for row in chosen]
-        request = [self.model_key, prompts, [row["gold"] for row in chosen], grading_of(cfg), decoding, VERSION]
+        request = [
+            self.model_key,
+            prompts,
+            [row["gold"] for row in chosen],
+            grading_of(cfg),
+            asdict(rules_of(cfg)),
+            decoding,
+            VERSION,
+        ]
         path = cache_dir() / "signal" / f"{text_digest(json.dumps(request))[:32]}.json"
         stored: list[Row] | None = None
         with suppress(OSError):
@@ -83,7 +92,7 @@ class SignalCheck(TrainerCallback):
         if trainer.use_vllm:
             patches.set_synced_step(trainer, -1)  # the first step compares the two samplers itself and records the difference
         texts = trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
-        verdicts = grade_all(texts, [row["gold"] for row in problems], grading_of(cfg))
+        verdicts = grade_all(texts, [row["gold"] for row in problems], grading_of(cfg), rules_of(cfg))
         ends = {*trainer.eos_token_ids, trainer.processing_class.pad_token_id}
         return [
             {
@@ -121,7 +130,7 @@ def advice(rows: Sequence[Row], cfg: Resolved) -> str:
     texts, golds = [row["text"] for row in rows], [row["gold"] for row in rows]
     laxer: tuple[Policy, ...] = POLICIES[POLICIES.index(own) + 1 :]  # they are ordered from strict to lax
     for policy in laxer:
-        if count := sum(verdict.correct for verdict in grade_all(texts, golds, policy)):
+        if count := sum(verdict.correct for verdict in grade_all(texts, golds, policy, rules_of(cfg))):
             sentences.append(f"With grading={policy}, {count} of {len(rows)} would be right.")
             break
     if any(row["truncated"] for row in rows):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr_sweeps.grading.answers import AnswerReason
-from rlvr_sweeps.grading.extraction import POLICIES, extract, last_box
+from rlvr_sweeps.grading.extraction import POLICIES, boxed_answer, extract
 from rlvr_sweeps.grading.grader import compare_all, compare_without_parser, grade, grade_all
 from rlvr_sweeps.grading.latex import tidy
 from rlvr_sweeps.grading.numbers import read_number
@@ -142,7 +142,7 @@ def test_no_answer_raises_an_exception_in_the_calling_process(tokens, times):
     """Compare answers with a plain number, and search their boxes. A chain with a side to compute is left to the sandbox."""
     text = "".join(tokens) * times
     assert compare_without_parser(text[:1000], "17") in (REASONS if "=" not in text else {*REASONS, None})
-    box = last_box("\\boxed{" + text)
+    box = boxed_answer("\\boxed{" + text, "last")
     assert box is None or box in text
 
 
@@ -157,7 +157,7 @@ def test_fuzzed_answers_all_get_a_verdict():
 
 @given(st.text(alphabet="ab{}\\ ", max_size=30))
 def test_last_box_returns_balanced_braces(text):
-    content = last_box("\\boxed{" + text + "}")
+    content = boxed_answer("\\boxed{" + text + "}", "last")
     if balanced(text) and "\\boxed{" not in text:
         assert content == text
 
@@ -173,8 +173,8 @@ def balanced(text: str) -> bool:
 
 
 def test_sixty_thousand_open_boxes_take_linear_time():
-    assert last_box("\\boxed{" * 60_000) is None
-    assert last_box("\\boxed{" * 60_000 + "5" + "}" * 60_000) == "5"
+    assert boxed_answer("\\boxed{" * 60_000, "last") is None
+    assert boxed_answer("\\boxed{" * 60_000 + "5" + "}" * 60_000, "last") == "5"
 
 
 def test_an_answer_with_more_digits_than_int_accepts_is_wrong():

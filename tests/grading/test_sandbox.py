@@ -9,13 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from pebble import ProcessPool
 
 from rlvr_sweeps.grading import sandbox
 from rlvr_sweeps.grading.answers import judge
+from rlvr_sweeps.grading.budget import BATCH_S, CPU_S, FULL_S, SHAPE_LIMIT, SHORT_S, Budget
 from rlvr_sweeps.grading.grader import grade_all
+from rlvr_sweeps.grading.rules import DEFAULT_RULES
 from tests.conftest import ROOT
 
 RIGHT, WRONG = (r"\frac{\sqrt{8}}{2}", r"\sqrt2"), (r"\sqrt{3}", r"\sqrt2")
@@ -26,10 +30,47 @@ def test_a_comparison_that_does_not_end_is_a_timeout():
     assert sandbox.verdicts([RIGHT, ENDLESS, WRONG]) == ["correct", "timeout", "wrong"]
 
 
-@pytest.mark.slow
-def test_sixteen_hostile_answers_change_no_other_verdict():
+def test_hostile_answers_of_one_shape_are_refused_and_change_no_other_verdict():
     pairs = [pair for number in range(16) for pair in ((rf"\sqrt{{{9980 + number}!+1}}", r"\sqrt2"), RIGHT)]
-    assert sandbox.verdicts(pairs) == ["timeout", "correct"] * 16
+    reasons = sandbox.verdicts(pairs)
+    assert reasons[1::2] == ["correct"] * 16
+    started = SHAPE_LIMIT + 2 * sandbox.WORKER_COUNT  # those that begin before the limit is reached
+    assert SHAPE_LIMIT <= reasons.count("timeout") <= started
+    assert reasons[0::2].count("over budget") == 16 - reasons.count("timeout")
+
+
+def begin_worker():
+    """Prepare a worker as `serve` does."""
+    sandbox.warm_up()
+    sandbox.confine()
+
+
+def test_a_batch_without_time_has_short_comparisons_in_children(monkeypatch):
+    monkeypatch.setattr(sandbox, "Budget", lambda: Budget(used_s=FULL_S))
+    with ProcessPool(1, initializer=begin_worker, context=multiprocessing.get_context("fork")) as pool:
+        compare = partial(sandbox.compare_within_limit, "judge", DEFAULT_RULES)
+        reasons = sandbox.compare_pairs(pool, compare, [RIGHT, ENDLESS, WRONG, ("2^{10}", "1024")])
+    assert reasons == ["correct", "over budget", "wrong", "wrong form"]
+
+
+def test_the_budget_of_a_batch():
+    budget = Budget()
+    for _ in range(int(FULL_S / CPU_S)):
+        assert budget.limit_s(f"{budget.used_s:.0f}" + "abc!"[: int(budget.used_s) % 4]) == CPU_S
+        budget.used_s += CPU_S
+    assert budget.limit_s("x") == SHORT_S
+    budget.used_s = BATCH_S
+    assert budget.limit_s("x") == 0
+
+
+def test_a_shape_that_once_ended_is_not_refused():
+    budget = Budget()
+    for _ in range(SHAPE_LIMIT):
+        budget.record("9!+x", ended=False, limit_s=CPU_S)
+    assert budget.limit_s("12!+y") == 0
+    assert budget.limit_s("12!+2y") == CPU_S
+    budget.record("3!+z", ended=True, limit_s=CPU_S)
+    assert budget.limit_s("12!+y") == CPU_S
 
 
 def test_threads_share_a_judge():

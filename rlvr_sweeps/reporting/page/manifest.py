@@ -3,12 +3,12 @@
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import grading_of, is_trained
+from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
 from rlvr_sweeps.files import read_json
 from rlvr_sweeps.reporting.rows import Cell
 from rlvr_sweeps.runs.directory import Run
@@ -61,7 +61,8 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
         entries["Model", f"{cfg['model']['name']}, hash of the weights"] = record["model_key"]
     entries["Evaluation", "decoding"] = decoding(cfg["evaluation"]) + f", seed {cfg['evaluation']['seed']}"
     entries["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
-    entries["Evaluation", "answers"] = f"{grading_of(cfg)}, grader version {summary.get('grader', 'not recorded')}"
+    answers = [grading_of(cfg), *(f"{rule} {value}" for rule, value in asdict(rules_of(cfg)).items())]
+    entries["Evaluation", "answers"] = f"{', '.join(answers)}, grader version {summary.get('grader', 'not recorded')}"
     right = read_json(run.right_path) or {}
     for name, benchmark in cfg["benchmark"].items():
         text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"
