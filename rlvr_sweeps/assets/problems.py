@@ -21,6 +21,7 @@ from rlvr_sweeps.assets.locations import cache_dir, locate
 from rlvr_sweeps.assets.procedural import same_question
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, text_digest, write_text
+from rlvr_sweeps.grading.golds import unreadable
 
 WINDOW = 13  # words; a problem overlaps with the training prompts if it shares this many in a row
 WORD = re.compile(r"[a-z0-9]+|[^\x00-\x7f]")  # words of the Latin alphabet, single characters of other scripts
@@ -58,6 +59,23 @@ def load_problems(source: Mapping[str, Any]) -> list[Problem]:
     if source["problems"] is not None and len(problems) != source["problems"]:
         raise Refused(f"{source['path']} has {len(problems)} problems, but its configuration says {source['problems']}.")
     return problems
+
+
+def warn_of_unreadable_golds(golds: Mapping[str, str], path: str) -> int:
+    """Print which problems have a gold answer that is compared only as text, and return their number; `golds` by problem id.
+
+    A right answer in another spelling than the gold answer's own is judged wrong there.
+    """
+    texts = set(unreadable(golds.values()))
+    affected = [(problem, gold) for problem, gold in golds.items() if gold in texts]
+    if affected:
+        shown = "; ".join(f"problem {problem}: {gold[:80]!r}" for problem, gold in affected[:5])
+        print(
+            f"warning: {len(affected)} of {len(golds)} gold answers of {path} can be compared only as text, so that another "
+            f"spelling of them is judged wrong: {shown}{'; …' if len(affected) > 5 else ''}",
+            flush=True,
+        )
+    return len(affected)
 
 
 def answer_of(text: str, source: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch.distributed.rendezvous import rendezvous
 
-from rlvr_sweeps.assets.problems import Problem, load_problems, prompt_ids
+from rlvr_sweeps.assets.problems import Problem, load_problems, prompt_ids, warn_of_unreadable_golds
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import grading_of, rules_of
@@ -38,6 +38,8 @@ def evaluate(run: Run, cfg: Resolved) -> None:
         set_aside_other_samples(run, cfg)
         questions = {name: {row.id: [row.question, row.answer] for row in rows} for name, rows in problems.items()}
         write_json(run.questions_path, questions)
+        for name, rows in problems.items():
+            warn_of_unreadable_golds({row.id: row.answer for row in rows}, cfg["benchmark"][name]["path"])
         gather_samples(run, cfg, problems)
         regrade_samples(run, cfg)
     barrier("ready")

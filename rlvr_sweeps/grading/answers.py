@@ -150,6 +150,29 @@ def is_within_tolerance(answer: str, gold: str, rules: Rules, rounded: bool) -> 
     return values[0] is not None and values[1] is not None and rules.is_within_tolerance(values[0], values[1], rounded)
 
 
+def can_be_compared(gold: str) -> bool:
+    """Return whether a gold answer can be compared otherwise than as text. May not return on a hostile one.
+
+    That is so for numbers, for words, and for formulas and relations that the parser reads and whose values can be computed. For a
+    list, a tuple or a union of intervals it must be so for each element.
+    """
+    gold = tidy(gold)
+    if read_number(gold) is not None or text_answer(gold):
+        return True
+    value = without_name(as_region(CLOCK.sub("", gold).strip()))
+    if read_number(value) is not None:
+        return True
+    pieces = split_outside(value, CUP)
+    if len(pieces) > 1:
+        return all(can_be_compared(piece) for piece in pieces)
+    if named := coordinates(value):
+        return all(can_be_compared(element) for _, element in named)
+    kind, parts = split_elements(vector_as_tuple(value))
+    if kind or len(parts) > 1:
+        return all(can_be_compared(part) for part in parts)
+    return compare_expressions(value, value) == "correct"
+
+
 def letters(text: str) -> set[str]:
     """Return the single letters of a text outside words, commands and \\mathbb{R}."""
     return set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", NO_VARIABLE.sub(" ", text)))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.grading import tasks
-from rlvr_sweeps.grading.answers import AnswerReason, judge
+from rlvr_sweeps.grading.answers import AnswerReason, can_be_compared, judge
 from rlvr_sweeps.grading.budget import CPU_S, Budget
 from rlvr_sweeps.grading.rules import DEFAULT_RULES, Rules
 from rlvr_sweeps.grading.second_reader import opinion
@@ -38,7 +38,7 @@ WALL_S = 10.0  # of one comparison, in case it waits instead of computing
 MEMORY_BYTES = 1 << 30  # address space that a worker may add
 WORKER_COUNT = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
 Pair = tuple[str, str]  # (answer, gold)
-Comparison = Literal["judge", "second"]  # `answers.judge` or `second_reader.opinion`
+Comparison = Literal["judge", "second", "gold"]  # `answers.judge`, `second_reader.opinion` or `answers.can_be_compared`
 Compare = Callable[[str, str, float], str | None]  # of an answer, a gold answer and a limit in CPU seconds
 UNFINISHED = ("timeout", "over budget")
 
@@ -59,6 +59,11 @@ def verdicts(pairs: Sequence[Pair], rules: Rules = DEFAULT_RULES) -> list[Answer
 def opinions(pairs: Sequence[Pair]) -> list[str | None]:
     """Return `second_reader.opinion` of each pair, None where it did not end."""
     return [None if opinion in UNFINISHED else opinion for opinion in _request("second", pairs, DEFAULT_RULES)]
+
+
+def readable(golds: Sequence[str]) -> list[bool]:
+    """Return `answers.can_be_compared` of each gold answer, False where it did not end."""
+    return [result == "readable" for result in _request("gold", [("", gold) for gold in golds], DEFAULT_RULES)]
 
 
 def _request(comparison: Comparison, pairs: Sequence[Pair], rules: Rules) -> list[str | None]:
@@ -213,6 +218,8 @@ def compare_now(comparison: Comparison, rules: Rules, answer: str, gold: str) ->
     try:
         if tasks.is_task_gold(gold):
             return tasks.score(answer, gold) if comparison == "judge" else None
+        if comparison == "gold":
+            return "readable" if can_be_compared(gold) else None
         return judge(answer, gold, rules) if comparison == "judge" else opinion(answer, gold)
     except Exception:  # any error of a parser on text that is not mathematics, MemoryError and RecursionError included
         return "unparsable" if comparison == "judge" else None

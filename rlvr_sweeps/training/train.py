@@ -14,7 +14,14 @@ from trl import GRPOConfig
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import model_key, weights_folder
-from rlvr_sweeps.assets.problems import all_prompt_ids, load_problems, messages, overlap_by_benchmark, split
+from rlvr_sweeps.assets.problems import (
+    all_prompt_ids,
+    load_problems,
+    messages,
+    overlap_by_benchmark,
+    split,
+    warn_of_unreadable_golds,
+)
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
 from rlvr_sweeps.errors import Refused, Stopped
@@ -94,12 +101,18 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     trainer.add_callback(StopOnRequest(run, trainer))
     trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
     trainer.create_optimizer()
+    golds = {row["problem"]: row["gold"] for row in rows} if trainer.accelerator.is_main_process else {}
     facts = {
         "asked": expected,
         "built": build_check.built_record(trainer, cfg),
         "optimizer": type(trainer.optimizer).__name__,
         "parameters": build_check.parameter_counts(trainer.model),
-        "data": {"problems": len(rows), "left_out_too_long": left_out, "overlap": overlap},
+        "data": {
+            "problems": len(rows),
+            "left_out_too_long": left_out,
+            "overlap": overlap,
+            "unreadable_golds": warn_of_unreadable_golds(golds, cfg["data"]["path"]),
+        },
         "model_key": key,
         "surroundings": build_check.surroundings(),
     }
