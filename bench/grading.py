@@ -2,23 +2,30 @@
 
 All three grade the same completions, in alternating rounds.
 
-python bench/grading.py        takes about two minutes
+python bench/grading.py        takes about three minutes
 """
 
 import random
 import statistics
 import time
+from collections import Counter
 
 from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 
-from rlvr_sweeps.grading import grader, sandbox
+from rlvr_sweeps.grading import budget, grader, sandbox
 
 BATCH, ROUNDS = 128, 3
 LENGTHS = (500, 5_000, 60_000)  # characters of a completion
 FILLER = "so we have that the value of x is 3 and then $y = x^2 + 1$ hence by symmetry we get 12, wait, let me check again."
 # Expressions that would take minutes or gigabytes to evaluate; the size check refuses them.
 HOSTILE = [r"9^{9^{9^{9}}}", r"10^{10^{10}}", "1000000!", "(" * 200 + "x" + ")" * 200]
+# Parts of random formulas that pass the size check, and whose comparison takes seconds or does not end; N is a random number.
+LEAVES = ["N!", "7^{N}", r"\binom{N}{4999}", r"\sqrt{N!}", r"\frac{N!}{3^{N}}"]
+OPERATIONS = [
+    r"\sqrt{A+B}", r"\frac{A+1}{B-1}", r"\sin(A+B)", r"\ln(A\cdot B)", r"(A+B)^{\frac{1}{3}}", r"\lfloor A\cdot\sqrt{B}\rfloor",
+    "|A-B|", r"\arctan(A/B)", r"e^{\sin A}\cdot B",
+]  # fmt: skip
 
 
 def integers(rng):
@@ -40,6 +47,14 @@ def latex(rng):
             (f"{a},{b},{c}", f"{c},{b},{a}" if correct else f"{a},{b}"),
         ]
     )
+
+
+def hostile(rng, depth=3):
+    """Return a random formula that takes long to compare."""
+    if depth == 0 or rng.random() < 0.15:
+        return rng.choice(LEAVES).replace("N", str(rng.randint(9000, 9999)))
+    parts = {"A": hostile(rng, depth - 1), "B": hostile(rng, depth - 1)}
+    return "".join(parts.get(character, character) for character in rng.choice(OPERATIONS))
 
 
 def completions(make_pair, length, seed):
@@ -103,11 +118,19 @@ def main():
     ordinary_s, _ = timed(grade, texts, golds)
     for label, answers in {
         "16 answers that the size check refuses": HOSTILE * 4,
-        "16 different answers that pass the size check and do not end": [rf"\sqrt{{{9980 + n}!+1}}" for n in range(16)],
+        "16 answers of one shape that pass the size check and do not end": [rf"\sqrt{{{9980 + n}!+1}}" for n in range(16)],
     }.items():
         hostile_texts = [f"</think>\\boxed{{{answer}}}" for answer in answers] + texts[16:]
         hostile_s, _ = timed(grade, hostile_texts, [r"\sqrt{2}"] * 16 + golds[16:])
         print(f"a batch of {BATCH}: {ordinary_s:.2f} s; with {label}: {hostile_s:.2f} s")
+    rng = random.Random(0)
+    answers = list(dict.fromkeys(hostile(rng) for _ in range(3000)))[:1024]
+    start = time.perf_counter()
+    reasons = Counter(sandbox.verdicts([(answer, r"\sqrt{2}") for answer in answers]))
+    shapes = len({budget.shape(answer) for answer in answers})
+    print(
+        f"a batch of {len(answers)} different hostile answers of {shapes} shapes: {time.perf_counter() - start:.0f} s, {dict(reasons)}"
+    )
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ def is_within_tolerance(answer: str, gold: str, rules: Rules, rounded: bool) -> 
 def can_be_compared(gold: str) -> bool:
     """Return whether a gold answer can be compared otherwise than as text. May not return on a hostile one.
 
-    That is so for numbers, for words, and for formulas and relations that the parser reads and whose values can be computed. For a
-    list, a tuple or a union of intervals it must be so for each element.
+    That is so for numbers, for words, and for formulas and relations that the parser reads and whose values can be computed.
+    Of a list, a tuple or a union of intervals, each element must be so.
     """
     gold = tidy(gold)
     if read_number(gold) is not None or text_answer(gold):

@@ -7,7 +7,7 @@ decimals and six significant digits must agree; in a formula a decimal loosens o
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -336,23 +336,33 @@ def points(first: Any, second: Any, positive: set[str]) -> Iterator[dict[Any, An
 
     variables = sorted(first.free_symbols | second.free_symbols, key=str)
     whole = is_about_integers(first) or is_about_integers(second)
-    for number_of_point, (real_numbers, integers) in enumerate(zip(REAL_POINTS, INTEGER_POINTS, strict=True)):
+
+    def point(numbers: Sequence[Any]) -> dict[Any, Any]:
         values = {}
         for index, symbol in enumerate(variables):
-            if whole and (symbol.name in INTEGER_NAMES or number_of_point % 2):
-                number = sympy.Integer(integers[index % 3])
-            else:
-                number = sympy.Float(real_numbers[index % 3], PRECISION)
-            number += 3 * (index // 3)
+            number = numbers[index] + 3 * (index // 3)
             values[symbol] = abs(number) if symbol.name in positive else number
-        yield values
+        return values
+
+    is_integer = [whole and symbol.name in INTEGER_NAMES for symbol in variables]
+    for number_of_point, (reals, integers) in enumerate(zip(REAL_POINTS, INTEGER_POINTS, strict=True)):
+        yield point(
+            [
+                sympy.Integer(integers[index % 3]) if always else sympy.Float(reals[index % 3], PRECISION)
+                for index, always in enumerate(is_integer)
+            ]
+        )
+        if whole and number_of_point % 2 and not all(is_integer):
+            yield point([sympy.Integer(integers[index % 3]) for index in range(len(variables))])
     if has_steps(first) or has_steps(second):
-        for step in range(STEPS):  # consecutive integers, and every fractional part to 1/STEPS
-            yield {
-                symbol: sympy.Integer(step + index) if whole and symbol.name in INTEGER_NAMES
-                else sympy.Rational(step * (7 + index), STEPS)
-                for index, symbol in enumerate(variables)
-            }  # fmt: skip
+        for step in range(STEPS):  # consecutive integers, and every fractional part to 1/STEPS, of both signs
+            yield point(
+                [
+                    sympy.Integer(step + index) if always
+                    else sympy.Rational((step - STEPS // 2) * (7 + index), STEPS)
+                    for index, always in enumerate(is_integer)
+                ]
+            )  # fmt: skip
 
 
 def has_steps(expression: Any) -> bool:
