@@ -67,7 +67,7 @@ def completions(make_pair, length, seed):
 
 def grade(texts, golds):
     """Return the verdicts of rlvr_sweeps, computed without its cache."""
-    grader._cache.clear()
+    grader._caches.clear()
     return [verdict.correct for verdict in grader.grade_all(texts, golds)]
 
 
@@ -127,10 +127,9 @@ def main():
     answers = list(dict.fromkeys(hostile(rng) for _ in range(3000)))[:1024]
     start = time.perf_counter()
     reasons = Counter(sandbox.verdicts([(answer, r"\sqrt{2}") for answer in answers]))
+    seconds = time.perf_counter() - start
     shapes = len({budget.shape(answer) for answer in answers})
-    print(
-        f"a batch of {len(answers)} different hostile answers of {shapes} shapes: {time.perf_counter() - start:.0f} s, {dict(reasons)}"
-    )
+    print(f"a batch of {len(answers)} different hostile answers, of {shapes} shapes: {seconds:.0f} s, {dict(reasons)}")
 
 
 if __name__ == "__main__":

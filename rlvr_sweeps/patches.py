@@ -340,6 +340,37 @@ def replace_latex_number_parser(parse_number: Callable[[Any, str], object]) -> N
     latex2sympy2._Latex2Sympy.parse_number = parse_number
 
 
+def parse_latex_in_two_stages() -> None:
+    """Make latex2sympy2_extended parse with ANTLR's fast prediction first, and with its full one where that fails.
+
+    latex2sympy2_extended 1.11.0 always uses the full prediction (LL), which is up to seven times as slow. The fast one (SLL)
+    either gives the same tree or reports a syntax error, as ANTLR documents.
+    https://github.com/antlr/antlr4/blob/4.9.3/runtime/Java/src/org/antlr/v4/runtime/atn/PredictionMode.java
+    Remove when the parser does so itself.
+    """
+    from antlr4.atn.PredictionMode import PredictionMode  # type: ignore[import-untyped]
+    from latex2sympy2_extended import latex2sympy2
+
+    create_parser = latex2sympy2._Latex2Sympy.create_parser
+    if create_parser.__name__ == "create_two_stage_parser":
+        return
+
+    def create_two_stage_parser(self: Any, text: str) -> Any:
+        parser = create_parser(self, text)
+        parser._interp.predictionMode = PredictionMode.SLL
+
+        def math() -> Any:
+            try:
+                return type(parser).math(parser)
+            except Exception:  # the parser's error listener raises it for a syntax error
+                return create_parser(self, text).math()
+
+        parser.math = math
+        return parser
+
+    latex2sympy2._Latex2Sympy.create_parser = create_two_stage_parser
+
+
 def set_pool_interval(seconds: float) -> None:
     """Set the interval, in seconds, at which pebble's process pools check for ended workers.
 

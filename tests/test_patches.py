@@ -37,6 +37,8 @@ SOURCES = {
     "omegaconf.grammar_parser:parse": "74350f0d8eff",
     "omegaconf.base:Container._maybe_resolve_interpolation": "16ec61f56811",
     "omegaconf._utils:OmegaConfDumper.str_representer": "d1251a40ee13",
+    "latex2sympy2_extended.latex2sympy2:_Latex2Sympy.create_parser": "42eb8609ed9c",
+    "latex2sympy2_extended.latex2sympy2:_Latex2Sympy.parse": "3f9c529b2e6c",
     "latex2sympy2_extended.latex2sympy2:_Latex2Sympy.parse_number": "187dd6174122",
 }  # fmt: skip
 FUNCTIONS = [

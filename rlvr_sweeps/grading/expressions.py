@@ -285,6 +285,7 @@ def equal_in_value(first: Any, second: Any, units: dict[Any, float], positive: s
     first, second = exact_decimals(first, units), exact_decimals(second, units)
     natural = not (first.has(sympy.I) or second.has(sympy.I))  # formulas over the real numbers, compared where they are real
     compared = 0
+    smooth = is_smooth(first) and is_smooth(second)
     for values in points(first, second, positive):
         a, b = value_at(first, values), value_at(second, values)
         if a is None or b is None or (natural and not a.is_real and not b.is_real):
@@ -302,9 +303,25 @@ def equal_in_value(first: Any, second: Any, units: dict[Any, float], positive: s
         if abs(a - b) > allowed:
             return False
         compared += 1
+        if smooth and compared == ENOUGH_POINTS:
+            break
     if compared < ENOUGH_POINTS or first.free_symbols != second.free_symbols:
         return None
     return units_used(first, second, units) or equal_exactly(first, second)
+
+
+def is_smooth(expression: Any) -> bool:
+    """Return whether a formula is of sums, products, quotients, whole powers, sine, cosine and e^x only.
+
+    Such a formula is analytic wherever it has a value. Two of them that agree at ENOUGH_POINTS fixed points are equal, but for
+    formulas made to vanish at these points; others, with roots or absolute values, may agree on one side of a point only.
+    """
+    import sympy
+
+    parts = {type(part) for part in sympy.preorder_traversal(expression)}
+    if any(issubclass(part, sympy.Function) and part not in (sympy.sin, sympy.cos, sympy.exp) for part in parts):
+        return False
+    return all(power.exp.is_Integer or power.base is sympy.E for power in expression.atoms(sympy.Pow) if power.free_symbols)
 
 
 def units_used(first: Any, second: Any, units: dict[Any, Any]) -> bool:

@@ -20,9 +20,9 @@ from rlvr_sweeps.grading.tasks import is_task_gold, require_package
 
 VERSION = 4  # raise it with every change that can change a verdict; summaries of two versions are not compared
 Reason = AnswerReason | MissingReason
-CACHE_SIZE = 100_000  # verdicts
+CACHE_SIZE = 100_000  # verdicts by each set of rules
 
-_cache: OrderedDict[tuple[Pair, Rules], AnswerReason] = OrderedDict()
+_caches: dict[Rules, OrderedDict[Pair, AnswerReason]] = {}
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ def grade_all(
 
 def compare_all(pairs: Iterable[Pair], rules: Rules = DEFAULT_RULES) -> dict[Pair, AnswerReason]:
     """Return the reason for each (answer, gold): from the cache, from a comparison in this process, or from the sandbox."""
-    reasons = {pair: _cache.get((pair, rules)) or compare_without_parser(*pair, rules) for pair in pairs}
+    cache = _caches.setdefault(rules, OrderedDict())
+    reasons = {pair: cache[pair] if pair in cache else compare_without_parser(*pair, rules) for pair in pairs}
     hard = [pair for pair, reason in reasons.items() if reason is None]
     require_package(gold for _, gold in hard)
     reasons.update(zip(hard, verdicts(hard, rules), strict=True))
     complete = {pair: reason for pair, reason in reasons.items() if reason is not None}
-    _cache.update({(pair, rules): reason for pair, reason in complete.items() if reason not in UNFINISHED})
-    while len(_cache) > CACHE_SIZE:
-        _cache.popitem(last=False)
+    cache.update({pair: reason for pair, reason in complete.items() if reason not in UNFINISHED})
+    while len(cache) > CACHE_SIZE:
+        cache.popitem(last=False)
     return complete
 
 

@@ -18,10 +18,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal, cast
 
 from rlvr_sweeps import patches
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 WALL_S = 10.0  # of one comparison, in case it waits instead of computing
 MEMORY_BYTES = 1 << 30  # address space that a worker may add
 WORKER_COUNT = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
+QUEUED = 3  # comparisons per worker that have begun or wait for it; few, so that the budget decides on the others
 Pair = tuple[str, str]  # (answer, gold)
 Comparison = Literal["judge", "second", "gold"]  # `answers.judge`, `second_reader.opinion` or `answers.can_be_compared`
 Compare = Callable[[str, str, float], str | None]  # of an answer, a gold answer and a limit in CPU seconds
@@ -177,17 +179,20 @@ def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) 
     """Return the result of each comparison; `timeout` or `over budget` where it did not end."""
     budget, results = Budget(), list[str | None]([None] * len(pairs))
     waiting, running = deque(enumerate(pairs)), dict[Future[str | None], tuple[int, float]]()
+    ended: SimpleQueue[Future[str | None]] = SimpleQueue()
     while waiting or running:
-        while waiting and len(running) < 2 * WORKER_COUNT:  # so few that the budget decides before a comparison begins
+        while waiting and len(running) < QUEUED * WORKER_COUNT:
             index, (answer, gold) = waiting.popleft()
             if limit_s := budget.limit_s(answer):
                 future = pool.schedule(compare, args=(answer, gold, limit_s), timeout=WALL_S)
                 running[future] = index, limit_s
+                future.add_done_callback(ended.put)
             else:
                 results[index] = "over budget"
-        for ended in wait(running, return_when=FIRST_COMPLETED).done:
-            index, limit_s = running.pop(ended)
-            results[index] = result_or(ended, "timeout" if limit_s == CPU_S else "over budget")
+        if running:
+            completed = ended.get()
+            index, limit_s = running.pop(completed)
+            results[index] = result_or(completed, "timeout" if limit_s == CPU_S else "over budget")
             budget.record(pairs[index][0], results[index] not in UNFINISHED, limit_s)
     return results
 
@@ -288,6 +293,7 @@ def read_latex_number(_converter: object, text: str) -> object:
 def warm_up() -> None:
     """Import what comparisons import late, so that workers are forked with it, and replace the parser's call that evaluates."""
     patches.replace_latex_number_parser(read_latex_number)
+    patches.parse_latex_in_two_stages()
     pairs = [
         (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}"), ("(x+1)^2", "x^2+2x+1"), (r"\{x\}\cup[1,2)", r"[1,2)\cup\{x\}"),
         (r"\begin{pmatrix}1&x\\3&4\end{pmatrix}", r"\begin{bmatrix}1&x\\3&5\end{bmatrix}"), (r"2\sin x\cos x", r"\sin 2x"),

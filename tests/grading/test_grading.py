@@ -8,8 +8,12 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from sympy import srepr
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.grading.answers import AnswerReason
+from rlvr_sweeps.grading.expressions import TOO_LARGE, read_latex
 from rlvr_sweeps.grading.extraction import POLICIES, boxed_answer, extract
 from rlvr_sweeps.grading.grader import compare_all, compare_without_parser, grade, grade_all
 from rlvr_sweeps.grading.latex import tidy
@@ -186,3 +190,12 @@ def test_the_configuration_accepts_exactly_the_policies(composer):
     assert composer.point([]).cfg["grading"] == POLICIES[0]
     with pytest.raises(Exception, match="Allowed: boxed_after_thinking, boxed, any"):
         composer.point(["grading=boxd"])
+
+
+def test_parsing_in_two_stages_gives_the_same_expressions(monkeypatch):
+    texts = sorted({tidy(case[key]) for case in CASES for key in ("answer", "gold") if len(case[key]) < 200})
+    texts = [text for text in texts if not TOO_LARGE.search(text)][::3]
+    full = [srepr(read_latex(text, True)) for text in texts]
+    monkeypatch.setattr(_Latex2Sympy, "create_parser", _Latex2Sympy.create_parser)  # restored after the test
+    patches.parse_latex_in_two_stages()
+    assert [srepr(read_latex(text, True)) for text in texts] == full
