@@ -2,7 +2,7 @@
 
 `grader.grade_all` gives each completion a verdict. `extraction` finds the answer in a completion; `answers` compares it with
 the gold answer: `latex` brings both into one spelling, `regions` reads inequalities and unions, `structure` splits lists,
-tuples and chains, `numbers` reads literal numbers, `symbols` replaces names that the parser cannot read, and `expressions`
+tuples and chains, `numbers` reads literal numbers and `units` their units, `symbols` replaces names that the parser cannot read, and `expressions`
 compares formulas and relations by value. `sandbox` runs the comparison in a process that cannot harm the caller; `tasks` grades
 there by the scores of reasoning-gym's tasks. `rules` are the choices on which graders differ (`answers.*`), `budget` limits the
 time of a batch, and `golds` names gold answers that cannot be compared. `second_reader` compares by another method, for

@@ -17,6 +17,7 @@ from rlvr_sweeps.grading.regions import as_region, split_outside
 from rlvr_sweeps.grading.rules import DEFAULT_RULES, Rules
 from rlvr_sweeps.grading.structure import (
     RELATION,
+    cases,
     chain_sides,
     coordinates,
     split_elements,
@@ -31,6 +32,8 @@ CLOCK = re.compile(r"\s*(?:\\text\s*\{\s*)?\b(?P<half>[ap])\.?\s?m\b\.?\s*\}?\s*
 LISTED = re.compile(r"\d{1,3}(?:,\d{3})+")  # 70,110: one number, or two
 NO_VARIABLE = re.compile(r"\\(?:mathbb|text)\s*\{[^{}]*\}|\\mathbb\s*R")
 OR, VOWEL = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])"), re.compile("[aeiouAEIOU]")
+ONE_SIGN = re.compile(r"=|<|>|\\(?:le|ge)(?![A-Za-z])")
+CHOICE = re.compile(r"(?:\\text\s*\{\s*\((?P<text>[A-J])\)\s*\}\s*|\((?P<letter>[A-J])\)\s+)(?P<value>\S.*)")  # (B) 12
 ROMAN = re.compile("[IVXLC]+")
 CUP = re.compile(r"\\cup(?![A-Za-z])")
 ROUNDED = re.compile(r"[+-]?\d*\.\d+")  # a decimal as a side of a chain
@@ -84,12 +87,17 @@ def compare(answer: str, gold: str, rules: Rules) -> AnswerReason:
         return "correct"
     if reason := compare_coordinates(answer, gold, rules):
         return reason
-    if is_equation(answer) and is_equation(gold) and compare_expressions(answer, gold) == "correct":
+    if relates_letters(answer) and relates_letters(gold) and compare_expressions(answer, gold) == "correct":
         return "correct"
+    if (pieces := cases(answer)) and (gold_pieces := cases(gold)):
+        return compare_cases(pieces, gold_pieces, rules)
     if gold_clock := CLOCK.search(gold):
         if (clock := CLOCK.search(answer)) and clock["half"].lower() != gold_clock["half"].lower():
             return "wrong"
         answer, gold = CLOCK.sub("", answer).strip(), CLOCK.sub("", gold).strip()
+    if (choice := CHOICE.fullmatch(answer)) and not CHOICE.fullmatch(gold):
+        letter = choice["text"] or choice["letter"]
+        answer = letter if text_answer(gold) in set("ABCDEFGHIJ") or gold in set("ABCDEFGHIJ") else choice["value"]
     region, gold_region = as_region(answer), as_region(gold)
     if region != answer and gold_region != gold and letters(answer) and letters(gold) and letters(answer) != letters(gold):
         return "wrong"  # y>3 for x>3
@@ -125,9 +133,9 @@ def compare(answer: str, gold: str, rules: Rules) -> AnswerReason:
             return "correct"
         if "\\text" in answer + gold or VOWEL.search(first) or VOWEL.search(second):
             return "wrong"
-    pieces, gold_pieces = (split_outside(text, CUP) for text in (answer, gold))
-    if len(gold_pieces) > 1 and len(pieces) == len(gold_pieces) and all(piece[:1] in "([\\" for piece in pieces):
-        reason = compare_elements("", pieces, "", gold_pieces, rules)
+    parts, expected = (split_outside(text, CUP) for text in (answer, gold))
+    if len(expected) > 1 and len(parts) == len(expected) and all(part[:1] in "([\\" for part in parts):
+        reason = compare_elements("", parts, "", expected, rules)
         if reason == "correct":
             return reason
     if rules.vectors == "either" and (r"\begin" in answer) != (r"\begin" in gold):
@@ -165,6 +173,8 @@ def can_be_compared(gold: str) -> bool:
     pieces = split_outside(value, CUP)
     if len(pieces) > 1:
         return all(can_be_compared(piece) for piece in pieces)
+    if by_cases := cases(value):
+        return all(can_be_compared(piece) for pair in by_cases for piece in pair)
     if named := coordinates(value):
         return all(can_be_compared(element) for _, element in named)
     kind, parts = split_elements(vector_as_tuple(value))
@@ -183,9 +193,9 @@ def is_list(text: str) -> bool:
     return len(split_elements(text, as_list=True)[1]) > 1 and not split_elements(text)[0]
 
 
-def is_equation(text: str) -> bool:
-    """Return whether a text is one equation with a letter on both sides, such as y=1/x, and no name with its value."""
-    sides = text.split("=")
+def relates_letters(text: str) -> bool:
+    """Return whether a text is one equation or inequality with letters on both sides, such as y=1/x, and no name's value."""
+    sides = ONE_SIGN.split(text)
     return len(sides) == 2 and (bool(re.search("[A-Za-z]", sides[1])) or len(re.findall("[A-Za-z]", sides[0])) > 1)
 
 
@@ -217,6 +227,24 @@ def compare_coordinates(answer: str, gold: str, rules: Rules) -> AnswerReason | 
     else:
         return None
     return next((reason for reason in reasons if reason != "correct"), "correct")
+
+
+def compare_cases(pieces: list[tuple[str, str]], gold_pieces: list[tuple[str, str]], rules: Rules) -> AnswerReason:
+    """Compare two formulas that are defined by cases: each value and its condition, in any order."""
+    remaining = list(pieces)
+    for gold_value, gold_condition in gold_pieces:
+        match = next(
+            (
+                piece
+                for piece in remaining
+                if compare(piece[1], gold_condition, rules) == compare(piece[0], gold_value, rules) == "correct"
+            ),
+            None,
+        )
+        if match is None:
+            return "wrong"
+        remaining.remove(match)
+    return "wrong" if remaining else "correct"
 
 
 def in_order(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from rlvr_sweeps.grading.latex import closes_at
 from rlvr_sweeps.grading.numbers import ENOUGH_DIGITS, NO_UNIT, read_number
 from rlvr_sweeps.grading.structure import RELATION, bracket_balance, bracket_depth
 from rlvr_sweeps.grading.symbols import Names, with_free_index, with_letters
+from rlvr_sweeps.grading.units import Unit, read_unit
 
 ExpressionReason = Literal["correct", "wrong", "wrong form", "unparsable", "too large"]
 RELATIVE_TOLERANCE = 1e-6  # beside math-verify's six decimals, under which 1/2004! and 1/2006! are both 0
@@ -37,7 +38,7 @@ STEPS = 53  # points for a formula with floor or ceiling
 PRECISION = 30  # digits to which values are computed
 MAX_DEPTH = 30  # nested brackets
 TOO_LARGE = re.compile(  # expressions too expensive to evaluate: towers of powers, huge powers, factorials, binomials
-    r"\^[\s{(]*\d+\s*\^[\s{(]*\d|\d\s*\^[\s{(]*-?\d{5,}|[)}\]]\s*\^[\s{(]*-?\d{3,}"
+    r"\^[\s{(]*\d+\s*\^[\s{(]*\d|\d\s*\^[\s{(]*-?\d{5,}|[)}\]]\s*\^[\s{(]*-?\d{4,}"
     r"|\d{5,}[\s})]*!|!\s*\)\s*!|\d\s*!\s*!|\\binom\s*\{\s*\d{5,}"
 )
 OPERATORS = re.compile(  # an answer with one of these restates the problem instead of solving it
@@ -72,6 +73,9 @@ def compare_expressions(answer: str, gold: str) -> ExpressionReason:
         return "too large"
     from math_verify import verify
 
+    units = unit_words(answer), unit_words(gold)
+    if units[0] and units[1] and units[0] != units[1]:
+        return "wrong"
     answer, gold = (without_separators(without_unit_words(text)) for text in (answer, gold))
     names = Names.of(answer, gold)
     answer, gold = (with_free_index(with_letters(text, names), names) for text in (answer, gold))
@@ -93,6 +97,12 @@ def without_unit_words(text: str) -> str:
     """Return the text without the unit in \\text{…} at its end; words that change a value are no unit."""
     match = UNIT.search(text)
     return text if match is None or NO_UNIT.search(match["words"]) else text[: match.start()]
+
+
+def unit_words(text: str) -> Unit | None:
+    """Return the unit in \\text{…} at the end of a text; None where there is none, or an unknown one."""
+    match = UNIT.search(text)
+    return None if match is None or NO_UNIT.search(match["words"]) else read_unit(match[0])
 
 
 def equal_ratios(first: str, second: str) -> bool:

@@ -25,11 +25,20 @@ REPLACEMENTS = (
     (re.compile(r"\\(?:[dtc]|nice|s)frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:mathrm|textrm|textup|textit|mbox|hbox|operatorname\*?|mathit|textsf|mathsf|rm)(?![A-Za-z])"), r"\\text"),
+    (re.compile(r"\\mathbf\s*(?:\{\s*([RZNQ])\s*\}|([RZNQ])(?![A-Za-z]))"), r"\\mathbb{\1\2}"),
     (re.compile(r"\\(?:textbf|mathbf|boldsymbol|bold|bm)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}"), ""),
     (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,]*)\s*\}"), r"\1"),
     (re.compile(r"\\text\s*\{\s*([ei])\s*\}"), r"\1"),
     (re.compile(rf"\\text\s*\{{\s*({FUNCTIONS})\s*\}}"), r"\\\1 "),
+    (re.compile(r"(?<=\d)\{:\}(?=\d)"), ":"),  # 3{:}45
+    (
+        re.compile(
+            r"(?:\\text\s*\{\s*cis\s*\}|(?<![A-Za-z\\])cis(?![A-Za-z]))\s*"
+            r"(\([^()]*\)|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|[\d.]+(?:\s*\^\s*\{?\s*\\circ\s*\}?)?|\\?[A-Za-z]+)"
+        ),
+        r"(\\cos \1+i\\sin \1)",
+    ),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])|>="), r"\\ge "),
     (re.compile(r"\\neq(?![A-Za-z])|(?<![\d)])!="), r"\\ne "),
@@ -59,15 +68,29 @@ PLAIN = (
     (re.compile(rf"(?<![A-Za-z\\])({GREEK})(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\arc\\?(sin|cos|tan)"), r"\\arc\1"),
 )
+OPEN_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*,[^\[\]()]*)([\[\]])")  # ]0,1[ for (0,1)
 CHOOSE = (
     (re.compile(r"(?<![\w}])\^\s*\{?(\w+)\}?\s*C\s*_\s*(?:\{(\w+)\}|(\w))"), r"\\binom{\1}{\2\3}"),  # ^{10}C_5
     (re.compile(r"(?<![\w}])_\s*\{?(\w+)\}?\s*C\s*_\s*(?:\{(\w+)\}|(\w))"), r"\\binom{\1}{\2\3}"),  # _{10}C_5
     (re.compile(r"(?<![\w\\])C\s*_\s*(?:\{(\w+)\}|(\w))\s*\^\s*(?:\{(\w+)\}|(\w))"), r"\\binom{\1\2}{\3\4}"),  # C_{10}^5
 )
-ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1, "dot": 1, "ddot": 1, "hat": 1, "vec": 1, "bar": 1, "overline": 1, "tilde": 1}
+ARGUMENTS = {
+    "frac": 2,
+    "binom": 2,
+    "sqrt": 1,
+    "pmod": 1,
+    "dot": 1,
+    "ddot": 1,
+    "hat": 1,
+    "vec": 1,
+    "bar": 1,
+    "overline": 1,
+    "tilde": 1,
+}
 INFIX_OR_BRACE = re.compile(r"[{}]|\\(?:over|choose)(?![A-Za-z])")
 COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
 ROOT = re.compile(r"\s*\[[^\[\]]*\]")
+ODD_ROOT_OF_NEGATIVE = re.compile(r"\\sqrt(?P<root>\[\d*[13579]\])\{\s*-(?P<radicand>[^-+{}]+)\}")  # the real root
 MARKS = re.compile(r"^(?:\*\*|__|`)(.+?)(?:\*\*|__|`)$", re.DOTALL)  # Markdown's bold and code
 END = re.compile(r"(?:\s|\\\\|[.,;])+\Z")
 MAX_LENGTH = 1000  # characters; a longer text is graded as unparsable
@@ -80,7 +103,7 @@ def tidy(text: str) -> str:
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")  # marks of width and direction
     text = SUPERSCRIPTS.sub(lambda match: "^{" + unicodedata.normalize("NFKC", match[0]) + "}", text)
     text = SUBSCRIPTS.sub(lambda match: "_{" + unicodedata.normalize("NFKC", match[0]) + "}", text)
-    text = VULGAR_FRACTIONS.sub(lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
+    text = VULGAR_FRACTIONS.sub(lambda match: fraction_of(match[0]), text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
     text = SPACES.sub(lambda match: match[1] or ("" if match[2] else " "), text)
     text = MARKS.sub(r"\1", text.strip())
@@ -92,9 +115,17 @@ def tidy(text: str) -> str:
     for pattern, replacement in CHOOSE:
         text = pattern.sub(replacement, text)
     text = END.sub("", with_braces(text)).strip()
+    if text.startswith("]") or text.endswith("["):
+        text = OPEN_INTERVAL.sub(lambda match: "[("[match[1] == "]"] + match[2] + "])"[match[3] == "["], text)
     while text.startswith("{") and closes_at(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     return text
+
+
+def fraction_of(sign: str) -> str:
+    """Return a sign such as ½ as \\frac{1}{2}."""
+    top, _, bottom = unicodedata.normalize("NFKC", sign).partition("\u2044")
+    return rf"\frac{{{top}}}{{{bottom}}}" if bottom else sign
 
 
 def with_braces(text: str) -> str:
@@ -132,6 +163,8 @@ def read_piece(text: str, position: int) -> tuple[str, int]:
         argument, position = read_piece(text, position)
         is_group = argument.startswith("{") and closes_at(argument, 0) == len(argument) - 1
         command += argument if is_group else "{" + argument + "}"
+    if odd := ODD_ROOT_OF_NEGATIVE.fullmatch(command):
+        command = rf"(-\sqrt{odd['root']}{{{odd['radicand']}}})"
     return command, position
 
 

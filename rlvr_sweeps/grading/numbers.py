@@ -6,17 +6,22 @@ not a literal number.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rlvr_sweeps.grading.latex import MAX_LENGTH, closes_at
+from rlvr_sweeps.grading.units import Unit, read_unit
 
 PERCENT = re.compile(r"\\?%\s*$|\\text\s*\{\s*(?:percent|%|\\%)\s*\}\s*$|(?<=\d)\s*percent\s*$")
 INTEGER = re.compile(r"[+-]?\d+\Z", re.ASCII)
 DIGITS = r"\d{1,3}(?:(?:,|\{,\}| )\d{3})+|\d+"
 DECIMAL = rf"(?:{DIGITS})(?:\.\d*)?|\.\d+"
 SIGN = r"(?P<sign>[+-]?)\s*"
-FRACTION = r"(?:\\frac\s*\{\s*(?P<top>-?[^{}]+?)\s*\}\s*\{\s*(?P<bottom>-?[^{}]+?)\s*\}|(?P<over>\d+)\s*/\s*(?P<under>\d+))"
+INTEGER_IN_BRACKETS = r"(?:\d+|\(-?\d+\))"
+FRACTION = (
+    r"(?:\\frac\s*\{\s*(?P<top>-?[^{}]+?)\s*\}\s*\{\s*(?P<bottom>-?[^{}]+?)\s*\}"
+    rf"|(?P<over>{INTEGER_IN_BRACKETS})\s*/\s*(?P<under>-?{INTEGER_IN_BRACKETS}))"
+)
 MIXED = re.compile(rf"{SIGN}(?:(?P<whole>\d+)(?: +|(?=\\frac)))?{FRACTION}\Z", re.ASCII)
 POWER = r"10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d{1,3})\s*\}|(?P<digit>\d))"
 SCIENTIFIC = re.compile(
@@ -25,6 +30,10 @@ SCIENTIFIC = re.compile(
     re.ASCII,
 )
 REPEATING = re.compile(rf"{SIGN}(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{{(?P<cycle>\d+)\}}\Z", re.ASCII)
+DOTTED = re.compile(r"\\dot\s*\{(\d)\}(?:(\d*)\\dot\s*\{(\d)\})?")  # 0.\dot{1}4\dot{2} for 0.142142…
+ABBREVIATED = re.compile(  # 0.1666\ldots: a digit three times, or several digits twice
+    r"(?P<start>[+-]?\s*\d*\.\d*?)(?:(?P<digit>\d)(?P=digit){2,}|(?P<block>\d{2,6})(?P=block)+)\s*(?:\\ldots|\.\.\.|…)"
+)
 PLAIN = re.compile(rf"{SIGN}(?P<decimal>{DECIMAL})\Z", re.ASCII)
 ENOUGH_DIGITS = 6  # significant digits from which a rounded decimal stands for the exact number, as in math-verify
 EXPONENT = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?"
@@ -38,7 +47,8 @@ PLAIN_WORD = re.compile(rf"(?<=[\d}}\])])\s*(?:{UNIT_WORDS})(?:\s+(?:{UNIT_WORDS
 ANY_WORDS = re.compile(r"(?<=\d)\s+(?P<words>(?=\w*[aeiou])[a-z]{4,}(?:\s+[a-z]{2,}){0,3})\s*\Z")
 IN_BRACES = r"\{\s*\\text\s*\{[^{}\d]*\}" + EXPONENT + r"\s*\}"
 TEXT_FRACTION = re.compile(rf"\\frac\s*{IN_BRACES}\s*{IN_BRACES}\s*\Z")
-SYMBOL = re.compile(rf"(?<=\d) (?:cm|mm|km|m|kg|g|s|h|K|C|V|W|J|N|Hz|Pa|eV|MeV|GeV|mol|Å){EXPONENT}\s*\Z")
+SYMBOL_NAMES = r"[fpnumcdkMGT]?(?:m|g|s|Hz|N|J|W|Pa|V|A|K|C|F|eV|L|l|mol|cal|bar)|h|Å|AU|pc|kpc|Mpc|ly|atm|erg|rpm|dB"
+SYMBOL = re.compile(rf"(?<=\d) (?:{SYMBOL_NAMES}){EXPONENT}(?:\s*[/ ]\s*(?:{SYMBOL_NAMES}){EXPONENT})*\s*\Z")
 LETTER_UNIT = re.compile(rf"{SYMBOL.pattern}|\\(?:Omega|mu)(?![A-Za-z])")
 IN_TEXT = re.compile(rf"\\text\s*\{{(?P<words>(?:[^{{}}\d^]|\^\{{?-?\d\}}?)*)\}}{EXPONENT}\s*\Z")
 COMMAND = re.compile(rf"(?:\\degree(?:\s*[CFK])?|\\Omega|\\mu(?:\s*[a-zA-Z])?|M_\{{?\\odot\}}?|[/·]|\\cdot){EXPONENT}\s*\Z")
@@ -66,11 +76,18 @@ class Number:
     percent: bool = False
     decimals: int | None = None  # of a decimal of at least ENOUGH_DIGITS significant digits: the last is 10^-decimals
     rounded: bool = False  # whether it is written as a decimal or with a power of ten, so that it may be a rounded value
+    unit: Unit | None = None  # None: no unit, or an unknown one
+
+    def in_unit(self, unit: Unit) -> "Number | None":
+        """Return the number in another unit; None where the two measure different quantities. A number without unit has it."""
+        if self.unit is None or self.unit == unit:
+            return self
+        return Number(self.value * self.unit.size / unit.size, self.percent) if self.unit.powers == unit.powers else None
 
     def divided(self, places: int) -> "Number":
         """Return this number divided by 10^places."""
         decimals = None if self.decimals is None else self.decimals + places
-        return Number(self.value / Fraction(10) ** places, self.percent, decimals, self.rounded)
+        return replace(self, value=self.value / Fraction(10) ** places, decimals=decimals)
 
     def is_close(self, other: "Number") -> bool:
         """Return whether the two are equal, or one is the other rounded."""
@@ -80,15 +97,16 @@ class Number:
 
 
 def read_number(tidied: str) -> Number | None:
-    """Return the number that a tidied text states, without its unit; None where the text is not one literal number."""
+    """Return the number that a tidied text states, with its unit; None where the text is not one literal number."""
     if len(tidied) > MAX_LENGTH:
         return None
     text, factor = tidied.removeprefix(r"\approx").strip(), Fraction(1)
-    percent = bool(PERCENT.search(text))
+    percent, unit = bool(PERCENT.search(text)), None
     if percent:
         text = PERCENT.sub("", text).strip()
     else:
-        text, factor = without_unit(text)
+        number, factor = without_unit(text)
+        text, unit = number, read_unit(text[len(number) :].strip()) if len(number) < len(text) else None
     if text.startswith("-") and text[1:].lstrip().startswith("("):
         text, factor = text[1:].lstrip(), -factor
     while text.startswith("(") and closes_at(text, 0) == len(text) - 1 and "," not in text:
@@ -102,7 +120,7 @@ def read_number(tidied: str) -> Number | None:
     value, decimals = parsed[0] * factor, parsed[1] if factor in (1, -1) else None
     if percent:
         value, decimals = value / 100, None if decimals is None else decimals + 2
-    return Number(value, percent, decimals, rounded)
+    return Number(value, percent, decimals, rounded, unit)
 
 
 def read_fraction(text: str) -> ReadResult:
@@ -110,7 +128,9 @@ def read_fraction(text: str) -> ReadResult:
     match = MIXED.match(text)
     if not match:
         return None
-    top, bottom = read_decimal(match["top"] or match["over"]), read_decimal(match["bottom"] or match["under"])
+    top, bottom = (
+        read_decimal((match[one] or match[other]).strip("()")) for one, other in (("top", "over"), ("bottom", "under"))
+    )
     if top is None or bottom is None or bottom[0] == 0 or (match["whole"] and top[0] < 0):
         return None
     return signed(match, Fraction(match["whole"] or 0) + top[0] / bottom[0]), None
@@ -129,7 +149,10 @@ def read_scientific(text: str) -> ReadResult:
 
 
 def read_repeating(text: str) -> ReadResult:
-    """Read a repeating decimal: 0.1\\overline{6} is 1/6."""
+    """Read a repeating decimal: 0.1\\overline{6}, 0.1\\dot{6} and 0.1666\\ldots are 1/6."""
+    text = DOTTED.sub(r"\\overline{\1\2\3}", text)
+    if abbreviated := ABBREVIATED.fullmatch(text):
+        text = abbreviated["start"] + rf"\overline{{{abbreviated['block'] or abbreviated['digit']}}}"
     match = REPEATING.match(text)
     if not match:
         return None

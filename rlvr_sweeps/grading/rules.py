@@ -35,10 +35,11 @@ class Rules:
     vectors: Vectors = "either"
 
     def equal_numbers(self, answer: Number, gold: Number) -> bool:
-        """Return whether a literal number answers a gold answer that is one."""
-        return any(
+        """Return whether a literal number answers a gold answer that is one; a missing unit is the gold answer's."""
+        converted = answer.in_unit(gold.unit) if gold.unit else answer
+        return converted is not None and any(
             reading.is_close(gold) or self.is_within_tolerance(reading.value, gold.value, gold.rounded)
-            for reading in self.readings(answer, gold)
+            for reading in self.readings(converted, gold)
         )
 
     def readings(self, answer: Number, gold: Number) -> list[Number]:

@@ -16,6 +16,7 @@ NAMED_THING = (  # what may precede "=": the name of a quantity, not an expressi
     rf"|{NAMES}(?:\s*\\(?:cdot|times)\s*{NAMES})+|\\frac\s*\{{\s*{NAMES}\s*\}}\s*\{{\s*{NAMES}\s*\}}|{NAMES}\s*[/:]\s*{NAMES}"
     rf"|\\mathbb\s*\{{?\s*[A-Z]\s*\}}?\s*(?:\[[^\[\]]*\]|{CALL})|[A-Z]\s*\[[^\[\]]*\]|\\(?:Pr|det|deg|gcd|lcm)\s*{CALL}"
     rf"|\\(?:angle|triangle|measuredangle)\s*[A-Z]{{1,3}}|m\\angle\s*[A-Z]{{1,3}}|\\overline\s*\{{[A-Z]{{1,2}}\}}"
+    rf"|\\(?:vec|overrightarrow|hat|bar|tilde|overline)\s*\{{\s*{ATOM}\s*\}}"  # \vec{{v}}
     rf"|\|\s*{ATOM}++\s*\||\[[A-Z]{{3,6}}\]|\(\s*{ATOM}(?:\s*,\s*{ATOM})+\s*\)"  # |z|, [ABC], (x, y)
     r"|\\text\s*\{\s*(?!(?:[^{}]*\b(?:or|and|not)\b))[A-Za-z][A-Za-z ]*\})"
 )
@@ -32,6 +33,8 @@ ABOUT = re.compile(
 VARIABLE = re.compile(r"([A-Za-z]'*|\\frac\s*\{\s*d\s*[A-Za-z]\s*\}\s*\{\s*d\s*[A-Za-z]\s*\}|\\d?dot\s*\{[A-Za-z]\})\s*=")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 VECTOR = re.compile(r"\\begin\s*\{(?P<kind>[pb]?matrix|array)\}(?:\s*\{[lcr|]*\})?(?P<rows>.*)\\end\s*\{(?P=kind)\}", re.DOTALL)
+CASES = re.compile(r"\\begin\s*\{(?P<kind>cases|dcases)\}(?P<rows>.*)\\end\s*\{(?P=kind)\}", re.DOTALL)
+CONDITION_WORDS = re.compile(r"\\text\s*\{\s*,?\s*(?:if|for|when|where)\s*\}|^\s*,?\s*(?:if|for|when|where)(?![A-Za-z])")
 SEPARATOR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s|(?<=[)\]}\d])\s*(?:and|or)\s*(?=[(\[{\d\\-])|;")
 FUNCTION_NAMES = re.compile(r"\b(?:sin|cos|tan|log|exp|sqrt|frac)\b")
 
@@ -124,6 +127,15 @@ def vector_as_tuple(text: str) -> str:
     if len(elements) < 2 or not all(elements) or not (len(rows) == 1 or all(len(row) == 1 for row in rows)):
         return text
     return "(" + ",".join(elements) + ")"
+
+
+def cases(text: str) -> list[tuple[str, str]]:
+    """Return the (value, condition) pairs of a formula defined by cases; an empty list for any other text."""
+    match = CASES.fullmatch(text)
+    if not match:
+        return []
+    rows = [row.partition("&") for row in match["rows"].split(r"\\") if row.strip()]
+    return [(value.strip(" ,"), CONDITION_WORDS.sub("", condition).strip(" ,.")) for value, _, condition in rows]
 
 
 def bracket_balance(text: str) -> int:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from math_verify import parse, verify
 
 from rlvr_sweeps.grading.grader import compare_all
-from tests.grading.test_near_misses import EQUAL, GOLDS, ROW_GAP, ROWS, changed, groups
+from tests.grading.test_near_misses import EQUAL, GOLDS, ROW_GAP, ROWS, changed, groups, has_unit, spelling
 
 PAIRS_OF_GOLDS = 5_000
 
@@ -46,12 +46,15 @@ def print_near_misses():
     """Print how many near misses each grader accepts."""
     rng = random.Random(0)
     same = groups([*EQUAL, *({row["answer"], row["gold"]} for row in ROWS if row["verdict"] == "correct")])
-    others = {tuple(rng.sample(GOLDS, 2)) for _ in range(PAIRS_OF_GOLDS)}
+    golds = [gold for gold in GOLDS if not has_unit(gold)]
+    others = {tuple(rng.sample(golds, 2)) for _ in range(PAIRS_OF_GOLDS)}
     kinds = {
         "changed in one place": {
             (text, gold) for gold in GOLDS for text in changed(gold) if text != gold and not ROW_GAP.search(gold)
         },
-        "of another problem": {pair for pair in others if not any(set(pair) <= group for group in same)},
+        "of another problem": {
+            pair for pair in others if not any(set(pair) <= group for group in same) and len(set(map(spelling, pair))) == 2
+        },
     }
     print("\nnear misses             pairs   accepted here   by math-verify")
     for kind, pairs in kinds.items():
