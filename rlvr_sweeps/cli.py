@@ -13,6 +13,7 @@ from rich.console import Console
 from rlvr_sweeps.config.compose import offline_composer
 from rlvr_sweeps.config.sweeps import main_model
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.paths import conf_dir
 from rlvr_sweeps.runs.directory import STAGES
 from rlvr_sweeps.runs.reading import log_files, named_run, tail
 
@@ -305,8 +306,8 @@ def parser() -> argparse.ArgumentParser:
     regrade.add_argument("--dry-run", action="store_true", help="print what would change, and change nothing")
     regrade.add_argument(
         "--answers",
-        metavar="RULES",
-        help="print what other rules would change, a name in conf/answers; change nothing",
+        choices=sorted(path.stem for path in (conf_dir() / "answers").glob("*.yaml")),
+        help="print what these rules of conf/answers would change; change nothing",
     )
     audit = commands.add_parser("audit", help="compare a sample of verdicts with an independent reader")
     audit.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)

@@ -1,4 +1,8 @@
-"""Read the unit after a number, so that 5 km is 5000 m and neither 5 m nor 5 kg. An unknown unit is no unit."""
+"""Read the unit after a number, so that 5 km is 5000 m and neither 5 m nor 5 kg. An unknown word is no unit.
+
+The library pint is not used: it reads ordinary words as units (pint 0.25 reads `units` as the micronit, `points` as a length
+and AU as an absorbance), which would refuse right answers.
+"""
 
 import re
 from dataclasses import dataclass

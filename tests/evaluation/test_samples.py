@@ -80,6 +80,22 @@ def test_regrading_prints_the_changes_and_copies_the_old_samples(evaluated, caps
     assert "no verdict changed" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_other_rules_are_tried_and_change_nothing(evaluated, capsys):
+    run = evaluated()
+    rows = read_rows(run.samples_path("tier1"))
+    rows[0] |= {"text": rf"</think>\boxed{{{rows[0]['gold']}+0}}"}
+    regrade.write_samples(run, "tier1", rows)
+    regrade.regrade(run)
+    before = [path.read_text() for path in (run.summary_path, run.samples_path("tier1"))]
+    cli.main(["regrade", "--answers", "math_verify", str(run.path)])
+    printed = capsys.readouterr().out
+    assert "1 wrong → correct" in printed and "average 70.83 → 75.00 %" in printed
+    assert [path.read_text() for path in (run.summary_path, run.samples_path("tier1"))] == before
+    with pytest.raises(SystemExit):
+        cli.main(["regrade", "--answers", "unknown", str(run.path)])
+    assert "invalid choice: 'unknown'" in capsys.readouterr().err
+
+
 def test_regrading_refuses_samples_of_another_evaluation(evaluated):
     """k was set to 5 afterwards: the stored samples must neither be scored with it nor be deleted."""
     run = evaluated()
