@@ -12,6 +12,7 @@ from rlvr_sweeps.training.dynamic_sampling import Group, PromptStream, fill, ove
 from tests.conftest import choices
 
 OBJECTIVES = [name for name in choices("algo") if name != "none"]
+WITHOUT_CLIP = ("cispo", "sapo", "vespo")
 GROUPS, SIZE, MAX_TOKENS = 4, 4, 24
 
 
@@ -21,19 +22,41 @@ def reference_advantages(rewards, scale):
     return (centred / (rewards.std(1, ddof=1, keepdims=True) + 1e-4) if scale else centred).reshape(-1)
 
 
-def reference_loss(name, logps, old, advantages, lengths, low, high):
+def clipped_surrogate(ratio, a, low, high):
+    """Return −min(ratio · A, clip(ratio) · A), and its derivative by the logarithm of the ratio."""
+    clipped = np.clip(ratio, 1 - low, 1 + high)
+    return -np.minimum(ratio * a, clipped * a), np.where(ratio * a <= clipped * a, -ratio * a, 0.0)
+
+
+def reference_loss(name, logps, old, advantages, lengths, trl):
     """Return −J and its gradient by the log-probabilities, (completions, tokens); Eq. (1) of the paper and its variants."""
     ratio, a = np.exp(logps - old), advantages[:, None]
-    clipped = np.clip(ratio, 1 - low, 1 + high)
-    token = -np.minimum(ratio * a, clipped * a)
-    slope = np.where(ratio * a <= clipped * a, -ratio * a, 0.0)
     mask = np.arange(logps.shape[1])[None] < lengths[:, None]
-    if name.startswith("grpo"):  # mean over a response's tokens, then over responses
-        weight = mask / lengths[:, None] / len(lengths)
-    elif name.startswith("dapo"):  # equal weight for every token of the batch
-        weight = mask / lengths.sum()
-    else:  # Dr. GRPO: a constant in place of 1/|o|
-        weight = mask / (len(lengths) * MAX_TOKENS)
+    by_response = mask / lengths[:, None] / len(lengths)  # mean over a response's tokens, then over responses
+    by_token = mask / lengths.sum()  # equal weight for every token of the batch
+    constant = mask / (len(lengths) * MAX_TOKENS)  # Dr. GRPO: a constant in place of 1/|o|
+    low, high = trl["epsilon"], trl["epsilon_high"]
+    if name in ("gspo", "luspo"):  # one ratio per response: the geometric mean of its tokens' ratios
+        mean_ratio = np.exp(((logps - old) * mask).sum(1, keepdims=True) / lengths[:, None])
+        response, slope = clipped_surrogate(mean_ratio, a, low, high)
+        weight = lengths[:, None] if name == "luspo" else 1.0
+        return (response * weight).mean(), slope * weight * by_response
+    if name == "cispo":
+        factor = -np.minimum(ratio, high) * a
+        return (factor * logps * by_token).sum(), factor * by_token
+    if name == "vespo":
+        w = np.exp(((logps - old) * mask).sum(1, keepdims=True))
+        k = np.where(a >= 0, trl["vespo_k_pos"], trl["vespo_k_neg"])
+        rate = np.where(a >= 0, trl["vespo_lambda_pos"], trl["vespo_lambda_neg"])
+        factor = -(w**k) * np.exp(rate * (1 - w)) * a
+        return (factor * logps * by_token).sum(), factor * by_token
+    if name == "sapo":
+        temperature = np.where(a > 0, trl["sapo_temperature_pos"], trl["sapo_temperature_neg"])
+        gate = 1 / (1 + np.exp(-temperature * (ratio - 1)))
+        token, slope = -4 / temperature * gate * a, -4 * gate * (1 - gate) * ratio * a
+        return (token * by_response).sum(), slope * by_response
+    token, slope = clipped_surrogate(ratio, a, low, high)
+    weight = by_response if name.startswith("grpo") else by_token if name.startswith("dapo") else constant
     return (token * weight).sum(), slope * weight
 
 
@@ -61,19 +84,29 @@ def test_loss_and_gradient_equal_the_equation(prepared, name, seed, monkeypatch)
     monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", lambda *_, **__: (logps, torch.zeros_like(old), None))
     loss = trainer._compute_loss(trainer.model, inputs)
     loss.backward()
-    trl = cfg["algo"]["trl"]
-    expected, gradient = reference_loss(
-        name,
-        logps.detach().numpy().astype(float),
-        old.numpy().astype(float),
-        advantages,
-        lengths,
-        trl["epsilon"],
-        trl["epsilon_high"],
-    )
+    values = [tensor.detach().numpy().astype(float) for tensor in (logps, old)]
+    expected, gradient = reference_loss(name, *values, advantages, lengths, cfg["algo"]["trl"])
     assert float(loss) == pytest.approx(expected, abs=1e-5)
     np.testing.assert_allclose(logps.grad.numpy(), gradient, atol=1e-5)
-    assert 0 < (gradient != 0).sum() < (np.arange(width)[None] < lengths[:, None]).sum(), "some tokens are clipped"
+    tokens = (np.arange(width)[None] < lengths[:, None]).sum()
+    if name in WITHOUT_CLIP:
+        assert (gradient != 0).sum() == tokens, "no token loses its gradient"
+    else:
+        assert 0 < (gradient != 0).sum() < tokens, "some tokens are clipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "same"), [("gspo", "grpo"), ("sapo", "grpo"), ("cispo", "dapo"), ("vespo", "dapo")])
+def test_objectives_that_differ_off_policy_only_have_one_gradient_at_the_ratio_one(name, same, composer):
+    """With one update per rollout the ratio is 1: docs/reproducing.md states which objectives are then the same."""
+    rng = np.random.default_rng(0)
+    lengths, advantages = rng.integers(1, MAX_TOKENS + 1, 8), rng.normal(0, 1, 8)
+    logps = rng.normal(-1, 0.5, (8, lengths.max()))
+    gradients = [
+        reference_loss(each, logps, logps, advantages, lengths, composer.point([f"algo={each}"]).cfg["algo"]["trl"])[1]
+        for each in (name, same)
+    ]
+    np.testing.assert_allclose(*gradients, rtol=1e-12)
 
 
 def fabricated(rewards, lengths, count):
