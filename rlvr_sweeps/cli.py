@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.config.settings import site_runs_dir
 from rlvr_sweeps.config.sweeps import main_model
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import conf_dir
@@ -25,9 +26,9 @@ RUN_HELP = "name, id or directory of a run"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one `rlvr` command; print the message of a Refused and exit with code 1."""
-    parsed = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
+        parsed = parse(arguments)
         COMMANDS[parsed.command](parsed, console)
     except Refused as refusal:
         sys.exit(str(refusal))
@@ -277,10 +278,13 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of every command and its arguments."""
     root = argparse.ArgumentParser(prog="rlvr", description="Read and manage runs. To start runs: python launch.py --help")
     commands = root.add_subparsers(dest="command", required=True)
+    runs_dir = site_runs_dir()
     status = commands.add_parser("status", help="print the state of every run")
     report = commands.add_parser("report", help="print a table of the finished runs; write a CSV and an HTML page")
     for command in (status, report):
-        command.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
+        command.add_argument(
+            "runs_dir", nargs="?", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default"
+        )
     report.add_argument("--out", type=Path, help="file of the page; RUNS_DIR/report.html by default")
     table = commands.add_parser("table", help="print and write a table of the paper or of a sweep")
     table.add_argument("name", metavar="TABLE", help="3 4 5 6, or a sweep: released, lr_fair, seeds, …")
@@ -333,7 +337,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (cancel, retry):
         command.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     for command in (compare, regrade, audit, logs, samples, profile, cancel, retry):
-        command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
+        command.add_argument("--runs-dir", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
     data.add_argument(
         "action",
@@ -344,7 +348,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all sets of the model by default")
     data.add_argument("--model", help="model whose benchmarks and training data to use; by default the paper's main model")
     doctor = commands.add_parser("doctor", help="check this site for everything that would prevent a sweep")
-    doctor.add_argument("runs_dir", nargs="?", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
+    doctor.add_argument("runs_dir", nargs="?", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     doctor.add_argument("--job", action="store_true", help="also submit a job of one minute that checks its node")
     for command in (
         status,
@@ -363,16 +367,17 @@ def parser() -> argparse.ArgumentParser:
         doctor,
     ):
         command.add_argument("--json", action="store_true", help="print JSON")
-    add_wandb(commands.add_parser("wandb", help="send runs to Weights & Biases, fetch them, or save views of a sweep there"))
+    wandb = commands.add_parser("wandb", help="send runs to Weights & Biases, fetch them, or save views of a sweep there")
+    add_wandb(wandb, runs_dir)
     return root
 
 
-def add_wandb(parser: argparse.ArgumentParser) -> None:
-    """Add the actions of `rlvr wandb` to its parser."""
+def add_wandb(parser: argparse.ArgumentParser, runs_dir: Path) -> None:
+    """Add the actions of `rlvr wandb` to its parser; `runs_dir`: the default folder of the runs."""
     actions = parser.add_subparsers(dest="action", required=True)
     sync = actions.add_parser("sync", help="send the rows that W&B lacks: after an outage, or from a cluster without a network")
     sync.add_argument("runs", nargs="*", metavar="RUN", help="by default all runs with tracking=wandb of which W&B lacks rows")
-    sync.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs; runs by default")
+    sync.add_argument("--runs-dir", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     pull = actions.add_parser("pull", help="fetch runs as directories that status, report and compare can read")
     pull.add_argument("project", metavar="ENTITY/PROJECT", help="project to read from")
     pull.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write run directories into")

@@ -6,16 +6,35 @@ Each function takes a resolved configuration (`Resolved`): the values that were 
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rlvr_sweeps.config.schema import Resolved, schema_defaults
+from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import Row
 from rlvr_sweeps.grading.extraction import Policy
 from rlvr_sweeps.grading.rules import Rules
+from rlvr_sweeps.paths import conf_dir
 
 METHOD_DIALS = ("rank", "alpha", "dropout")  # the dials that only some methods have
 HELD_OUT = "heldout"  # the benchmark of held-out training prompts; it is not part of the overall average
+
+
+def site_runs_dir() -> Path:
+    """Return the folder of the runs for commands that compose nothing: `runs_dir` of conf/site/default.yaml, else `runs`.
+
+    Raise Refused where that file cannot be read.
+    """
+    path = conf_dir() / "site" / "default.yaml"
+    if not path.exists():
+        return Path(schema_defaults()["runs_dir"])
+    try:
+        return Path(OmegaConf.select(OmegaConf.load(path), "runs_dir", default=schema_defaults()["runs_dir"]))
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise Refused(f"{path} cannot be read: {error}. Correct it; conf/site/example.yaml is an example.") from error
 
 
 def dials_read(cfg: DictConfig) -> set[str]:

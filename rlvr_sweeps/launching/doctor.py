@@ -114,7 +114,7 @@ def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
     try:
         facts = node_probe.probe_node(runs_dir, site_options(), gpu)
     except Refused as refusal:
-        cure = "Set the missing sbatch options in conf/site/default.yaml; activate the Python environment in its setup lines."
+        cure = "Set the missing sbatch options in conf/site/slurm.yaml; activate the Python environment in its setup lines."
         yield Finding("a job (sbatch, srun)", "bad", str(refusal), cure)
         return
     yield Finding("a job (sbatch, srun)", "good", f"ran on {facts['host']}")
@@ -126,7 +126,7 @@ def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
     yield finding("Python on the node", not differences, observed, "Use one environment for both, on a shared disk.")
     if gpu:
         granted, visible = len(facts["gpus"]), facts["torch_gpus"] or "none: importing it fails"
-        cure = "Install a CUDA build of torch; load the driver's module in the setup lines of conf/site."
+        cure = "Install a CUDA build of torch; load the driver's module in the setup lines of conf/site/slurm.yaml."
         yield finding("GPUs on the node", visible == str(granted), f"Slurm gave {granted}, torch sees {visible}", cure)
     for name, host in node_probe.HOSTS.items():
         observed = "answers" if facts["reached"][name] else "does not answer"
@@ -135,7 +135,7 @@ def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
 
 
 def site_options() -> dict[str, Any]:
-    """Return hydra.launcher as composed for cluster=slurm, with the options of conf/site/default.yaml."""
+    """Return hydra.launcher as composed for cluster=slurm, with the options of conf/site/slurm.yaml."""
     from hydra import compose
 
     from rlvr_sweeps.config.compose import offline_composer
