@@ -167,6 +167,7 @@ def repeat(examples, strategy, check):
 NUMBERS_OF_EXAMPLES = [10, pytest.param(300, marks=pytest.mark.exhaustive)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", NUMBERS_OF_EXAMPLES)
 def test_spellings_of_a_formula_agree(examples):
     def check(formulas):
@@ -176,6 +177,7 @@ def test_spellings_of_a_formula_agree(examples):
     repeat(examples, st.lists(formula().filter(has_variable).filter(has_values), min_size=8, max_size=8), check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", NUMBERS_OF_EXAMPLES)
 def test_a_formula_changed_in_one_place_disagrees(examples):
     def check(formulas):

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 GOLDS = {json.loads(line)["gold"] for line in (ROOT / "tests/grading/answers.jsonl").read_text().splitlines()}
 
 
+@pytest.mark.slow
 def test_of_the_golds_of_the_table_only_an_abbreviated_list_is_unreadable():
     assert unreadable(sorted(GOLDS)) == [r"1,2,\ldots,10"]
 

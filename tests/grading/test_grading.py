@@ -192,6 +192,7 @@ def test_the_configuration_accepts_exactly_the_policies(composer):
         composer.point(["grading=boxd"])
 
 
+@pytest.mark.slow
 def test_parsing_in_two_stages_gives_the_same_expressions(monkeypatch):
     texts = sorted({tidy(case[key]) for case in CASES for key in ("answer", "gold") if len(case[key]) < 200})
     texts = [text for text in texts if not TOO_LARGE.search(text)][::3]
