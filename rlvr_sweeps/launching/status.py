@@ -14,7 +14,7 @@ from rlvr_sweeps.files import Row, read_json, read_rows
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
-from rlvr_sweeps.runs.directory import Job, Run
+from rlvr_sweeps.runs.directory import Job, Live, NoAnswer, Run
 from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows, no_signal
 
 SLURM_KEYS = ("job", "node", "tries", "requeues", "heartbeat_s")  # of a row; None in rows of runs that were not submitted
@@ -23,13 +23,17 @@ SLURM_COLUMNS = (*SLURM_KEYS[:-1], "heartbeat")
 
 def rows(runs_dir: Path, sweep: str | None = None) -> list[Row]:
     """Return one row per run, as `--json` prints them; `sweep`: only runs with this label."""
-    active = queue.active_jobs_if_reachable()
+    return rows_of(runs_dir, sweep, queue.active_jobs_if_reachable())
+
+
+def rows_of(runs_dir: Path, sweep: str | None, active: Live | None) -> list[Row]:
+    """Return the rows for the jobs that Slurm lists."""
     statuses = [
         status for status in find_runs(runs_dir, active) if sweep is None or (status.cfg and status.cfg["sweep"] == sweep)
     ]
     result = [row(status, active or {}) for status in statuses]
     lost = {entry["job"]: entry for entry in result if entry["state"] == "lost" and entry["job"]}
-    for job, state in (queue.final_states(lost) if active is not None else {}).items():
+    for job, state in ({} if active is None or isinstance(active, NoAnswer) else queue.final_states(lost)).items():
         if job in lost:
             lost[job]["error"] = f"Slurm job {job} ended as {state}"
     return result
@@ -83,8 +87,8 @@ def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:
     }
 
 
-def table(entries: list[Row]) -> RenderableType:
-    """Return the table, the runs' errors, and a line that counts states.
+def table(entries: list[Row], no_answer: str | None = None) -> RenderableType:
+    """Return the table, the runs' errors, and a line that counts states; `no_answer`: why runs are unknown.
 
     A column is one text of many lines: rich needs three times as long to lay out a thousand rows of cells.
     """
@@ -112,7 +116,9 @@ def table(entries: list[Row]) -> RenderableType:
     )
     errors = [Text(f"{entry['run']}: {entry['error'].splitlines()[0]}", "red") for entry in entries if entry["error"]]
     warnings = [Text(f"{entry['run']}: {entry['no_signal']}", "yellow") for entry in entries if entry["no_signal"]]
-    return Group(grid, *warnings, *errors, Text(total))
+    is_unknown = any(entry["state"] == "unknown" for entry in entries)
+    unreachable = [Text(f"Slurm does not answer: {no_answer}", "yellow")] if no_answer and is_unknown else []
+    return Group(grid, *warnings, *errors, *unreachable, Text(total))
 
 
 def shortened(cell: str) -> str:
@@ -126,16 +132,23 @@ def as_text(cell: str | Text) -> Text:
 
 def show(runs_dir: Path, console: Console, sweep: str | None = None) -> None:
     """Print the table once."""
-    console.print(table(rows(runs_dir, sweep)))
+    active = queue.active_jobs_if_reachable()
+    console.print(table(rows_of(runs_dir, sweep, active), reason_of_silence(active)))
+
+
+def reason_of_silence(active: Live | None) -> str | None:
+    """Return why Slurm does not answer; None where it does, or is not installed."""
+    return active.reason if isinstance(active, NoAnswer) else None
 
 
 def watch(runs_dir: Path, console: Console, every_s: float, sweep: str | None = None) -> None:
-    """Redraw the table every `every_s` seconds until no run is queued or running."""
+    """Redraw the table every `every_s` seconds until no run is queued, running or, while Slurm does not answer, unknown."""
     with LiveDisplay(console=console, auto_refresh=False) as display:
         while True:
-            current = rows(runs_dir, sweep)
-            display.update(table(current), refresh=True)
-            if not any(entry["state"] in ("queued", "running") for entry in current):
+            active = queue.active_jobs_if_reachable()
+            current = rows_of(runs_dir, sweep, active)
+            display.update(table(current, reason_of_silence(active)), refresh=True)
+            if not any(entry["state"] in ("queued", "running", "unknown") for entry in current):
                 return
             time.sleep(every_s)
 

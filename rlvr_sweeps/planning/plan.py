@@ -14,7 +14,7 @@ from rlvr_sweeps.runs.directory import Live, Run, State
 
 STYLE = {
     "new": "cyan", "running": "yellow", "done": "green", "failed": "red", "lost": "magenta", "stale": "cyan",
-    "queued": "blue",
+    "queued": "blue", "unknown": "yellow",
 }  # fmt: skip
 TO_RUN: tuple[State, ...] = ("new", "lost", "stale")
 
@@ -55,6 +55,7 @@ def action(planned: Planned) -> str:
         "stale": "analyse" if only_analyse else "evaluate with the new settings",
         "running": "left alone (it is running)",
         "queued": "left alone (it is queued)",
+        "unknown": "left alone (Slurm does not answer)",
         "done": "left alone",
     }[planned.state]
 

@@ -63,7 +63,17 @@ class Job:
 
 
 Live = Mapping[str, Job]  # the jobs that Slurm lists, by id: 12, or 12_3 for a task of an array
-State = Literal["new", "queued", "running", "done", "stale", "failed", "lost"]
+State = Literal["new", "queued", "running", "done", "stale", "failed", "lost", "unknown"]
+
+
+class NoAnswer(dict[str, Job]):
+    """In place of the jobs that Slurm lists, where it is installed and does not answer."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
 STAGES = ("train", "evaluate", "analyse")
 
 
@@ -292,6 +302,7 @@ class Run:
         """Return the run's state with respect to `cfg`, by default its stored configuration; `live`: the jobs of Slurm.
 
         stale: trained, but evaluated for other settings, or not analysed. lost: started, but no process or job works on it.
+        unknown: submitted to Slurm, which does not answer.
         Raises Refused where the stored configuration was edited.
         """
         if not self.config_path.exists():
@@ -308,6 +319,8 @@ class Run:
             return "done"
         if live and (jobs := [live[job] for job in self.jobs().values() if job in live]):
             return "queued" if all(job.is_pending for job in jobs) else "running"
+        if isinstance(live, NoAnswer) and self.jobs():
+            return "unknown"
         if self.failure_path.exists():
             return "failed"
         if done[0] and self.summary_path.exists():

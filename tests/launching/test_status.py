@@ -1,12 +1,14 @@
 """Test that rlvr status prints one line per run at every width of the terminal."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.launching import status
+from rlvr_sweeps.launching.slurm import queue
 
 
 @pytest.mark.parametrize("width", [60, 140])
@@ -31,3 +33,66 @@ def test_a_folder_without_runs(tmp_path):
     text = io.StringIO()
     status.show(tmp_path, Console(file=text, width=80))
     assert text.getvalue().strip() == "run  state  step  reward  accuracy %\nno runs"
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """Return a function that puts a squeue with the given shell commands in front of the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def write(commands):
+        (folder / "squeue").write_text(f"#!/bin/bash\n{commands}\n")
+        (folder / "squeue").chmod(0o755)
+
+    return write
+
+
+def shown(runs_dir):
+    """Return what `rlvr status` prints."""
+    text = io.StringIO()
+    status.show(runs_dir, Console(file=text, width=140))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("commands", "reason"),
+    [
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", "Unable to contact slurm controller"),
+        ("exec sleep 60", "squeue did not answer within 0.5 s"),
+    ],
+)
+def test_a_submitted_run_is_unknown_while_slurm_does_not_answer(evaluated, tmp_path, squeue, monkeypatch, commands, reason):
+    monkeypatch.setattr(queue, "TIMEOUT_S", 0.5)
+    evaluated("peft=lora")
+    submitted = evaluated("peft=dora")
+    submitted.stage_path("train").unlink()
+    write_json(submitted.submission_path, {"stages": {"train": {"job": "17"}, "evaluate": {"job": "18"}}})
+    submitted.log_event("start")
+    squeue(commands)
+    printed = shown(tmp_path / "runs")
+    assert "Slurm does not answer: squeue" in printed and reason in " ".join(printed.split())
+    assert printed.splitlines()[-1] == "2 runs: 1 done, 1 unknown"
+    squeue("echo '17|RUNNING|None|node1'")
+    assert "1 done, 1 running" in shown(tmp_path / "runs")
+    squeue("true")
+    assert "1 done, 1 lost" in shown(tmp_path / "runs")
+
+
+def test_watching_goes_on_while_slurm_does_not_answer(evaluated, tmp_path, squeue, monkeypatch):
+    submitted = evaluated("peft=dora")
+    submitted.stage_path("train").unlink()
+    write_json(submitted.submission_path, {"stages": {"train": {"job": "17"}}})
+    submitted.log_event("start")
+    squeue("exit 1")
+    rounds = []
+    monkeypatch.setattr(time, "sleep", lambda _: (rounds.append(1), squeue("true" if len(rounds) == 3 else "exit 1")))
+    status.watch(tmp_path / "runs", Console(file=io.StringIO()), 1.0)
+    assert len(rounds) == 3
+
+
+def test_variables_of_squeue_do_not_change_the_query(tmp_path, squeue, monkeypatch):
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    squeue('echo "17|RUNNING|${SQUEUE_PARTITION:-None}|node1"')
+    assert queue.active_jobs()["17"].reason == ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
 from rlvr_sweeps.config.compose import Point, point_of
 from rlvr_sweeps.config.schema import Resolved
@@ -25,7 +26,7 @@ from rlvr_sweeps.launching.slurm.manage import save_sbatch_options
 from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, resources, submit
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
-from rlvr_sweeps.runs.directory import Live, Run, State, all_runs
+from rlvr_sweeps.runs.directory import Live, NoAnswer, Run, State, all_runs
 from rlvr_sweeps.runs.launches import record_launch, submission_lock
 
 # Types of file systems that other machines never see, and those that they see only where they are exported.
@@ -80,13 +81,15 @@ def prepare(
 ) -> list[Planned]:
     """Return the plan of a grid and print it with its cost; raise Refused for runs that could not work.
 
-    `active` holds the user's active jobs; where it is None (no Slurm answers), partitions are not checked.
+    `active` holds the user's active jobs; where it is None or NoAnswer (no Slurm answers), partitions are not checked.
     """
     plan = preflight(points, console, active, with_estimates=True)
     show_cost(plan, console)
     show_removed_runs(plan, active or {}, console)
     todo = [planned for planned in plan if planned.to_run]
-    if todo and active is not None:
+    if isinstance(active, NoAnswer):
+        console.print(f"[yellow]Slurm does not answer: {escape(active.reason)}[/yellow]", highlight=False, soft_wrap=True)
+    elif todo and active is not None:
         refuse_impossible_jobs(todo, params, folder, console)
     return plan
 

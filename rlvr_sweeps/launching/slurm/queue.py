@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.runs.directory import Job, Live
+from rlvr_sweeps.runs.directory import Job, Live, NoAnswer
 
 ENDED_STATES = {
     "COMPLETED",
@@ -24,7 +24,8 @@ ENDED_STATES = {
     "DEADLINE",
     "PREEMPTED",
 }
-TIMEOUT_S = 60  # of one command
+TIMEOUT_S = 10  # of one query
+OPTION_PREFIXES = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_")  # of variables that would change what a query returns
 
 
 def slurm_is_installed() -> bool:
@@ -35,7 +36,8 @@ def slurm_is_installed() -> bool:
 def slurm_output(*command: str) -> str:
     """Run a Slurm command and return its output; raises Refused, with Slurm's message, where it fails or does not answer."""
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(OPTION_PREFIXES)}
+        process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
     except FileNotFoundError:
         raise Refused(
             f"There is no {command[0]} here, hence no Slurm. Launch on a login node of the cluster, or use cluster=local."
@@ -70,11 +72,11 @@ def final_states(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def active_jobs_if_reachable() -> Live | None:
-    """Return active_jobs(); None where Slurm is not installed or does not answer."""
+    """Return active_jobs(); None where Slurm is not installed, and NoAnswer where it does not answer."""
     try:
         return active_jobs() if slurm_is_installed() else None
-    except Refused:
-        return None
+    except Refused as refusal:
+        return NoAnswer(str(refusal))
 
 
 def config_number(name: str, default: int) -> int:
