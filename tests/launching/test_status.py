@@ -64,7 +64,7 @@ def shown(runs_dir):
     ],
 )
 def test_a_submitted_run_is_unknown_while_slurm_does_not_answer(evaluated, tmp_path, squeue, monkeypatch, commands, reason):
-    monkeypatch.setattr(queue, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(queue, "SHORT_TIMEOUT_S", 0.5)
     evaluated("peft=lora")
     submitted = evaluated("peft=dora")
     submitted.stage_path("train").unlink()

@@ -24,7 +24,8 @@ ENDED_STATES = {
     "DEADLINE",
     "PREEMPTED",
 }
-TIMEOUT_S = 10  # of one query
+TIMEOUT_S = 60.0  # of one command
+SHORT_TIMEOUT_S = 10.0  # of a query for a display, which can go on without an answer
 OPTION_PREFIXES = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_")  # of variables that would change what a query returns
 
 
@@ -33,28 +34,28 @@ def slurm_is_installed() -> bool:
     return shutil.which("squeue") is not None
 
 
-def slurm_output(*command: str) -> str:
+def slurm_output(*command: str, timeout_s: float = TIMEOUT_S) -> str:
     """Run a Slurm command and return its output; raises Refused, with Slurm's message, where it fails or does not answer."""
     try:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(OPTION_PREFIXES)}
-        process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
     except FileNotFoundError:
         raise Refused(
             f"There is no {command[0]} here, hence no Slurm. Launch on a login node of the cluster, or use cluster=local."
         ) from None
     except subprocess.TimeoutExpired:
         raise Refused(
-            f"{command[0]} did not answer within {TIMEOUT_S} s. Check that the cluster's controller is up: scontrol ping."
+            f"{command[0]} did not answer within {timeout_s:g} s. Check that the cluster's controller is up: scontrol ping."
         ) from None
     if process.returncode:
         raise Refused(f"{' '.join(command[:2])}: {process.stderr.strip() or process.stdout.strip()}")
     return process.stdout
 
 
-def active_jobs() -> dict[str, Job]:
+def active_jobs(timeout_s: float = TIMEOUT_S) -> dict[str, Job]:
     """Return the user's queued and running jobs by id, from one squeue; an array's task has the id 12_3."""
     jobs = {}
-    for line in slurm_output("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N").splitlines():
+    for line in slurm_output("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", timeout_s=timeout_s).splitlines():
         name, state, reason, node = line.split("|", 3)
         if state not in ENDED_STATES:
             jobs[name] = Job(state, "" if reason == "None" else reason, node)
@@ -72,9 +73,9 @@ def final_states(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def active_jobs_if_reachable() -> Live | None:
-    """Return active_jobs(); None where Slurm is not installed, and NoAnswer where it does not answer."""
+    """Return active_jobs(); None where Slurm is not installed, and NoAnswer where it does not answer in SHORT_TIMEOUT_S."""
     try:
-        return active_jobs() if slurm_is_installed() else None
+        return active_jobs(SHORT_TIMEOUT_S) if slurm_is_installed() else None
     except Refused as refusal:
         return NoAnswer(str(refusal))
 
