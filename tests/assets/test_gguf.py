@@ -132,6 +132,7 @@ def test_special_tokens_template_and_splitting_rule(model_folder):
     assert tokenizer.decode(tokenizer.encode(prompt)) == prompt
 
 
+@pytest.mark.slow
 def test_a_second_call_converts_nothing(source, own_cache, monkeypatch):
     folder = gguf.converted(source)
     assert folder == own_cache / "rlvr_sweeps" / "models" / gguf.content_key(source)

@@ -29,6 +29,7 @@ def composed(site, *arguments):
     return yaml.safe_load(printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cluster", "partition"), [("slurm", "gpu"), ("local", None)])
 def test_options_of_slurm_are_read_for_slurm_alone(site, cluster, partition):
     launcher = composed(site, f"cluster={cluster}", "--cfg", "hydra", "-p", "hydra.launcher")

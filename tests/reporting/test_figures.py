@@ -205,6 +205,7 @@ def test_equal_numbers_give_equal_bytes(trained, tmp_path):
     assert as_svg(plot, "x") == as_svg(plot, "x")
 
 
+@pytest.mark.slow
 def test_a_product_is_drawn_from_its_own_runs_in_every_format(trained, tmp_path, capsys):
     small = ["~benchmark.tier3", "~benchmark.tier4", "~benchmark.tier5", "steps=5", "analysis=none"]
     small += [f"benchmark.{tier}.{key}" for tier in ("tier1", "tier2") for key in ("problems=3", "k=4")]

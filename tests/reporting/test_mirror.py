@@ -90,6 +90,7 @@ def test_offline_files_hold_the_rows_the_summary_and_the_table(evaluated, no_key
     assert [row[rows["columns"].index("avg")] for row in rows["data"]] == [1.0, 0.5, 0.75]
 
 
+@pytest.mark.slow
 def test_offline_a_resumed_run_is_complete_in_one_folder(evaluated, no_key):
     run = evaluated(*QUICK)
     for steps in (3, 8):
@@ -99,6 +100,7 @@ def test_offline_a_resumed_run_is_complete_in_one_folder(evaluated, no_key):
     assert [row["step"] for row in curve(history)] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_online_a_requeued_run_continues_its_curve_with_repeated_steps(evaluated, server):
     run = evaluated(*QUICK, "tracking.project=mine", "sweep=lr")
     write_steps(run, 5)
