@@ -149,7 +149,7 @@ def test_the_stock_launcher_runs_the_same_task(launch):
 
 
 def test_rlvr_cancel_retry_and_logs_of_a_run(slurm):
-    slurm("steps=4")
+    slurm("steps=12")  # so many that the training is not over before the command has started, on a slow machine too
     run = only_run(slurm.runs)
     wait_until(lambda: steps(run) >= 1)
     assert "cancelled" in rlvr("cancel", str(run.path))
