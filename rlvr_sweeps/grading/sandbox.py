@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal, cast
 
 from rlvr_sweeps import patches
@@ -149,7 +149,8 @@ def serve(caller: int) -> None:
             pool = new_pool()
         try:
             results = compare_pairs(pool, compare, pairs)
-        except RuntimeError:  # the pool is broken: a worker was killed before it acknowledged its task
+        except (RuntimeError, Empty):  # the pool is broken: a worker was killed before it acknowledged its task
+            pool.stop()  # type: ignore[no-untyped-call]
             pool = new_pool()
             results = compare_pairs(pool, compare, pairs)
         sys.stdout.write(json.dumps(results) + "\n")
@@ -190,7 +191,7 @@ def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) 
             else:
                 results[index] = "over budget"
         if running:
-            completed = ended.get()
+            completed = ended.get(timeout=WALL_S + 2)  # Empty: a worker was killed with a task that it had not acknowledged
             index, limit_s = running.pop(completed)
             results[index] = result_or(completed, "timeout" if limit_s == CPU_S else "over budget")
             budget.record(pairs[index][0], results[index] not in UNFINISHED, limit_s)

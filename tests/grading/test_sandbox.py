@@ -30,6 +30,7 @@ def test_a_comparison_that_does_not_end_is_a_timeout():
     assert sandbox.verdicts([RIGHT, ENDLESS, WRONG]) == ["correct", "timeout", "wrong"]
 
 
+@pytest.mark.slow
 def test_hostile_answers_of_one_shape_are_refused_and_change_no_other_verdict():
     pairs = [pair for number in range(16) for pair in ((rf"\sqrt{{{9980 + number}!+1}}", r"\sqrt2"), RIGHT)]
     reasons = sandbox.verdicts(pairs)
@@ -140,6 +141,7 @@ def test_after_an_interrupted_request_the_next_request_gets_its_own_reply():
     assert sandbox.verdicts([WRONG, WRONG]) == ["wrong", "wrong"]
 
 
+@pytest.mark.slow
 def test_the_judge_survives_workers_killed_during_a_comparison():
     """Kill workers, as a node without memory does: only verdicts may be missing."""
     sandbox.verdicts([RIGHT])
