@@ -97,7 +97,7 @@ def compare(answer: str, gold: str, rules: Rules) -> AnswerReason:
         answer, gold = CLOCK.sub("", answer).strip(), CLOCK.sub("", gold).strip()
     if (choice := CHOICE.fullmatch(answer)) and not CHOICE.fullmatch(gold):
         letter = choice["text"] or choice["letter"]
-        answer = letter if text_answer(gold) in set("ABCDEFGHIJ") or gold in set("ABCDEFGHIJ") else choice["value"]
+        answer = letter if re.fullmatch("[A-J]", text_answer(gold) or gold) else choice["value"]
     region, gold_region = as_region(answer), as_region(gold)
     if region != answer and gold_region != gold and letters(answer) and letters(gold) and letters(answer) != letters(gold):
         return "wrong"  # y>3 for x>3

@@ -128,9 +128,8 @@ def read_fraction(text: str) -> ReadResult:
     match = MIXED.match(text)
     if not match:
         return None
-    top, bottom = (
-        read_decimal((match[one] or match[other]).strip("()")) for one, other in (("top", "over"), ("bottom", "under"))
-    )
+    top = read_decimal((match["top"] or match["over"]).strip("()"))
+    bottom = read_decimal((match["bottom"] or match["under"]).strip("()"))
     if top is None or bottom is None or bottom[0] == 0 or (match["whole"] and top[0] < 0):
         return None
     return signed(match, Fraction(match["whole"] or 0) + top[0] / bottom[0]), None
