@@ -161,7 +161,7 @@ class ResourcesConf:
     """Resources of one Slurm job. None: the value of hydra.launcher, or the site's default."""
 
     nodes: int = 1
-    gpus_per_node: int = 0
+    gpus_per_node: int | str = 0  # a number, or Slurm's type and a number: h100:2
     cpus_per_task: int | None = None
     mem_gb: int | None = None  # per node
     timeout_min: int = 1440  # time limit; a run that needs longer is requeued and continues from its last checkpoint
@@ -180,6 +180,7 @@ class ClusterConf:
     gpu: str | None = "auto"  # GPU that the plan estimates for: a name of conf/hardware.yaml | auto (this machine's) | null
     train: ResourcesConf = field(default_factory=ResourcesConf)  # of a training job
     evaluate: ResourcesConf = field(default_factory=ResourcesConf)  # of an evaluation job
+    report: ResourcesConf = field(default_factory=lambda: ResourcesConf(cpus_per_task=1, timeout_min=30))  # of the report job
     retries: int = 2  # restarts of a Slurm job after a transient failure (NCCL error, port in use, process killed)
 
 
