@@ -136,6 +136,7 @@ class TrainingConf:
 
     per_device_batch_size: int = MISSING  # completions of full length per forward pass and process
     save_every: int = MISSING  # steps between checkpoints
+    save_minutes: float | None = 20.0  # the longest time without a checkpoint, so that no more is ever lost; null: no limit
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     # by_length: passes of similar lengths | by_prompt: a row holds a group, and its prompt once | equal: as TRL cuts, padded to
     # the step's longest

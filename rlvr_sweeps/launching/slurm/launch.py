@@ -25,6 +25,7 @@ from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.slurm.manage import save_sbatch_options
 from rlvr_sweeps.launching.slurm.options import gres_gpus, resources, with_environment
 from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, submit
+from rlvr_sweeps.planning.notice import notice_s
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Live, NoAnswer, Run, State, all_runs
@@ -223,6 +224,7 @@ def refuse_impossible_jobs(todo: Sequence[Planned], params: Mapping[str, Any], f
     """Raise Refused for jobs that Slurm would accept but could never run: longer than their partitions' limit, or with folders
     that the nodes cannot see. Print a warning for folders that they may not see.
     """
+    notice_s([planned.cfg for planned in todo if is_trained(planned.cfg)], params)
     known = queue.partitions()
     default = next((name for name, partition in known.items() if partition.is_default), "")
     on_other_hosts = False

@@ -29,6 +29,7 @@ from rlvr_sweeps.launching.slurm.options import Resources, checked_setup, job_op
 from rlvr_sweeps.launching.slurm.records import SubmissionRecord
 from rlvr_sweeps.launching.slurm.supervisor import StageTask
 from rlvr_sweeps.paths import ROOT
+from rlvr_sweeps.planning.notice import SHORTEST_S, notice_s
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.versions import commit
@@ -61,6 +62,17 @@ class Target:
     code: Path
     runs_dir: Path
     notify: Callable[[str], object]  # called with a sentence when a submission is tried again
+
+
+@dataclass(frozen=True)
+class Array:
+    """Tasks that are submitted together, with the resources and the notice of each, its name, and the job it waits for."""
+
+    tasks: Sequence[Any]
+    needed: Resources
+    notice_s: int
+    name: str
+    dependency: str | None
 
 
 def submit(
@@ -148,8 +160,10 @@ def submit_chunk(chunk: Sequence[Planned], target: Target, after: str | None) ->
                 if record.jobs
                 else after and f"afterok:{after}"
             )
-            stage_tasks = [stage_task(planned, stage, needed) for planned in chunk]
-            ids = submit_array(stage_tasks, needed, target, f"{stage} {target.folder.name}", dependency, record)
+            notice = notice_s((planned.cfg for planned in chunk), target.params)
+            stage_tasks = [stage_task(planned, stage, needed, notice) for planned in chunk]
+            array = Array(stage_tasks, needed, notice, f"{stage} {target.folder.name}", dependency)
+            ids = submit_array(array, target, record)
             for task, job in zip(tasks, ids, strict=True):
                 task[stage] = {"job": job, "resources": needed, "submitted": time.time()}
         origin = {"code": str(target.code), "launch": str(target.folder), "record": record.token}
@@ -178,11 +192,12 @@ def release(record: SubmissionRecord, target: Target) -> None:
             time.sleep(waits.pop(0))
 
 
-def stage_task(planned: Planned, stage: str, needed: Resources) -> StageTask:
+def stage_task(planned: Planned, stage: str, needed: Resources, notice_s: float) -> StageTask:
     """Return a run's task in an array; it starts one process per GPU of a node."""
     gpus, nodes = gpu_count(needed.get("gpus_per_node", 0)), needed.get("nodes", 1)
     count = planned.cfg["distributed"]["processes"]
-    return StageTask(str(planned.run.path), stage, gpus or max(1, count // nodes), planned.cfg["cluster"]["retries"])
+    processes, retries = gpus or max(1, count // nodes), planned.cfg["cluster"]["retries"]
+    return StageTask(str(planned.run.path), stage, processes, retries, notice_s)
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,7 @@ def submit_report(cfg: Resolved, target: Target, submission: Submission) -> list
     record = records.begin(target.runs_dir)
     try:
         task, needed = ReportTask(str(target.runs_dir)), resources(cfg, "report")
-        submit_array([task], needed, target, f"report {target.folder.name}", dependency, record)
+        submit_array(Array([task], needed, SHORTEST_S, f"report {target.folder.name}", dependency), target, record)
         record.write("recorded")
     except BaseException as error:
         records.cancel_quietly(record)
@@ -216,10 +231,8 @@ def submit_report(cfg: Resolved, target: Target, submission: Submission) -> list
     return record.jobs
 
 
-def submit_array(
-    tasks: Sequence[Any], needed: Resources, target: Target, name: str, dependency: str | None, record: SubmissionRecord
-) -> list[str]:
-    """Submit tasks as one array on hold, or a single task as a job, add it to the record, and return the tasks' ids.
+def submit_array(array: Array, target: Target, record: SubmissionRecord) -> list[str]:
+    """Submit an array on hold, or a single task as a job, add it to the record, and return the tasks' ids.
 
     Where sbatch does not reach Slurm, or loses its answer, it is tried again after growing waits, of two minutes in all. Raises
     Refused with sbatch's message.
@@ -227,7 +240,7 @@ def submit_array(
     waits = list(RETRY_WAITS_S)
     while True:
         try:
-            ids = sbatch(tasks, needed, target, name, dependency, record.token)
+            ids = sbatch(array, target, record.token)
             break
         except Refused as refusal:
             if not waits or queue.refusal_kind(str(refusal)) != "transient":
@@ -241,40 +254,54 @@ def submit_array(
     return ids
 
 
-def sbatch(tasks: Sequence[Any], needed: Resources, target: Target, name: str, dependency: str | None, token: str) -> list[str]:
-    """Call sbatch once for tasks, on hold and with the token in the comment; return their ids."""
+def sbatch(array: Array, target: Target, token: str) -> list[str]:
+    """Call sbatch once for an array's tasks, on hold and with the token in the comment; return their ids."""
     import submitit
 
-    params = target.params
+    params, tasks = target.params, list(array.tasks)
     # Not a folder per job (%j): submitit creates it after sbatch, and a job that starts at once could not write its output.
     executor = submitit.AutoExecutor(folder=target.folder / LOG_FOLDER, cluster="slurm")
-    options, additional = job_options(needed, params)
+    options, additional = job_options(array.needed, params)
     comment = " ".join(filter(None, (params.get("comment"), token)))
     additional |= {"hold": True}
-    if dependency:
-        additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    if array.dependency:
+        additional |= {"dependency": array.dependency, "kill-on-invalid-dep": "yes"}
     # The supervisor handles USR2; scancel --full and --signal=B: send it to the job's shell too, and would kill the shell.
     # Without PYTHONSAFEPATH, python -m would import the code of the launch's folder, which may be edited, not the snapshot.
     set_path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(target.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    setup = ["trap '' USR2", *checked_setup(params.get("setup") or []), set_path]
+    setup = ["trap '' USR2", FIND_SCONTROL, *checked_setup(params.get("setup") or []), set_path]
     srun = ["--kill-on-bad-exit=1", *(params.get("srun_args") or [])]
     if options.get("cpus_per_task"):
         srun.append(f"--cpus-per-task={options['cpus_per_task']}")  # since Slurm 22.05, srun does not inherit it from sbatch
     executor.update_parameters(
-        name=name, tasks_per_node=1, stderr_to_stdout=True, slurm_array_parallelism=params.get("array_parallelism", 256),
-        slurm_signal_delay_s=params.get("signal_delay_s", 120), slurm_additional_parameters=additional, slurm_setup=setup,
-        slurm_srun_args=srun, slurm_comment=comment, **options,
+        name=array.name, tasks_per_node=1, stderr_to_stdout=True, slurm_array_parallelism=params.get("array_parallelism", 256),
+        slurm_signal_delay_s=array.notice_s, slurm_additional_parameters=additional, slurm_setup=setup,
+        slurm_srun_args=srun, slurm_comment=comment, slurm_teardown=[requeue_on_request(target.folder / LOG_FOLDER)], **options,
     )  # fmt: skip
     try:
         # submitit also prints the error that it raises.
         with queue.without_job_environment(), contextlib.redirect_stderr(io.StringIO()):
-            jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
+            jobs = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(*tasks)]
     except patches.failed_submission() as error:
         lines = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
         raise Refused(f"sbatch: {'; '.join(lines)}") from None
     except FileNotFoundError as error:
         raise Refused(f"sbatch could not be started ({error}). Launch on a login node of the cluster.") from None
     return [job.job_id for job in jobs]
+
+
+# The batch script knows scontrol before the setup lines change the path, and outside a container.
+FIND_SCONTROL = "scontrol=$(command -v scontrol)"
+
+
+def requeue_on_request(folder: Path) -> str:
+    """Return the batch script's last line, which requeues the job where its supervisor asked for it by a file in `folder`.
+
+    A task is named by its array: the raw id of an array's last task is the id of the whole array.
+    """
+    request = f"{shlex.quote(str(folder))}/$SLURM_JOB_ID.requeue"
+    job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+    return f'code=$?; if [ -e {request} ]; then rm {request}; "$scontrol" requeue {job}; sleep 60; fi; exit $code'
 
 
 def job_log(submission: Mapping[str, Any], job: str) -> Path:
