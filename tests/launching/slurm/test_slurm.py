@@ -21,6 +21,7 @@ from tests.launching.slurm.conftest import (
     only_run,
     queue,
     rlvr,
+    sh,
     steps,
     wait_for_empty_queue,
     wait_until,
@@ -161,3 +162,39 @@ def test_rlvr_cancel_retry_and_logs_of_a_run(slurm):
     assert run.state() == "done"
     refused = subprocess.run([sys.executable, "-m", "rlvr_sweeps.cli", "retry", str(run.path)], capture_output=True, text=True)
     assert refused.returncode == 1 and "is done: there is nothing to run again" in refused.stderr
+
+
+def test_rlvr_cancel_of_a_sweep_and_of_all_runs(slurm, closed_partition):
+    """A launch's report job stays while another of its runs is in the queue, and is cancelled with the last one."""
+    folder = ("--runs-dir", str(slurm.runs))
+    slurm("-m", "peft=lora,dora", "sweep=first")
+    slurm("-m", "peft=pissa,olora", "sweep=second")
+    reports = sh("squeue", "--me", "-h", "-o", "%j").split("\n")
+    assert sum(name.startswith("report ") for name in reports) == 2
+    refused = subprocess.run(
+        [sys.executable, "-m", "rlvr_sweeps.cli", "cancel", "--sweep", "third", *folder], capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "Sweeps with jobs in the queue: first, second." in refused.stderr
+    lora, dora = sorted(
+        (run for run in all_runs(slurm.runs) if run.config()["sweep"] == "first"), key=lambda run: "dora" in run.name
+    )
+    assert rlvr("cancel", lora.id, *folder).splitlines() == [f"{lora.name}: cancelled {', '.join(lora.jobs().values())}"]
+    assert rlvr("cancel", dora.id, *folder).splitlines()[1].startswith("report ")
+    assert events(dora, "cancelled") and len(queue()) == 5  # two jobs for each of two runs, and one report
+    cancelled = rlvr("cancel", "--sweep", "second", *folder).splitlines()
+    assert [line.split("-")[1] for line in cancelled[:2]] == ["olora", "pissa"] and cancelled[2].startswith("report ")
+    assert not queue()
+    slurm("-m", "peft=lora,pissa", "retry=true")
+    assert len(json.loads(rlvr("cancel", "--all", "--json", *folder))) == 3 and not queue()
+
+
+def test_a_running_job_is_not_waited_for_by_a_report(slurm):
+    """A run that ends slowly after its cancellation does not keep the report job of its launch."""
+    slurm("-m", "peft=lora,dora", "steps=40")
+    first, second = all_runs(slurm.runs)
+    wait_until(lambda: steps(first) >= 1)
+    rlvr("cancel", str(first.path))
+    assert "report" in rlvr("cancel", str(second.path))
+    wait_for_empty_queue()
+    assert not (slurm.runs / "report.html").exists()
+    assert [run.state(live=active_jobs()) for run in (first, second)] == ["lost", "lost"]
