@@ -85,7 +85,7 @@ def cancel_all(runs_dir: Path, sweep: str | None = None) -> dict[str, list[str]]
     labels = {run.path: (read_json(run.parsed_path) or {}).get("config", {}).get("sweep") for run in in_queue}
     chosen = [run for run in in_queue if sweep is None or labels[run.path] == sweep]
     if not chosen:
-        others = sorted({str(label) for label in labels.values()})
+        others = sorted({label for label in labels.values() if label})
         advice = f" Sweeps with jobs in the queue: {', '.join(others)}." if others else ""
         raise Refused(f"No run of {f'the sweep {sweep} in ' if sweep else ''}{runs_dir} has a job in the queue.{advice}")
     return cancel(chosen)

@@ -21,7 +21,6 @@ from tests.launching.slurm.conftest import (
     only_run,
     queue,
     rlvr,
-    sh,
     steps,
     wait_for_empty_queue,
     wait_until,
@@ -167,28 +166,27 @@ def test_rlvr_cancel_retry_and_logs_of_a_run(slurm):
 def test_rlvr_cancel_of_a_sweep_and_of_all_runs(slurm, closed_partition):
     """A launch's report job stays while another of its runs is in the queue, and is cancelled with the last one."""
     folder = ("--runs-dir", str(slurm.runs))
-    slurm("-m", "peft=lora,dora", "sweep=first")
-    slurm("-m", "peft=pissa,olora", "sweep=second")
-    reports = sh("squeue", "--me", "-h", "-o", "%j").split("\n")
-    assert sum(name.startswith("report ") for name in reports) == 2
+    slurm("-m", "peft=dora,pissa")
+    slurm("sweep=rank")
+    dora, pissa = sorted((run for run in all_runs(slurm.runs) if "-lora-" not in run.name), key=lambda run: run.name)
+    assert len(queue()) == 2 * (2 + 4) + 2  # two jobs of each run, and two reports
     refused = subprocess.run(
-        [sys.executable, "-m", "rlvr_sweeps.cli", "cancel", "--sweep", "third", *folder], capture_output=True, text=True
+        [sys.executable, "-m", "rlvr_sweeps.cli", "cancel", "--sweep", "lr", *folder], capture_output=True, text=True
     )
-    assert refused.returncode == 1 and "Sweeps with jobs in the queue: first, second." in refused.stderr
-    lora, dora = sorted(
-        (run for run in all_runs(slurm.runs) if run.config()["sweep"] == "first"), key=lambda run: "dora" in run.name
-    )
-    assert rlvr("cancel", lora.id, *folder).splitlines() == [f"{lora.name}: cancelled {', '.join(lora.jobs().values())}"]
-    assert rlvr("cancel", dora.id, *folder).splitlines()[1].startswith("report ")
-    assert events(dora, "cancelled") and len(queue()) == 5  # two jobs for each of two runs, and one report
-    cancelled = rlvr("cancel", "--sweep", "second", *folder).splitlines()
-    assert [line.split("-")[1] for line in cancelled[:2]] == ["olora", "pissa"] and cancelled[2].startswith("report ")
-    assert not queue()
-    slurm("-m", "peft=lora,pissa", "retry=true")
+    assert refused.returncode == 1 and "Sweeps with jobs in the queue: rank." in refused.stderr
+    assert rlvr("cancel", dora.id, *folder) == f"{dora.name}: cancelled {', '.join(dora.jobs().values())}\n"
+    assert len(queue()) == 2 * (1 + 4) + 2 and events(dora, "cancelled")
+    of_pissa, of_report = rlvr("cancel", pissa.id, *folder).splitlines()
+    assert of_pissa.startswith(f"{pissa.name}: cancelled") and of_report.startswith("report ")
+    assert len(queue()) == 2 * 4 + 1
+    slurm("-m", "peft=dora,pissa")
+    *runs, report = rlvr("cancel", "--sweep", "rank", *folder).splitlines()
+    assert len(runs) == 4 and all("-lora-" in line for line in runs) and report.startswith("report ")
+    assert len(queue()) == 2 * 2 + 1
     assert len(json.loads(rlvr("cancel", "--all", "--json", *folder))) == 3 and not queue()
 
 
-def test_a_running_job_is_not_waited_for_by_a_report(slurm):
+def test_rlvr_cancel_of_running_runs_one_by_one(slurm):
     """A run that ends slowly after its cancellation does not keep the report job of its launch."""
     slurm("-m", "peft=lora,dora", "steps=40")
     first, second = all_runs(slurm.runs)
