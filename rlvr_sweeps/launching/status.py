@@ -148,9 +148,10 @@ def reason_of_loss(run: Run) -> str:
 
 
 def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:
-    """Return the row's Slurm columns: the run's active job, else its last one; all None for a run that was not submitted.
+    """Return the row's Slurm columns; all None for a run that was not submitted.
 
-    `node` is the job's node, or Slurm's reason why the job waits.
+    `job` is the run's active job, else that of its first stage that is not done, else its last one. `node` is the job's node,
+    or Slurm's reason why the job waits.
     """
     run = status.run
     submission = read_json(run.submission_path)
@@ -159,11 +160,12 @@ def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:
     jobs = run.jobs()
     own = [(name, active[name]) for name in jobs.values() if name in active]
     name, job = next((pair for pair in own if not pair[1].is_pending), own[0] if own else ("", None))
+    ended = next((job for stage, job in jobs.items() if not run.stage_path(stage).exists()), None)
     events = read_rows(run.attempts_path)
     starts = [event for event in events if event["event"] == "start"]
     tries, requeues = tries_and_requeues(events, set(jobs.values()))
     return {
-        "job": name or next(reversed(jobs.values()), None),
+        "job": name or ended or next(reversed(jobs.values()), None),
         "node": (job.node or job.reason) if job else (starts[-1].get("node_name") if starts else None),
         "tries": tries,
         "requeues": requeues,

@@ -18,13 +18,18 @@ from rlvr_sweeps.reporting.labels import percent
 ORDER = ("failed", "unreadable", "edited", "lost", "unknown", "stale", "running", "queued", "new", "done")
 CALM = ("running", "queued", "new", "done")  # every other state, also one that is not in ORDER, is shown first
 IN_NAME = ("model", "method", "algo")  # settings that a run's name contains
-LEFT_ALIGNED = ("run", "id", "model", "method", "algo", "data", "state", "node", "sweep")
-# What is left out, in this order, until the table fits: the names become ids, and the accuracy loses its standard error.
-LEFT_OUT = ("run", "sweep", "requeues", "tries", "heartbeat", "accuracy %", "node", "job", "model", "reward", "acc. %")
+LEFT_ALIGNED = ("run", "id", "model", "method", "algo", "data", "state", "node", "short node", "sweep")
+# What is left out, in this order, until the table fits. The names become ids, and the columns of SHORTER a shorter one.
+LEFT_OUT = (
+    "run", "sweep", "node", "requeues", "tries", "heartbeat", "accuracy %", "short node", "job", "model", "reward", "acc. %",
+)  # fmt: skip
+SHORTER = {"node": "short node", "accuracy %": "acc. %"}  # the accuracy without its standard error
+HEADERS = {"short node": "node"}  # of columns whose header is not their name
 FACTS = ("reward", "accuracy %", "job", "node", "tries", "requeues", "heartbeat")
 GAP = "  "  # between two columns
 CELL_CHARACTERS = 24  # of a setting, a node's name or Slurm's reason for waiting, so that the other columns stay readable
-NOTE_LINES = 4  # of one warning or error on a terminal
+SHORT_CHARACTERS = 10  # of a node or reason in a narrow table
+NOTE_LINES = 4  # of one error or warning on a terminal
 SILENCE_LINES = 2  # of Slurm's message on a terminal
 IDS_PER_NOTE = 3
 MIN_ROWS = 3  # on a terminal, however few lines it has
@@ -39,7 +44,7 @@ def table(
     height: int | None = None,
     page: int | None = None,
 ) -> Text:
-    """Return the table, the runs' warnings and errors, and a line that counts states.
+    """Return the table, the runs' errors and warnings, and a line that counts states.
 
     `no_answer`: why runs are unknown. `width`, `height`: the most characters and lines; None: no limit. With more runs than
     lines, those that need attention come first; the others are counted, or shown page by page where `page` is a number.
@@ -57,7 +62,7 @@ def table(
     footer += styled(counts(ordered), "", width)
     lines = len(ordered) if height is None else max(MIN_ROWS, height - 1 - len(footer))  # without the header
     chosen, rest = chosen_rows(ordered, lines, page)
-    header = Text(line_of({column: column for column in widths}, widths), "dim")
+    header = Text(line_of({column: HEADERS.get(column, column) for column in widths}, widths), "dim")
     rows = [row_text(cells[index], widths) for index in chosen]
     return Text("\n").join([header, *rows, *(Text(text, style) for text, style in [*styled(rest, "dim", width), *footer])])
 
@@ -92,6 +97,7 @@ def cells_of(entry: Row) -> dict[str, str]:
         "accuracy %": percent(entry["avg"], entry["avg_se"]),
         "acc. %": percent(entry["avg"]),
         **{key: shortened(dial_cell(entry[key])) for key in ("job", "node", "tries", "requeues")},
+        "short node": shortened(dial_cell(entry["node"]), SHORT_CHARACTERS),
         "heartbeat": heartbeat,
         "sweep": shortened(dial_cell(entry["sweep"])),
     }
@@ -107,9 +113,9 @@ def age(seconds: float | None) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def shortened(cell: str) -> str:
-    """Cut a cell to CELL_CHARACTERS."""
-    return cell if len(cell) <= CELL_CHARACTERS else f"{cell[: CELL_CHARACTERS - 1]}…"
+def shortened(cell: str, characters: int = CELL_CHARACTERS) -> str:
+    """Return a cell of at most so many characters; "…" stands for what is cut off."""
+    return cell if len(cell) <= characters else f"{cell[: characters - 1]}…"
 
 
 def fitting_widths(entries: Sequence[Row], cells: Sequence[Mapping[str, str]], width: int | None) -> dict[str, int]:
@@ -128,16 +134,16 @@ def fitting_widths(entries: Sequence[Row], cells: Sequence[Mapping[str, str]], w
     facts = [name for name in FACTS if values(name) != {"-"}]
     sweep = ["sweep"] if len(values("sweep")) > 1 else []
     columns = ["run", *others, "state", "step", *facts, *sweep]
-    widths = {name: max(map(cell_len, {name, *values(name)})) for name in [*columns, *in_name, "id", "acc. %"]}
+    candidates = [*columns, *in_name, "id", *SHORTER.values()]
+    widths = {name: max(map(cell_len, {HEADERS.get(name, name), *values(name)})) for name in candidates}
     for step in [*LEFT_OUT, *reversed(varying)]:
         if width is None or sum(widths[name] for name in columns) + len(GAP) * (len(columns) - 1) <= width:
             break
         if step == "run":
             columns[:1] = ["id", *in_name]
-        elif step == "accuracy %" and step in columns:
-            columns[columns.index(step)] = "acc. %"
         elif step in columns:
-            columns.remove(step)
+            position = columns.index(step)
+            columns[position : position + 1] = [SHORTER[step]] if step in SHORTER else []
     return {name: widths[name] for name in columns}
 
 
@@ -186,11 +192,11 @@ def chosen_rows(ordered: Sequence[Row], lines: int, page: int | None) -> tuple[l
 
 
 def notes(entries: Sequence[Row], name: str, width: int | None, limit: int | None) -> list[Line]:
-    """Return the warnings and errors of the runs, one for all runs that have the same; at most `limit` lines."""
+    """Return the errors and warnings of the runs, one for all runs that have the same; at most `limit` lines."""
     lines: list[Line] = []
     messages = [
         (text.strip().splitlines()[0], style, entry)
-        for key, style in (("no_signal", "yellow"), ("error", "red"))
+        for key, style in (("error", "red"), ("no_signal", "yellow"))
         for entry in entries
         if (text := entry[key]) and text.strip()
     ]
@@ -198,14 +204,15 @@ def notes(entries: Sequence[Row], name: str, width: int | None, limit: int | Non
     for text, style, entry in messages:
         by_message.setdefault((without_run(text, entry), style), []).append((text, entry))
     groups = [(style, members) for (_, style), members in by_message.items()]
-    each = None if limit is None else max(1, min(NOTE_LINES, limit // max(1, len(groups))))
+    spare = 0 if limit is None else max(0, limit - len(groups))  # lines beyond one for each message
     for index, (style, members) in enumerate(groups):
         texts = [text for text, _ in members]
         text = texts[0] if len(set(texts)) == 1 else without_run(*members[0])
         who = [entry[name if len(members) == 1 else "id"] for _, entry in members]
         more = f" and {len(who) - IDS_PER_NOTE} more" if len(who) > IDS_PER_NOTE else ""
         label = f"{len(who)} runs ({', '.join(who[:IDS_PER_NOTE])}{more})" if len(who) > 1 else who[0]
-        own = styled(f"{label}: {text}", style, width, each)
+        own = styled(f"{label}: {text}", style, width, None if limit is None else min(NOTE_LINES, 1 + spare))
+        spare -= len(own) - 1
         if limit is not None and len(lines) + len(own) + (len(groups) > limit) > limit:
             return [*lines, *styled(f"… {len(groups) - index} more messages (--all prints them)", "dim", width)]
         lines += own
