@@ -8,22 +8,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 
-from rlvr_sweeps.config.compose import offline_composer
-from rlvr_sweeps.config.settings import site_runs_dir
-from rlvr_sweeps.config.sweeps import main_model
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.paths import conf_dir
-from rlvr_sweeps.runs.directory import STAGES
-from rlvr_sweeps.runs.reading import log_files, named_run, tail
+try:  # these imports take half a second, and longer from a shared disk: Ctrl-C may come meanwhile
+    from rich.console import Console
+
+    from rlvr_sweeps.config.compose import offline_composer
+    from rlvr_sweeps.config.settings import site_runs_dir
+    from rlvr_sweeps.config.sweeps import main_model
+    from rlvr_sweeps.errors import Refused
+    from rlvr_sweeps.paths import conf_dir
+    from rlvr_sweeps.runs.directory import STAGES
+    from rlvr_sweeps.runs.reading import log_files, named_run, tail
+except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 if TYPE_CHECKING:
     from rlvr_sweeps.assets.transfer import Source
 
 RUN_HELP = "name, id or directory of a run"
 PIPE_WIDTH = 10_000  # of a table whose lines another program reads: every column, and no error wrapped
-INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

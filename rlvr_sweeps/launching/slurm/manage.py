@@ -48,6 +48,7 @@ def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
 
     Returns the cancelled jobs by the run's name, and by the report job's name. Raises Refused where one of the runs has none.
     """
+    runs = list({run.path.absolute(): run for run in runs}.values())
     active = queue.active_jobs() if any(run.jobs() for run in runs) else {}
     own_jobs = [[job for job in run.jobs().values() if job in active] for run in runs]
     refuse_inactive([run for run, jobs in zip(runs, own_jobs, strict=True) if not jobs])
