@@ -56,6 +56,7 @@ class Job:
     state: str
     reason: str
     node: str
+    comment: str = ""
 
     @property
     def is_pending(self) -> bool:
