@@ -19,7 +19,7 @@ try:  # these imports take half a second, and longer from a shared disk: Ctrl-C 
     from rlvr_sweeps.errors import Refused
     from rlvr_sweeps.paths import conf_dir
     from rlvr_sweeps.runs.directory import STAGES
-    from rlvr_sweeps.runs.reading import log_files, named_run, tail
+    from rlvr_sweeps.runs.reading import named_run, tail
 except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     sys.exit(INTERRUPTED)
@@ -147,7 +147,7 @@ def show_logs(arguments: argparse.Namespace, _: Console) -> None:
 
     run = named_run(arguments.run, arguments.runs_dir)
     if arguments.json:
-        path = log_files(run, arguments.stage)[-1]
+        path = manage.newest_log(run, arguments.stage)
         print(json.dumps({"run": run.name, "log": str(path), "lines": tail(path, arguments.lines).splitlines()}, indent=1))
     else:
         manage.print_logs(run, arguments.stage, arguments.lines, arguments.follow)

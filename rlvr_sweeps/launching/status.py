@@ -15,7 +15,8 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import Row, read_json, read_rows
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import queue, records
+from rlvr_sweeps.launching.slurm.manage import unstarted_job_log
 from rlvr_sweeps.launching.status_table import counts, table
 from rlvr_sweeps.planning.plan import dials
 from rlvr_sweeps.runs.directory import Job, Live, NoAnswer, Run
@@ -45,7 +46,7 @@ def rows_of(runs_dir: Path, sweep: str | None, active: Live | None) -> list[Row]
     lost = {entry["job"]: entry for entry in result if entry["state"] == "lost" and entry["job"]}
     for job, state in ({} if active is None or isinstance(active, NoAnswer) else queue.final_states(lost)).items():
         if job in lost:
-            lost[job]["error"] = f"Slurm job {job} ended as {state}"
+            lost[job]["error"] = f"Slurm job {job} ended as {state}{unstarted(runs_dir / lost[job]['run'])}"
     return result
 
 
@@ -144,7 +145,15 @@ def reason_of_loss(run: Run) -> str:
     """Return how a lost run ended, from the last event in its attempts.jsonl."""
     last = (read_rows(run.attempts_path) or [{"event": "none"}])[-1]
     reasons = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": "cancelled by rlvr cancel"}
+    if last["event"] not in reasons and (before_start := unstarted(run.path)):
+        return f"its Slurm job ended{before_start}"
     return reasons.get(last["event"], "ended without an error message: it was killed, or its node was lost")
+
+
+def unstarted(folder: Path) -> str:
+    """Return how to read the output of a run's Slurm job that ended before it started the run; "" where it did, or has none."""
+    run = Run(folder)
+    return f" before it started the run. Its output: rlvr logs {run.id}" if unstarted_job_log(run) else ""
 
 
 def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:
@@ -204,18 +213,21 @@ def show(runs_dir: Path, console: Console, sweep: str | None = None, all_runs: b
     active = queue.active_jobs_if_reachable()
     entries = rows_of(runs_dir, sweep, active)
     height = console.height - PROMPT_LINES if console.is_terminal and not all_runs else None
-    print_table(entries, console, height, reason_of_silence(active))
+    print_table(entries, console, height, queue_warning(runs_dir, entries, active))
 
 
-def print_table(entries: Sequence[Row], console: Console, height: int | None, no_answer: str | None) -> None:
+def print_table(entries: Sequence[Row], console: Console, height: int | None, warning: str | None) -> None:
     """Print the table in at most `height` lines, or (None) with all runs."""
-    text = table(entries, no_answer, console.width, height)
+    text = table(entries, warning, console.width, height)
     console.print(text, soft_wrap=height is None and not console.is_terminal, no_wrap=True, crop=False)
 
 
-def reason_of_silence(active: Live | None) -> str | None:
-    """Return why Slurm does not answer; None where it does, or is not installed."""
-    return active.reason if isinstance(active, NoAnswer) else None
+def queue_warning(runs_dir: Path, entries: Sequence[Row], active: Live | None) -> str | None:
+    """Return why Slurm does not answer where a run is therefore unknown, or which jobs in the queue belong to no run."""
+    if isinstance(active, NoAnswer):
+        is_unknown = any(entry["state"] == "unknown" for entry in entries)
+        return f"Slurm does not answer: {' '.join(active.reason.split())}" if is_unknown else None
+    return records.warning(runs_dir, active) if active else None
 
 
 def watch(runs_dir: Path, console: Console, every_s: float, sweep: str | None = None) -> None:
@@ -237,8 +249,10 @@ def watch(runs_dir: Path, console: Console, every_s: float, sweep: str | None = 
             entries = rows_of(runs_dir, sweep, active)
             if display:
                 page = refreshes // REFRESHES_PER_PAGE
-                display.update(table(entries, reason_of_silence(active), console.width, console.height, page), refresh=True)
-            elif (line := summary_line(entries, active)) != last_line:
+                display.update(
+                    table(entries, queue_warning(runs_dir, entries, active), console.width, console.height, page), refresh=True
+                )
+            elif (line := summary_line(entries, queue_warning(runs_dir, entries, active))) != last_line:
                 console.print(f"{time.strftime('%H:%M:%S')}  {line}", highlight=False, soft_wrap=True)
                 console.file.flush()
                 last_line = line
@@ -252,13 +266,12 @@ def watch(runs_dir: Path, console: Console, every_s: float, sweep: str | None = 
         if display:
             display.stop()
     if display:
-        print_table(entries, console, console.height - PROMPT_LINES, reason_of_silence(active))
+        print_table(entries, console, console.height - PROMPT_LINES, queue_warning(runs_dir, entries, active))
 
 
-def summary_line(entries: Sequence[Row], active: Live | None) -> str:
-    """Return the number of runs in each state, and why Slurm does not answer, on one line."""
-    silence = reason_of_silence(active)
-    return counts(entries) + (f"; Slurm does not answer: {' '.join(silence.split())}" if silence else "")
+def summary_line(entries: Sequence[Row], warning: str | None) -> str:
+    """Return the number of runs in each state, and the warning if there is one, on one line."""
+    return counts(entries) + (f"; {warning}" if warning else "")
 
 
 def as_json(runs_dir: Path, sweep: str | None = None) -> str:

@@ -30,7 +30,7 @@ GAP = "  "  # between two columns
 CELL_CHARACTERS = 24  # of a setting, a node's name or Slurm's reason for waiting, so that the other columns stay readable
 SHORT_CHARACTERS = 10  # of a node or reason in a narrow table
 NOTE_LINES = 4  # of one error or warning on a terminal
-SILENCE_LINES = 2  # of Slurm's message on a terminal
+WARNING_LINES = 3  # of the warning about Slurm's queue on a terminal
 IDS_PER_NOTE = 3
 MIN_ROWS = 3  # on a terminal, however few lines it has
 
@@ -39,24 +39,25 @@ Line = tuple[str, str]  # a line and its style
 
 def table(
     entries: Sequence[Row],
-    no_answer: str | None = None,
+    queue_warning: str | None = None,
     width: int | None = None,
     height: int | None = None,
     page: int | None = None,
 ) -> Text:
     """Return the table, the runs' errors and warnings, and a line that counts states.
 
-    `no_answer`: why runs are unknown. `width`, `height`: the most characters and lines; None: no limit. With more runs than
-    lines, those that need attention come first; the others are counted, or shown page by page where `page` is a number.
+    `queue_warning`: what is wrong with Slurm's queue. `width`, `height`: the most characters and lines; None: no limit. With
+    more runs than lines, those that need attention come first; the others are counted, or shown page by page where `page` is a
+    number.
     """
     if not entries:
-        return Text("no runs")
+        return Text("\n".join(filter(None, (queue_warning, "no runs"))))
     ordered = sorted(entries, key=lambda entry: (rank(entry["state"]), entry["state"], entry["run"]))
     cells = [cells_of(entry) for entry in ordered]
     widths = fitting_widths(ordered, cells, width)
     footer = notes(ordered, "run" if "run" in widths else "id", width, None if height is None else max(3, height // 4))
-    if no_answer and any(entry["state"] == "unknown" for entry in ordered):
-        footer += styled(f"Slurm does not answer: {no_answer}", "yellow", width, None if height is None else SILENCE_LINES)
+    if queue_warning:
+        footer += styled(queue_warning, "yellow", width, None if height is None else WARNING_LINES)
     if "id" in widths:
         footer += styled("id: the last part of a run's name; every command accepts it", "dim", width)
     footer += styled(counts(ordered), "", width)

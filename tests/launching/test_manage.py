@@ -28,6 +28,30 @@ def test_following_a_log_goes_on_while_slurm_does_not_answer(evaluated, tmp_path
     assert "".join(manage.follow_log(log, run)) == "1\n2\n3\n4\n"
 
 
+def test_the_log_of_a_job_that_ended_before_it_started_the_run(evaluated, tmp_path, monkeypatch, capsys):
+    """It is shown until the run has started, and named by rlvr status. Following it goes on with the stages' logs."""
+    run = evaluated("peft=lora")
+    run.stage_path("train").unlink()
+    launch = tmp_path / "launch"
+    write_json(run.submission_path, {"stages": {"train": {"job": "17_0"}, "evaluate": {"job": "18_0"}}, "launch": str(launch)})
+    log = launch / ".submitit" / "17_0_0_log.out"
+    log.parent.mkdir(parents=True)
+    log.write_text("setup: no such module\n")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "squeue").write_text("#!/bin/bash\n")
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    rlvr(["logs", run.id, "--runs-dir", str(tmp_path / "runs")])
+    assert capsys.readouterr().out == f"{log}\nsetup: no such module\n"
+    rlvr(["status", str(tmp_path / "runs")])
+    assert f"before it started the run. Its output: rlvr logs {run.id}" in capsys.readouterr().out
+    run.log_path("train").parent.mkdir()
+    run.log_path("train").write_text("step 1\n")
+    run.log_event("start", stage="train", job="17_0")
+    assert "".join(manage.follow_log(log, run)) == f"{run.log_path('train')}\nstep 1\n"
+
+
 def test_cancel_says_how_to_stop_a_run_of_a_local_launch(evaluated, tmp_path):
     run = evaluated("peft=lora")
     with run.claim(), pytest.raises(Refused, match=r"cluster=local works on it.*press Ctrl-C"):

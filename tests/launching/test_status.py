@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.launching import status
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.status_table import age, table
 from rlvr_sweeps.runs.directory import Run
 from tests.conftest import ROOT
@@ -240,6 +240,16 @@ def test_a_submitted_run_is_unknown_while_slurm_does_not_answer(evaluated, tmp_p
     assert "1 running, 1 done" in shown(tmp_path / "runs")
     squeue("true")
     assert "1 lost, 1 done" in shown(tmp_path / "runs")
+
+
+def test_jobs_that_no_run_knows_are_named(new_runs, tmp_path, squeue):
+    (run,) = new_runs(1)
+    record = records.begin(run.path.parent)
+    record.write("cancelled")
+    squeue(f"echo '17|PENDING|JobHeldUser||{record.token}'")
+    assert "unknown to every run" in shown(tmp_path / "runs") and "scancel 17" in shown(tmp_path / "runs")
+    squeue("true")
+    assert shown(tmp_path / "runs").endswith("\n1 run: 1 new\n") and "scancel" not in shown(tmp_path / "runs")
 
 
 def test_watching_goes_on_while_slurm_does_not_answer(evaluated, tmp_path, squeue):

@@ -4,14 +4,14 @@ import json
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.files import read_json, read_rows, write_json
 from rlvr_sweeps.launching.slurm import queue
-from rlvr_sweeps.launching.slurm.submit import submit
+from rlvr_sweeps.launching.slurm.submit import job_log, submit
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Run, all_runs
 from rlvr_sweeps.runs.launches import submission_lock
@@ -23,24 +23,39 @@ CANARY_FOLDER = ".canary"  # in a folder of runs: the short run that a launch wi
 IDS_PER_SCANCEL = 500  # so that the command line stays short
 
 
-def follow_log(path: Path, run: Run) -> Iterator[str]:
+def follow_log(path: Path, run: Run, stage: str | None = None) -> Iterator[str]:
     """Yield the text appended to a log after this call, until the run is neither queued nor running.
 
-    While Slurm does not answer, the run is unknown, and this goes on.
+    Goes on with the log of the next stage, unless `stage` is given, after a line with its path. While Slurm does not answer,
+    the run is unknown, and this goes on.
     """
     next_look = 0.0
-    with path.open(errors="replace") as file:
+    followed = {stage_of_log(path)}
+    with ExitStack() as files:
+        file = files.enter_context(path.open(errors="replace"))
         file.seek(0, 2)
         while True:
             if text := file.read():
                 yield text
                 continue
+            with suppress(Refused):  # no stage has a log yet
+                newest = newest_log(run, stage)
+                if stage_of_log(newest) not in followed:
+                    followed.add(stage_of_log(newest))
+                    file = files.enter_context(newest.open(errors="replace"))
+                    yield f"{newest}\n"
+                    continue
             if time.monotonic() >= next_look:
                 if run.state(live=queue.active_jobs_if_reachable()) not in ("running", "queued", "unknown"):
                     yield file.read()  # what was written since the last look
                     return
                 next_look = time.monotonic() + STATE_INTERVAL_S
             time.sleep(FOLLOW_INTERVAL_S)
+
+
+def stage_of_log(path: Path) -> str:
+    """Return the stage of a log: `train` of train.txt and of train.1.txt, the second node's."""
+    return path.name.partition(".")[0]
 
 
 def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -153,14 +168,36 @@ def save_sbatch_options(folder: Path, params: Mapping[str, Any]) -> None:
     write_json(folder / "sbatch.json", json.loads(json.dumps(dict(params), default=str)))
 
 
+def newest_log(run: Run, stage: str | None) -> Path:
+    """Return a run's newest log, of `stage` if given; that of its Slurm job, if the job ended before it started the run.
+
+    Raises Refused where there is none.
+    """
+    return unstarted_job_log(run, stage) or log_files(run, stage)[-1]
+
+
+def unstarted_job_log(run: Run, stage: str | None = None) -> Path | None:
+    """Return the output of the first job of a run's last submission, where none of its jobs has started the run.
+
+    It has the errors of the setup lines and of Slurm. None where a job has started the run, and where there is no output.
+    """
+    submission, jobs = read_json(run.submission_path) or {}, run.jobs()
+    if "launch" not in submission or any(
+        event["event"] == "start" and event.get("job") in jobs.values() for event in read_rows(run.attempts_path)
+    ):
+        return None
+    logs = [job_log(submission, job) for name, job in jobs.items() if stage in (None, name)]
+    return next((path for path in logs if path.exists()), None)
+
+
 def print_logs(run: Run, stage: str | None, lines: int, follow: bool) -> None:
     """Print the path and the last `lines` lines (0: all) of a run's newest log, of `stage` if given.
 
     `follow`: go on printing what is added until the run ends.
     """
-    path = log_files(run, stage)[-1]
+    path = newest_log(run, stage)
     sys.stdout.write(f"{path}\n{tail(path, lines)}")
     if follow:
-        for text in follow_log(path, run):
+        for text in follow_log(path, run, stage):
             sys.stdout.write(text)
             sys.stdout.flush()
