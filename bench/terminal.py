@@ -32,6 +32,7 @@ LINE_PIXELS = 16
 MARGIN_PIXELS = 8
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
 HOME = "\x1b[H"  # moves the cursor to the first line; a display that is redrawn begins each state with it
+LEAVE = "\x1b[?1049l"  # ends the alternate screen of such a display
 
 
 def output_on_terminal(command: list[str], columns: int, rows: int, seconds: float | None) -> str:
@@ -65,6 +66,7 @@ def output_on_terminal(command: list[str], columns: int, rows: int, seconds: flo
 
 def screen_of(output: str, prompt: str, rows: int) -> list[str]:
     """Return the lines that the terminal shows at the end: the command's prompt and output, or the last state of a display."""
+    output = output.rpartition(LEAVE)[2]
     if HOME in output:
         return output.rpartition(HOME)[2].replace("\r", "").split("\n")[:rows]
     lines = [prompt, *re.sub(r"\x1b\[\?\d+[hl]", "", output).replace("\r", "").rstrip("\n").split("\n"), "$ "]

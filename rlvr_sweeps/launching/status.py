@@ -23,6 +23,7 @@ from rlvr_sweeps.runs.directory import Job, Live, NoAnswer, Run
 from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows, no_signal
 
 SLURM_KEYS = ("job", "node", "tries", "requeues", "heartbeat_s", "clock_differs")  # of a row; None where nothing was submitted
+CANCELLED = "cancelled by rlvr cancel"  # says more than Slurm's CANCELLED
 CLOCK_TOLERANCE_S = 60.0  # a heartbeat further in the future, or older than its own job, comes from a clock that differs
 PROMPT_LINES = 2  # of a terminal: the command above the table, and the shell's prompt below it
 REFRESHES_PER_PAGE = 4  # of --watch, where there are more runs than lines
@@ -45,7 +46,7 @@ def rows_of(runs_dir: Path, sweep: str | None, active: Live | None) -> list[Row]
     add_distinguishing_settings([status.cfg for status in chosen], result)
     lost = {entry["job"]: entry for entry in result if entry["state"] == "lost" and entry["job"]}
     for job, state in ({} if active is None or isinstance(active, NoAnswer) else queue.final_states(lost)).items():
-        if job in lost:
+        if job in lost and lost[job]["error"] != CANCELLED:
             lost[job]["error"] = f"Slurm job {job} ended as {state}{unstarted(runs_dir / lost[job]['run'])}"
     return result
 
@@ -144,7 +145,7 @@ def setting(cfg: Mapping[str, Any], key: str) -> Any:
 def reason_of_loss(run: Run) -> str:
     """Return how a lost run ended, from the last event in its attempts.jsonl."""
     last = (read_rows(run.attempts_path) or [{"event": "none"}])[-1]
-    reasons = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": "cancelled by rlvr cancel"}
+    reasons = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": CANCELLED}
     if last["event"] not in reasons and (before_start := unstarted(run.path)):
         return f"its Slurm job ended{before_start}"
     return reasons.get(last["event"], "ended without an error message: it was killed, or its node was lost")
@@ -152,8 +153,7 @@ def reason_of_loss(run: Run) -> str:
 
 def unstarted(folder: Path) -> str:
     """Return how to read the output of a run's Slurm job that ended before it started the run; "" where it did, or has none."""
-    run = Run(folder)
-    return f" before it started the run. Its output: rlvr logs {run.id}" if unstarted_job_log(run) else ""
+    return " before it started the run. Its output: rlvr logs RUN" if unstarted_job_log(Run(folder)) else ""
 
 
 def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:

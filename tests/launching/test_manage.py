@@ -45,7 +45,7 @@ def test_the_log_of_a_job_that_ended_before_it_started_the_run(evaluated, tmp_pa
     rlvr(["logs", run.id, "--runs-dir", str(tmp_path / "runs")])
     assert capsys.readouterr().out == f"{log}\nsetup: no such module\n"
     rlvr(["status", str(tmp_path / "runs")])
-    assert f"before it started the run. Its output: rlvr logs {run.id}" in capsys.readouterr().out
+    assert f"{run.name}: its Slurm job ended before it started the run. Its output: rlvr logs RUN" in capsys.readouterr().out
     run.log_path("train").parent.mkdir()
     run.log_path("train").write_text("step 1\n")
     run.log_event("start", stage="train", job="17_0")
