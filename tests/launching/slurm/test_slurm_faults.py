@@ -48,7 +48,7 @@ def shorten_time_limit(job):
 
 
 NOTICE = "hydra.launcher.signal_delay_s=60"
-AS_IN_A_CONTAINER = r'hydra.launcher.srun_args=["--export=ALL\,PATH=/nothing"]'  # without Slurm's programs
+AS_IN_A_CONTAINER = 'hydra.launcher.srun_args=["--export=ALL,PATH=/nothing"]'  # without Slurm's programs
 
 
 @pytest.mark.cgroup
