@@ -11,6 +11,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import Row, read_json
 from rlvr_sweeps.runs.directory import Live, Run, all_runs
+from rlvr_sweeps.runs.launches import CANARY
 from rlvr_sweeps.runs.rollouts import reason_shares
 
 
@@ -46,6 +47,15 @@ def find_runs(runs_dir: Path, live: Live | None = None) -> list[RunStatus]:
         except Refused as refusal:
             statuses.append(RunStatus(run, None, "edited", str(refusal)))
     return statuses
+
+
+def failed_canary(runs_dir: Path, live: Live | None = None) -> str | None:
+    """Return which canary of a runs folder failed, and why, for a display; None without a failed one."""
+    for status in find_runs(runs_dir / CANARY, live):
+        if status.state in ("failed", "lost"):
+            error = status.error or "its job ended without an error message"
+            return f"The canary {status.run.name} {status.state}: {error} Its output: rlvr logs {status.run.path}"
+    return None
 
 
 def named_run(name: str, runs_dir: Path) -> Run:

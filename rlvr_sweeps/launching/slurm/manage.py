@@ -10,16 +10,15 @@ from typing import Any
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.slurm.submit import job_log, submit
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Run, all_runs
-from rlvr_sweeps.runs.launches import submission_lock
+from rlvr_sweeps.runs.launches import CANARY, submission_lock
 from rlvr_sweeps.runs.reading import log_files, tail
 
 FOLLOW_INTERVAL_S = 0.5  # between two looks at a log
 STATE_INTERVAL_S = 5.0  # between two looks at the state of a run whose log does not grow
-CANARY_FOLDER = ".canary"  # in a folder of runs: the short run that a launch with canary=true waits for
 IDS_PER_SCANCEL = 500  # so that the command line stays short
 
 
@@ -96,7 +95,7 @@ def cancel_all(runs_dir: Path, sweep: str | None = None) -> dict[str, list[str]]
     Raises Refused where there is no such run.
     """
     active = queue.active_jobs()
-    runs = [run for folder in (runs_dir, runs_dir / CANARY_FOLDER) for run in all_runs(folder)]
+    runs = [run for folder in (runs_dir, runs_dir / CANARY) for run in all_runs(folder)]
     in_queue = [run for run in runs if any(job in active for job in run.jobs().values())]
     labels = {run.path: (read_json(run.parsed_path) or {}).get("config", {}).get("sweep") for run in in_queue}
     chosen = [run for run in in_queue if sweep is None or labels[run.path] == sweep]
@@ -135,11 +134,14 @@ def report_jobs(launches: Collection[Path], cancelled: Collection[str]) -> dict[
 def retry(runs: Sequence[Run]) -> list[str]:
     """Submit failed, lost and stale runs again with their own configuration; returns the heads of the new job arrays.
 
-    Raises Refused for a run in another state, and for one that was never submitted to Slurm.
+    Raises Refused for a run in another state, for one that was never submitted to Slurm, and where Slurm or the launch's folder
+    does not allow it.
     """
     with ExitStack() as locks:
         for folder in sorted({run.path.parent for run in runs}):
             locks.enter_context(submission_lock(folder))
+            for sentence in records.recover(folder, queue.active_jobs()):
+                print(sentence, file=sys.stderr)
         return resubmit(runs)
 
 
@@ -156,11 +158,29 @@ def resubmit(runs: Sequence[Run]) -> list[str]:
         if submission is None:
             raise Refused(f"{run.name} was never submitted to Slurm. Launch it: python launch.py … cluster=slurm retry=true.")
         by_launch.setdefault(submission["launch"], []).append(Planned(run, cfg, state, True, 1))
+    options = {folder: saved_sbatch_options(Path(folder), todo) for folder, todo in by_launch.items()}
     jobs = []
-    for launch_folder, todo in by_launch.items():
-        params: Mapping[str, Any] = read_json(Path(launch_folder) / "sbatch.json") or {}
-        jobs += submit(todo, params, Path(launch_folder)).jobs
+    for folder, todo in by_launch.items():
+        submission = submit(todo, options[folder], Path(folder), notify=lambda sentence: print(sentence, file=sys.stderr))
+        jobs += submission.jobs
+        if submission.refused or submission.unsubmitted:
+            names = ", ".join(run.name for run in (*submission.refused, *submission.unsubmitted))
+            raise Refused(
+                f"Submitted as jobs {', '.join(jobs) or 'none'}; not {names}: {submission.refusal or submission.reason}"
+            )
     return jobs
+
+
+def saved_sbatch_options(folder: Path, todo: Sequence[Planned]) -> Mapping[str, Any]:
+    """Return the options that save_sbatch_options wrote; raise Refused where they are gone."""
+    options: Mapping[str, Any] | None = read_json(folder / "sbatch.json")
+    if options is None:
+        raise Refused(
+            f"The launch folder {folder} is gone, and with it the options of sbatch (partition, account, setup lines) of "
+            f"{', '.join(planned.run.name for planned in todo)}. Nothing was submitted. Launch again: python launch.py … "
+            "cluster=slurm retry=true, with the overrides of the first launch."
+        )
+    return options
 
 
 def save_sbatch_options(folder: Path, params: Mapping[str, Any]) -> None:
