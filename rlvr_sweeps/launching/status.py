@@ -223,7 +223,7 @@ def print_table(entries: Sequence[Row], console: Console, height: int | None, wa
 
 
 def queue_warning(runs_dir: Path, entries: Sequence[Row], active: Live | None) -> str | None:
-    """Return what is wrong with the queue: a failed canary, a run unknown since Slurm does not answer, jobs that no run knows."""
+    """Return what is wrong with the queue: a failed canary, no answer of Slurm, jobs that no run knows."""
     canary = None if all(entry["state"] == "done" for entry in entries) else failed_canary(runs_dir, active)
     if not isinstance(active, NoAnswer):
         return canary or (records.warning(runs_dir, active) if active else None)

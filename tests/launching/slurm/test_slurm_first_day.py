@@ -1,4 +1,4 @@
-"""Test on a real Slurm what a new user meets on the first day: the site's files, rlvr doctor --job, jobs that never start a run."""
+"""Test on a real Slurm what a new user meets on the first day: the site's files, rlvr doctor --job, early failures."""
 
 import json
 import os
