@@ -7,6 +7,7 @@ queue while other tests run.
 import fcntl
 import hashlib
 import os
+import random
 import subprocess
 import sys
 import time
@@ -151,6 +152,13 @@ def record(record_property, fault, outcome, times=1, runs=1, identical="yes"):
     """Record one row of docs/reliability.md as properties of the test."""
     for name, value in (("fault", fault), ("outcome", outcome), ("times", times), ("runs", runs), ("identical", identical)):
         record_property(name, value)
+
+
+def fault_seed():
+    """Return the seed of random instants and faults, RLVR_FAULT_SEED if it is set, and print it."""
+    seed = int(os.environ.get("RLVR_FAULT_SEED") or random.SystemRandom().randrange(1000))
+    print(f"RLVR_FAULT_SEED={seed}")
+    return seed
 
 
 def outcome(run):

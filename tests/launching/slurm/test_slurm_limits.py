@@ -81,6 +81,19 @@ def test_an_expired_account_is_refused(slurm):
     assert only_run(slurm.runs).state() == "new" and not queue()
 
 
+@pytest.mark.accounting
+def test_a_limit_that_no_waiting_changes_is_told_as_such(slurm):
+    """Slurm says one and the same sentence of every limit of an account or QOS; only the limit's name tells them apart."""
+    sh("sacctmgr", "-i", "add", "qos", "brief", "MaxWall=00:10:00", "Flags=DenyOnLimit")
+    sh("sacctmgr", "-i", "add", "account", "short", "Cluster=testcluster")
+    sh("sacctmgr", "-i", "add", "user", "root", "Account=short", "QOS=brief", "DefaultQOS=brief")
+    process = slurm(*untrained(2), "hydra.launcher.account=short", expect=1)
+    assert "QOSMaxWallDurationPerJobLimit" in process.stderr and "queue is shorter" not in process.stdout
+    slurm(*untrained(2), "hydra.launcher.account=short", "cluster.evaluate.timeout_min=9")
+    wait_for_empty_queue()
+    assert states(slurm) == ["done"] * 2
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

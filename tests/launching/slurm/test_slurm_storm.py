@@ -14,6 +14,7 @@ from rlvr_sweeps.runs.directory import all_runs
 from tests.launching.slurm.conftest import (
     SMALL,
     events,
+    fault_seed,
     numbers,
     queue,
     record,
@@ -36,7 +37,7 @@ FAULTS = {
     "scancel": lambda run: sh("scancel", training_job(run)),
     "USR2": lambda run: sh("timeout", "10", "scancel", "--signal=USR2", "--full", training_job(run)),
 }
-COUNT = 20
+COUNT = 40
 GRID = ("-m", "peft=lora,dora", "seed=1,2", "cluster.retries=10")
 
 
@@ -44,7 +45,8 @@ def test_all_runs_are_completed_despite_random_faults(slurm, tmp_path, record_pr
     slurm.launch("-m", "cluster=local", *SMALL, *GRID[1:], runs=tmp_path / "local")
     local_runs = {run.name: run for run in all_runs(tmp_path / "local")}
     slurm(*GRID)
-    generator, injected = random.Random(int(os.environ.get("RLVR_FAULT_SEED", "0"))), Counter()
+    seed, injected = fault_seed(), Counter()
+    generator = random.Random(seed)
     deadline = time.monotonic() + 1500
     while any(run.state() != "done" for run in all_runs(slurm.runs)):
         assert time.monotonic() < deadline, (injected, queue())
@@ -64,5 +66,5 @@ def test_all_runs_are_completed_despite_random_faults(slurm, tmp_path, record_pr
     for run in runs:
         assert weights(run) == weights(local_runs[run.name]) and numbers(run) == numbers(local_runs[run.name]), run.name
     assert injected, "no fault was injected"
-    kinds = ", ".join(f"{count} × {fault}" for fault, count in sorted(injected.items()))
+    kinds = ", ".join(f"{count} × {fault}" for fault, count in sorted(injected.items())) + f" (seed {seed})"
     record(record_property, "a storm at random moments", kinds, times=injected.total(), runs=len(runs))

@@ -15,7 +15,16 @@ import pytest
 
 from rlvr_sweeps.runs.directory import all_runs
 from tests.conftest import ROOT
-from tests.launching.slurm.conftest import PARTITION, queue, rlvr, sh, wait_for_empty_queue, wait_until
+from tests.launching.slurm.conftest import (
+    PARTITION,
+    fault_seed,
+    queue,
+    record,
+    rlvr,
+    sh,
+    wait_for_empty_queue,
+    wait_until,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,14 +66,18 @@ def assert_every_run_is_submitted_once(slurm, runs=4):
     assert set(sh("squeue", "--me", "-h", "-r", "-o", "%S").split()) <= {"N/A"}  # the start time of released jobs
 
 
+def record_outcome(record_property, fault, times):
+    """Record a row of docs/reliability.md for faults of a submission, after which nothing is trained."""
+    outcome = "the same launch, or the same command again, submitted every run once"
+    record(record_property, fault, outcome, times=times, runs=4, identical="-")
+
+
 @pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_a_launch_that_is_killed_at_any_instant_is_completed_by_the_same_command(
     slurm, closed_partition, sbatch, tmp_path, times, record_property
 ):
     """Kill -9 of the launch while a slow sbatch works, which goes on after it: jobs appear that no run knows."""
-    seed = random.SystemRandom().randrange(1000)
-    print(f"seed of the instants: {seed}")
-    record_property("seed", seed)
+    seed = fault_seed()
     instants = random.Random(seed)
     for _ in range(times):
         sbatch('sleep 0.3; $REAL "$@"; code=$?; sleep 0.3; exit $code')
@@ -82,27 +95,30 @@ def test_a_launch_that_is_killed_at_any_instant_is_completed_by_the_same_command
         wait_for_empty_queue()
         shutil.rmtree(slurm.runs)
         (tmp_path / "calls").unlink()
+    record_outcome(record_property, f"kill -9 of a launch that submits, at random instants (seed {seed})", times)
 
 
-def test_an_sbatch_that_fails_every_second_time(slurm, closed_partition, sbatch):
+def test_an_sbatch_that_fails_every_second_time(slurm, closed_partition, sbatch, tmp_path, record_property):
     """Slurm's controller is busy: sbatch says so, and the launch tries again."""
     sbatch('if (( $(wc -l < $CALLS) % 2 )); then echo "sbatch: error: Batch job submission failed: Unable to contact slurm '
            'controller (connect failure)" >&2; exit 1; fi; exec $REAL "$@"')  # fmt: skip
     output = slurm(*GRID).stdout
     assert "Unable to contact slurm controller" in output and "Trying again in 1 s" in output
     assert_every_run_is_submitted_once(slurm)
+    record_outcome(record_property, "sbatch fails every second time", calls(tmp_path) // 2)
 
 
-def test_an_sbatch_that_times_out_although_slurm_accepted_the_job(slurm, closed_partition, sbatch):
+def test_an_sbatch_that_times_out_although_slurm_accepted_the_job(slurm, closed_partition, sbatch, tmp_path, record_property):
     """The first call of each kind loses Slurm's answer; the job that it made is cancelled, and never starts."""
     sbatch('if (( $(wc -l < $CALLS) % 2 )); then $REAL "$@" > /dev/null; echo "sbatch: error: Batch job submission failed: '
            'Socket timed out on send/recv operation" >&2; exit 1; fi; exec $REAL "$@"')  # fmt: skip
     assert "Socket timed out" in slurm(*GRID).stdout
     assert "nothing to do" in slurm(*GRID).stdout
     assert_every_run_is_submitted_once(slurm)
+    record_outcome(record_property, "sbatch times out although Slurm accepted the job", calls(tmp_path) // 2)
 
 
-def test_ctrl_c_during_a_submission_leaves_a_sentence_and_no_half_submitted_run(slurm, closed_partition, sbatch, tmp_path):
+def test_ctrl_c_during_a_submission_leaves_no_half_submitted_run(slurm, closed_partition, sbatch, tmp_path, record_property):
     """Ctrl-C reaches the launch and sbatch, as a terminal sends it; the first runs stay submitted."""
     sbatch('trap "exit 130" INT; $REAL "$@"; code=$?; if (( $(wc -l < $CALLS) == 3 )); then sleep 30 & wait; fi; exit $code')
     process = subprocess.Popen(
@@ -118,6 +134,7 @@ def test_ctrl_c_during_a_submission_leaves_a_sentence_and_no_half_submitted_run(
     sbatch('exec $REAL "$@"')
     slurm(*GRID)
     assert_every_run_is_submitted_once(slurm)
+    record_outcome(record_property, "Ctrl-C during a submission", 1)
 
 
 def test_a_job_that_no_run_knows_is_shown_and_cancelled(slurm, closed_partition):
