@@ -1,6 +1,7 @@
 """`rlvr doctor`: check this machine and its cluster for what would stop a sweep, and print how to fix each problem."""
 
 import fcntl
+import math
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -154,11 +155,12 @@ def check_time_limits(cfg: Resolved, params: Mapping[str, Any]) -> Iterator[Find
     for stage in ("train", "evaluate"):
         limit = cfg["cluster"][stage]["timeout_min"]
         names = str(cfg["cluster"][stage].get("partition") or params.get("partition") or default).split(",")
-        longest = max((known[name].limit_min for name in names if name in known), default=0.0)
-        observed = (
-            f"{limit} minutes in {' or '.join(names)}, which allows {longest:g}" if longest else f"no {' or '.join(names)}"
-        )
+        longest = max((known[name].limit_min for name in names if name in known), default=None)
+        if longest is None:  # sbatch's own words on an unknown partition follow
+            continue
+        allowed = "no limit" if longest == math.inf else f"{longest:g} minutes"
         cure = f"Set cluster.{stage}.timeout_min={longest:g} in conf/site/slurm.yaml; a run that takes longer is requeued."
+        observed = f"{limit} minutes in {' or '.join(names)}, which allows {allowed}"
         yield finding(f"time limit ({stage})", limit <= longest, observed, cure)
 
 
