@@ -158,9 +158,9 @@ def check_time_limits(cfg: Resolved, params: Mapping[str, Any]) -> Iterator[Find
         longest = max((known[name].limit_min for name in names if name in known), default=None)
         if longest is None:  # sbatch's own words on an unknown partition follow
             continue
-        allowed = "no limit" if longest == math.inf else f"{longest:g} minutes"
+        allowed = "has no limit" if longest == math.inf else f"allows {longest:g}"
         cure = f"Set cluster.{stage}.timeout_min={longest:g} in conf/site/slurm.yaml; a run that takes longer is requeued."
-        observed = f"{limit} minutes in {' or '.join(names)}, which allows {allowed}"
+        observed = f"{limit} minutes in {' or '.join(names)}, which {allowed}"
         yield finding(f"time limit ({stage})", limit <= longest, observed, cure)
 
 

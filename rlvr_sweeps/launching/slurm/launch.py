@@ -155,8 +155,7 @@ def show_cost(plan: Sequence[Planned], console: Console) -> None:
         counts[text] = counts.get(text, 0) + 1
     for text, count in counts.items():
         console.print(f"  {count} × {text}", highlight=False)
-    if todo:
-        most = sum(max_gpu_hours(planned.cfg) for planned in todo)
+    if most := sum(max_gpu_hours(planned.cfg) for planned in todo):
         console.print(f"  the time limits allow {most:,.0f} GPU-hours in all, unless runs are requeued", highlight=False)
 
 
