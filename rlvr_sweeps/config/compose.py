@@ -20,6 +20,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -128,12 +129,27 @@ def refuse_unknown_settings(arguments: Sequence[str]) -> None:
     Hydra's own message advises to add the misspelt name with a +, which would create a setting that no code reads.
     """
     known = {str(key) for key in OmegaConf.structured(schema.Config)}
-    for key in overridden_keys([argument for argument in arguments if "=" in argument and not argument.startswith("-")]):
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    for override in overrides:
+        refuse_unreadable(override)
+    for key in overridden_keys(overrides):
         head = key.partition("@")[0].split("/")[0].split(".")[0]
         if head not in known and head not in ("hydra", "site"):
             near = difflib.get_close_matches(head, known, n=3)
             advice = f"Did you mean {' or '.join(near)}?" if near else f"Settings: {', '.join(sorted(known))}."
             raise Refused(f"There is no setting {key!r}. {advice}")
+
+
+def refuse_unreadable(override: str) -> None:
+    """Raise Refused for an override that Hydra's grammar cannot read, such as a path with an unquoted ü."""
+    try:
+        parse_override(override)
+    except HydraException as error:
+        key, _, value = override.partition("=")
+        raise Refused(
+            f"{override} cannot be read ({str(error).splitlines()[0]}). Hydra takes letters beyond ASCII and most signs only in "
+            f"quotes, which the shell must leave in: \"{key}='{value}'\"."
+        ) from None
 
 
 def refuse_added_keys(cfg: DictConfig) -> None:

@@ -68,6 +68,14 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(argument, suggestio
         refuse_unknown_settings([argument, "-m"])
 
 
+@pytest.mark.parametrize("argument", ["runs_dir=/shared/über", "peft=lora,{dora", "runs_dir=/a(b"])
+def test_an_override_that_hydra_cannot_read_is_refused_with_the_quoted_one(argument):
+    key, _, value = argument.partition("=")
+    with pytest.raises(Refused, match=re.escape(f"\"{key}='{value}'\"")):
+        refuse_unknown_settings([argument])
+    refuse_unknown_settings([f"{key}='{value}'"])
+
+
 def test_known_settings_are_accepted():
     refuse_unknown_settings(
         ["-m", "peft=dora,lora", "training.trl.optim=sgd", "hydra.launcher.workers=1", "+algo.trl.delta=2", "--multirun"]
