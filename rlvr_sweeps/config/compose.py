@@ -147,8 +147,8 @@ def refuse_unreadable(override: str) -> None:
     except HydraException as error:
         key, _, value = override.partition("=")
         raise Refused(
-            f"{override} cannot be read ({str(error).splitlines()[0]}). Hydra takes letters beyond ASCII and most signs only in "
-            f"quotes, which the shell must leave in: \"{key}='{value}'\"."
+            f"{override} cannot be read ({str(error).splitlines()[0]}). Hydra takes letters beyond ASCII and most signs "
+            f"only in quotes, which the shell must leave in: \"{key}='{value}'\"."
         ) from None
 
 
