@@ -10,7 +10,8 @@ from rich.live import Live as LiveDisplay
 from rich.table import Table
 from rich.text import Text
 
-from rlvr_sweeps.files import Row, read_json, read_rows
+from rlvr_sweeps.errors import Damaged
+from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
@@ -40,7 +41,23 @@ def rows_of(runs_dir: Path, sweep: str | None, active: Live | None) -> list[Row]
 
 
 def row(status: RunStatus, active: Mapping[str, Job]) -> Row:
-    """Return one run's row: its state, steps, reward (the mean of the last steps) and accuracy, its error, its Slurm job."""
+    """Return one run's row: its state, steps, reward (the mean of the last steps) and accuracy, its error, its Slurm job.
+
+    A run that proves damaged here becomes unreadable: none of its numbers is shown, only the damaged file.
+    """
+    if status.state != "unreadable":
+        try:
+            return readable_row(status, active)
+        except Damaged as damage:
+            status = status.unreadable(damage)
+    numbers = dict.fromkeys(("step", "steps", "reward", "avg", "avg_se", "no_signal"))
+    return {
+        "run": status.run.name, "state": status.state, **numbers, "error": status.error, **dict.fromkeys(SLURM_KEYS)
+    }  # fmt: skip
+
+
+def readable_row(status: RunStatus, active: Mapping[str, Job]) -> Row:
+    """Return the row of a run whose files can be read; raise Damaged where one cannot."""
     summary = status.summary if status.state == "done" else {}
     steps = status.cfg["steps"] if status.cfg and status.cfg["peft"]["trains"] != "nothing" else None
     recent = [] if status.state == "done" else last_rows(status.run)
@@ -55,13 +72,13 @@ def row(status: RunStatus, active: Mapping[str, Job]) -> Row:
         "avg_se": summary.get("avg_se"),
         "no_signal": no_signal(recent) if status.state in ("running", "lost", "failed") else None,
         "error": status.error or (reason_of_loss(status.run) if status.state == "lost" else ""),
-        **(slurm_facts(status, active) if read_json(status.run.submission_path) else dict.fromkeys(SLURM_KEYS)),
+        **(slurm_facts(status, active) if status.run.submission() else dict.fromkeys(SLURM_KEYS)),
     }
 
 
 def reason_of_loss(run: Run) -> str:
     """Return how a lost run ended, from the last event in its attempts.jsonl."""
-    last = (read_rows(run.attempts_path) or [{"event": "none"}])[-1]
+    last = (read_rows(run.attempts_path, "event") or [{"event": "none"}])[-1]
     reasons = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": "cancelled by rlvr cancel"}
     return reasons.get(last["event"], "ended without an error message: it was killed, or its node was lost")
 
@@ -75,7 +92,7 @@ def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:
     jobs = run.jobs()
     own = [(name, active[name]) for name in jobs.values() if name in active]
     name, job = next((pair for pair in own if not pair[1].is_pending), own[0] if own else ("", None))
-    events = read_rows(run.attempts_path)
+    events = read_rows(run.attempts_path, "event")
     starts = [event for event in events if event["event"] == "start"]
     has_heartbeat = status.state == "running" and run.heartbeat_path.exists()
     return {

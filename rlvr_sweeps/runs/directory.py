@@ -10,8 +10,8 @@ reach.jsonl          at each checkpoint, the relative change of each kind of lay
 stopped_early.json   step and reason of an early stop
 per_device.json      completions per forward pass after out-of-memory errors, where fewer than configured
 start.safetensors    A and B at step 0, where the seed alone does not determine them (PiSSA, MiLoRA)
-checkpoints/         the latest complete training state
-merged/              the trained model as a plain transformers checkpoint;  adapter/  the adapter alone
+checkpoints/         the two latest complete training states, each with checksums.json
+merged/              the trained model as a plain transformers checkpoint;  adapter/  the adapter alone; with checksums.json
 eval/<name>.jsonl    every sample of a benchmark: problem, sample index, seed, text, answer, verdict (shards/: per process)
 eval/right.json      correct samples of each problem, by benchmark;  eval/questions.json  question and gold answer of each
 summary.json         one flat row of results
@@ -38,13 +38,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlvr_sweeps.config.identity import evaluation_spec, run_id, run_name
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import analysis_of, is_trained
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import append_rows, as_yaml, read_json, text_digest, try_lock, write_json, write_text
+from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.files import (
+    append_rows,
+    as_yaml,
+    read_object,
+    read_text,
+    text_digest,
+    try_lock,
+    write_json,
+    write_text,
+)
 
 WAITING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
 
@@ -63,7 +74,7 @@ class Job:
 
 
 Live = Mapping[str, Job]  # the jobs that Slurm lists, by id: 12, or 12_3 for a task of an array
-State = Literal["new", "queued", "running", "done", "stale", "failed", "lost", "unknown"]
+State = Literal["new", "queued", "running", "done", "stale", "failed", "lost", "unknown", "unreadable"]
 
 
 class NoAnswer(dict[str, Job]):
@@ -249,47 +260,83 @@ class Run:
         if self.config_path.exists():
             self.config()
         text = as_yaml(cfg)
-        write_json(self.parsed_path, {"of": text_digest(text), "config": cfg})
+        write_json(self.parsed_path, {"of": text_digest(text), "config": cfg, "sha256": text_digest(json.dumps(cfg))})
         write_text(self.config_path, text)
 
     def config(self) -> Resolved:
-        """Return the stored configuration; raise Refused where it was edited, so that it always matches the run's id."""
-        text = self.config_path.read_text()
-        parsed = read_json(self.parsed_path)
-        if parsed and parsed["of"] == text_digest(text):
+        """Return the stored configuration, which always matches the run's id.
+
+        Raises Refused where it was edited, and Damaged where it cannot be read.
+        """
+        text = read_text(self.config_path)
+        if text is None:
+            raise Damaged(self.config_path, "it is missing")
+        if (parsed := self.parsed_config()) and parsed["of"] == text_digest(text):
             cfg: Resolved = parsed["config"]
             return cfg
-        stored = OmegaConf.to_container(OmegaConf.create(text))
-        assert isinstance(stored, dict)
+        try:
+            stored = OmegaConf.to_container(OmegaConf.create(text))
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+            raise Damaged(self.config_path, f"it is not YAML ({str(error).splitlines()[0]})") from None
+        if not isinstance(stored, dict):
+            raise Damaged(self.config_path, "it holds no settings")
         cfg = {str(key): value for key, value in stored.items()}
-        if run_id(cfg) != self.id:
+        if stored_id(cfg) != self.id:
             raise Refused(
-                f"{self.config_path} hashes to {run_id(cfg)}, but the directory is named {self.id}: it was edited, and the "
-                "results beside it belong to the old values. Restore the file, or launch the new values as overrides (they get "
-                "their own directory), or delete the directory."
+                f"{self.config_path} hashes to {stored_id(cfg)}, but the directory is named {self.id}: it was edited or "
+                "damaged, and the results beside it belong to the old values. Restore the file, or launch the new values as "
+                "overrides (they get their own directory), or delete the directory. To see what can be saved: "
+                f"rlvr doctor {self.path}"
             )
         return cfg
+
+    def parsed_config(self) -> dict[str, Any] | None:
+        """Return the content of .config.json, a copy that nothing depends on; None where it is missing or damaged."""
+        try:
+            parsed = read_object(self.parsed_path, "of", "config")
+        except Damaged:
+            return None
+        if parsed and parsed.get("sha256", sha256 := text_digest(json.dumps(parsed["config"]))) != sha256:
+            return None
+        return parsed
 
     def stages(self, cfg: Resolved) -> list[str]:
         """Return the run's stages in order: an untrained run is only evaluated, and analysis=none skips the analysis."""
         included = {"train": is_trained(cfg), "evaluate": True, "analyse": is_trained(cfg) and analysis_of(cfg) != "none"}
         return [stage for stage in STAGES if included[stage]]
 
+    def marker(self, stage: str) -> dict[str, Any] | None:
+        """Return what a finished stage recorded: its specification, the time of its end, its seconds; None without it.
+
+        Raises Damaged where the file cannot be read, or is that of another run.
+        """
+        path = self.stage_path(stage)
+        marker = read_object(path, "spec", "finished", "seconds")
+        if marker and (not isinstance(marker["spec"], dict) or marker["spec"].get("run") != self.id):
+            raise Damaged(path, f"it is not a record of run {self.id}")
+        return marker
+
     def spec(self, stage: str, cfg: Resolved) -> dict[str, Any]:
         """Return what a finished stage must have recorded to count as done: its request and the end time of the training."""
         if stage == "train":
             return {"run": self.id}
-        spec = {"run": self.id, "trained": (read_json(self.stage_path("train")) or {}).get("finished")}
+        spec = {"run": self.id, "trained": (self.marker("train") or {}).get("finished")}
         return spec | {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else spec
 
     def is_done(self, stage: str, cfg: Resolved) -> bool:
-        """Return whether the stage has finished for this configuration and its results exist."""
-        marker = read_json(self.stage_path(stage))
+        """Return whether the stage has finished for this configuration and its results exist.
+
+        Raises Damaged where one of the files that say so cannot be read.
+        """
+        marker = self.marker(stage)
         if marker is None or marker["spec"] != self.spec(stage, cfg):
             return False
         if stage == "train":
-            return read_json(self.record_path) is not None and (self.merged_path / "config.json").exists()
-        return read_json(self.summary_path if stage == "evaluate" else self.analysis_path) is not None
+            model_config = self.merged_path / "config.json"
+            if model_config.is_dir():
+                raise Damaged(model_config, "a folder is in its place")
+            return read_object(self.record_path) is not None and model_config.exists()
+        return read_object(self.summary_path if stage == "evaluate" else self.analysis_path) is not None
 
     def finish(self, stage: str, cfg: Resolved, seconds: float) -> None:
         """Mark a stage as done, its last action; checkpoints are deleted after training."""
@@ -302,8 +349,8 @@ class Run:
         """Return the run's state with respect to `cfg`, by default its stored configuration; `live`: the jobs of Slurm.
 
         stale: trained, but evaluated for other settings, or not analysed. lost: started, but no process or job works on it.
-        unknown: submitted to Slurm, which does not answer.
-        Raises Refused where the stored configuration was edited.
+        unknown: submitted to Slurm, which does not answer. A caller shows a run for which Damaged is raised as unreadable.
+        Raises Refused where the stored configuration was edited, and Damaged where a file cannot be read.
         """
         if not self.config_path.exists():
             return "new"
@@ -321,7 +368,7 @@ class Run:
             return "queued" if all(job.is_pending for job in jobs) else "running"
         if isinstance(live, NoAnswer) and self.jobs():
             return "unknown"
-        if self.failure_path.exists():
+        if self.failure():
             return "failed"
         if done[0] and self.summary_path.exists():
             return "stale"
@@ -329,13 +376,30 @@ class Run:
 
     def jobs(self) -> dict[str, str]:
         """Return the latest Slurm job of each stage, by stage; empty for a run that was never submitted."""
-        submitted = read_json(self.submission_path) or {}
-        return {stage: entry["job"] for stage, entry in submitted.get("stages", {}).items()}
+        submitted = self.submission() or {"stages": {}}
+        return {stage: entry["job"] for stage, entry in submitted["stages"].items()}
+
+    def submission(self) -> dict[str, Any] | None:
+        """Return the content of submission.json; None for a run that was never submitted. Raises Damaged."""
+        submitted = read_object(self.submission_path, "stages", "launch")
+        if submitted and not all("job" in entry for entry in submitted["stages"].values()):
+            raise Damaged(self.submission_path, "a stage has no 'job'")
+        return submitted
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return the content of failure.json: the stage and error of a failed attempt; None without one. Raises Damaged."""
+        return read_object(self.failure_path, "error")
 
     def write_phase(self, phase: str) -> None:
         """Record what the trainer does at present; a display reads it, and nothing depends on it."""
         with contextlib.suppress(OSError):
             self.phase_path.write_text(json.dumps({"phase": phase, "since": time.time()}))
+
+    def phase(self) -> str | None:
+        """Return what the trainer does at present; None where it is not known, or is being written."""
+        with contextlib.suppress(Damaged):
+            return str((read_object(self.phase_path, "phase") or {"phase": None})["phase"] or "") or None
+        return None
 
     def log_event(self, event: str, **facts: Any) -> None:
         """Append an event to attempts.jsonl, with time and process id."""
@@ -359,6 +423,8 @@ class Run:
                 return not try_lock(lock.fileno(), fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise Damaged(self.path / ".lock", f"it cannot be opened ({error.strerror})") from None
 
     def set_aside(self, paths: list[Path], why: str) -> None:
         """Move results that will be computed again into old/<time>/, so that nothing is lost."""
@@ -373,10 +439,22 @@ class Run:
         if not present:
             return
         archive = self.path / "old" / f"{time.time():.3f}"
+        while archive.exists():  # of another call in the same millisecond
+            time.sleep(0.001)
+            archive = self.path / "old" / f"{time.time():.3f}"
         archive.mkdir(parents=True)
         for path in present:
-            transfer(path, archive / path.name)
+            shares_name = [other.name for other in present].count(path.name) > 1  # train.json and stages/train.json
+            transfer(path, archive / (".".join(path.relative_to(self.path).parts) if shares_name else path.name))
         self.log_event("set_aside", why=why, files=[path.name for path in present], to=str(archive.relative_to(self.path)))
+
+
+def stored_id(cfg: Resolved) -> str | None:
+    """Return the id of a stored configuration; None where it lacks a setting that counts."""
+    try:
+        return run_id(cfg)
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def all_runs(runs_dir: Path) -> list[Run]:

@@ -15,8 +15,8 @@ from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import analysis_of, training_of
 from rlvr_sweeps.errors import Superseded
-from rlvr_sweeps.files import append_rows, read_json, read_rows, write_json, write_text
-from rlvr_sweeps.runs.checkpoints import checkpoints, mark_complete
+from rlvr_sweeps.files import append_rows, read_object, read_rows, write_json, write_text
+from rlvr_sweeps.runs.checkpoints import mark_complete, superseded
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.methods.reach import changed_tensors, frozen_digests, reach
@@ -45,7 +45,7 @@ class MetricsWriter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        rows = [row for row in read_rows(self.run.metrics_path) if row["step"] <= state.global_step]
+        rows = [row for row in read_rows(self.run.metrics_path, "step") if row["step"] <= state.global_step]
         write_text(self.run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -88,7 +88,7 @@ class RolloutWriter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.run.rollouts_path.exists():
-            rows = [row for row in read_rows(self.run.rollouts_path) if row["step"] <= state.global_step]
+            rows = [row for row in read_rows(self.run.rollouts_path, "step") if row["step"] <= state.global_step]
             write_text(self.run.rollouts_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -118,7 +118,7 @@ class StopOnRequest(TrainerCallback):
 
     def read_request(self) -> int:
         """Return 1 where the run is to stop, 2 where a newer attempt has begun, else 0."""
-        if self.attempt and str((read_json(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt:
+        if self.attempt and str((read_object(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt:
             return 2
         return int(self.run.stop_path.exists())
 
@@ -135,12 +135,14 @@ def finite(value: Any) -> float | None:
 
 def add_row(path: Path, step: int, facts: dict[str, Any]) -> None:
     """Add the row of a checkpoint to a file; rows of this step and later, which a resume repeats, are replaced."""
-    rows = [row for row in read_rows(path) if row["step"] < step]
+    rows = [row for row in read_rows(path, "step") if row["step"] < step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, **facts}]))
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Add the trainer's own state to each checkpoint, mark it complete, and only then delete the previous one.
+    """Add the trainer's own state to each checkpoint, verify it on the disk, mark it complete, and only then delete older ones.
+
+    The one before is kept too: where the newest is damaged later, the training goes on from there.
 
     Each checkpoint's reach is measured, and with analysis=checkpoints its spectra. The run fails where a frozen tensor moved,
     since the trained parameters are then not those of the method.
@@ -179,9 +181,8 @@ class CheckpointKeeper(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.save_own_state(checkpoint)
         mark_complete(checkpoint)
-        for earlier in checkpoints(Path(args.output_dir)):
-            if earlier != checkpoint:
-                shutil.rmtree(earlier)
+        for earlier in superseded(Path(args.output_dir)):
+            shutil.rmtree(earlier)
 
 
 class WorstCaseFirst(TrainerCallback):

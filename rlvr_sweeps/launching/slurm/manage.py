@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import read_json, write_json
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.launching.slurm.submit import submit
 from rlvr_sweeps.planning.plan import Planned
-from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.directory import Live, Run, State
+from rlvr_sweeps.runs.examination import damaged, examine, repair
 from rlvr_sweeps.runs.launches import submission_lock
 from rlvr_sweeps.runs.reading import log_files, tail
 
@@ -49,6 +50,8 @@ def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
 def retry(runs: Sequence[Run]) -> list[str]:
     """Submit failed, lost and stale runs again with their own configuration; returns the heads of the new job arrays.
 
+    A run with damaged files is repaired first, where no new training is needed (see `rlvr doctor RUN`).
+
     Raises Refused for a run in another state, and for one that was never submitted to Slurm.
     """
     with ExitStack() as locks:
@@ -62,9 +65,8 @@ def resubmit(runs: Sequence[Run]) -> list[str]:
     active = queue.active_jobs()
     by_launch: dict[str, list[Planned]] = {}
     for run in runs:
-        cfg = run.config()
-        state = run.state(cfg, active)
-        submission = read_json(run.submission_path)
+        state = state_after_repair(run, active)
+        cfg, submission = run.config(), run.submission()
         if state not in ("failed", "lost", "stale"):
             raise Refused(f"{run.name} is {state}: there is nothing to run again.")
         if submission is None:
@@ -75,6 +77,26 @@ def resubmit(runs: Sequence[Run]) -> list[str]:
         params: Mapping[str, Any] = read_json(Path(launch_folder) / "sbatch.json") or {}
         jobs += submit(todo, params, Path(launch_folder)).jobs
     return jobs
+
+
+def state_after_repair(run: Run, active: Live) -> State:
+    """Return a run's state, after a repair of its damaged files; raise Refused where they cannot be repaired.
+
+    Checkpoints are not read here: the training verifies them, and goes on from the newest that is whole.
+    """
+    try:
+        state = run.state(run.config(), active)
+        failed_by_damage = state == "failed" and "Damaged" in str((run.failure() or {}).get("error"))
+        if not failed_by_damage:
+            return state
+    except Damaged:
+        failed_by_damage = False
+    verdicts = examine(run, weights=failed_by_damage)
+    if not damaged(verdicts):
+        return run.state(run.config(), active)
+    for sentence in repair(run, verdicts):
+        print(f"{run.name}: {sentence}", file=sys.stderr)
+    return run.state(run.config(), active)
 
 
 def save_sbatch_options(folder: Path, params: Mapping[str, Any]) -> None:
