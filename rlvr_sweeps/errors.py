@@ -33,6 +33,17 @@ class Damaged(Refused):
         return f"{self.path} is damaged: {self.why}.{advice}"
 
 
+class Edited(Damaged):
+    """A config.yaml whose settings are not those of the run's id: edited, or damaged in a way that leaves valid YAML."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} {self.why}: it was edited, and the results beside it belong to the old values, or it is damaged. "
+            "Restore the file, or launch the new values as overrides (they get their own directory), or delete the directory. "
+            f"To see what can be saved: rlvr doctor {self.path.parent}"
+        )
+
+
 class Stopped(Exception):
     """A stage saved its state after a stop request and can be resumed."""
 

@@ -123,7 +123,7 @@ def longest_first(todo: Sequence[Planned]) -> list[Planned]:
         work = timing.update_passes(cfg) * cfg["batch_size"] * cfg["rollout"]["max_tokens"]
         per_step = estimate.step_time(cfg)[0] if known else work
         try:
-            done = max((row["step"] for row in last_rows(run, 1)), default=0)
+            done = max((row["step"] for row in last_rows(run, 1, ("step",))), default=0)
         except Damaged:  # the order needs no exact number; the training itself refuses the file
             done = 0
         return float(max(0, cfg["steps"] - done) * (per_step or 0.0))

@@ -45,12 +45,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rlvr_sweeps.config.identity import evaluation_spec, run_id, run_name
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import analysis_of, is_trained
-from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.errors import Damaged, Edited
 from rlvr_sweeps.files import (
     append_rows,
     as_yaml,
     read_object,
     read_text,
+    refuse_incomplete,
     text_digest,
     try_lock,
     write_json,
@@ -86,6 +87,10 @@ class NoAnswer(dict[str, Job]):
 
 
 STAGES = ("train", "evaluate", "analyse")
+SETTINGS = (  # that every configuration has; where one is missing, config.yaml is cut
+    "model", "peft", "algo", "data", "benchmark", "evaluation", "rollout", "training", "distributed", "cluster", "tracking",
+    "sweep", "lr", "batch_size", "steps", "seed", "runs_dir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ class Run:
     def prepare(self, cfg: Resolved) -> None:
         """Create the directory and write config.yaml; settings outside the id may differ from those of an earlier launch.
 
-        Raises Refused where an existing config.yaml was edited.
+        Raises Damaged where an existing config.yaml was edited or cannot be read.
         """
         if self.config_path.exists():
             self.config()
@@ -266,7 +271,7 @@ class Run:
     def config(self) -> Resolved:
         """Return the stored configuration, which always matches the run's id.
 
-        Raises Refused where it was edited, and Damaged where it cannot be read.
+        Raises Edited where it was edited, and Damaged where it cannot be read.
         """
         text = read_text(self.config_path)
         if text is None:
@@ -278,16 +283,11 @@ class Run:
             stored = OmegaConf.to_container(OmegaConf.create(text))
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             raise Damaged(self.config_path, f"it is not YAML ({str(error).splitlines()[0]})") from None
-        if not isinstance(stored, dict):
-            raise Damaged(self.config_path, "it holds no settings")
+        refuse_incomplete(self.config_path, stored, SETTINGS, "it")
+        assert isinstance(stored, dict)
         cfg = {str(key): value for key, value in stored.items()}
         if stored_id(cfg) != self.id:
-            raise Refused(
-                f"{self.config_path} hashes to {stored_id(cfg)}, but the directory is named {self.id}: it was edited or "
-                "damaged, and the results beside it belong to the old values. Restore the file, or launch the new values as "
-                "overrides (they get their own directory), or delete the directory. To see what can be saved: "
-                f"rlvr doctor {self.path}"
-            )
+            raise Edited(self.config_path, f"hashes to {stored_id(cfg)}, but the directory is named {self.id}")
         return cfg
 
     def parsed_config(self) -> dict[str, Any] | None:
@@ -350,7 +350,7 @@ class Run:
 
         stale: trained, but evaluated for other settings, or not analysed. lost: started, but no process or job works on it.
         unknown: submitted to Slurm, which does not answer. A caller shows a run for which Damaged is raised as unreadable.
-        Raises Refused where the stored configuration was edited, and Damaged where a file cannot be read.
+        Raises Edited where the stored configuration was edited, and Damaged where a file cannot be read.
         """
         if not self.config_path.exists():
             return "new"

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.errors import Damaged, Edited, Refused
 from rlvr_sweeps.files import Row, as_json_lines, as_yaml, parse_row, read_bytes, read_object, read_rows, write_text
 from rlvr_sweeps.runs import checkpoints, checksums
 from rlvr_sweeps.runs.directory import STAGES, Run, stored_id
@@ -66,6 +66,8 @@ FORMATS = {  # the small files; weights have checksums, and config.yaml, train.j
     "failure.json": Format(("error",), "the error of the last attempt is lost; its log may show it"),
     "wandb/mirror.json": Format((), "rlvr wandb sync sends the run again"),
 }
+# Files on which no state and no number depends once a stage has ended.
+NOT_SHOWN = (".config.json", "phase.json", "signal.json", "saved.json", "attempt.json", "per_device.json", "eval/request.json")
 PLAIN = ("heartbeat", "stop", ".room")  # files without a content that is read; a folder may be in their place
 
 
@@ -81,10 +83,10 @@ class Verdict:
 
 
 def small_damages(run: Run) -> list[Damaged]:
-    """Return the damages of a run's small files: all but samples and weights."""
-    checks: list[Callable[[], object]] = [partial(read_object, run.record_path)]
+    """Return the damages of the small files that states, tables, figures and W&B are made from: no samples, no weights."""
+    checks: list[Callable[[], object]] = [run.config, partial(read_object, run.record_path)]
     checks += [partial(run.marker, stage) for stage in STAGES]
-    checks += [partial(check, run.path / name, form) for name, form in FORMATS.items() if name != run.parsed_path.name]
+    checks += [partial(check, run.path / name, form) for name, form in FORMATS.items() if name not in NOT_SHOWN]
     damages = []
     for examine_file in checks:
         try:
@@ -144,8 +146,8 @@ def config_verdict(run: Run) -> Verdict:
     name = name_of(run, run.config_path)
     try:
         run.config()
-    except Refused as refusal:
-        why = refusal.why if isinstance(refusal, Damaged) else "its settings are not those of the run's id: edited, or damaged"
+    except Damaged as damage:
+        why = damage.why + (": edited, or damaged" if isinstance(damage, Edited) else "")
         if copied_config(run):
             return Verdict(name, "damaged", why, "written again from .config.json, which is whole", "write")
         return Verdict(name, "damaged", why, "the launch command of the run writes it again", "move")
@@ -261,7 +263,7 @@ def model_verdict(run: Run) -> Verdict:
     """Return the verdict on merged/: a finished run does not need it for its results, any other run does."""
     try:
         is_done = run.state() == "done"
-    except Refused:
+    except Damaged:
         is_done = False
     if is_done:
         follows = "the results stand: the evaluation verified it before it decoded. The model itself needs a new training"

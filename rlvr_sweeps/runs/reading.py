@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.errors import Damaged, Edited, Refused
 from rlvr_sweeps.files import Row, parse_row, read_object
 from rlvr_sweeps.runs.directory import Live, Run, all_runs
 from rlvr_sweeps.runs.rollouts import reason_shares
@@ -55,10 +55,10 @@ def status_of(run: Run, live: Live | None = None) -> RunStatus:
         state = run.state_of(cfg, live)
         failure = run.failure() if state == "failed" else None
         return RunStatus(run, cfg, state, str(failure["error"]) if failure else "")
+    except Edited as edit:
+        return RunStatus(run, None, "edited", str(edit))
     except Damaged as damage:
         return RunStatus(run, cfg, "unreadable", str(damage))
-    except Refused as refusal:
-        return RunStatus(run, None, "edited", str(refusal))
 
 
 def named_run(name: str, runs_dir: Path) -> Run:
@@ -134,5 +134,5 @@ def no_signal(rows: Sequence[Row]) -> str | None:
 
 def latest_step(run: Run) -> int:
     """Return the last optimizer step in metrics.jsonl; 0 before the first."""
-    rows = last_rows(run, 1)
+    rows = last_rows(run, 1, ("step",))
     return int(rows[-1]["step"]) if rows else 0

@@ -28,7 +28,7 @@ def is_sent_elsewhere(run: Run) -> bool:
     """Return whether a run has no tracking=wandb; False where its configuration cannot be read, which `sync` then says."""
     try:
         return run.config()["tracking"]["name"] != "wandb"
-    except Refused:
+    except Damaged:
         return False
 
 
@@ -51,12 +51,7 @@ def sync(runs: Sequence[Run], target: dict[str, str], console: Console) -> None:
     failed = []
     readable = []
     for run in runs:
-        try:
-            run.config()
-            damages: list[Refused] = list(small_damages(run))
-        except Refused as refusal:
-            damages = [refusal]
-        if damages:
+        if damages := small_damages(run):
             failed.append(run.name)
             console.print(f"{run.name} is not sent: {damages[0]}", highlight=False, soft_wrap=True, markup=False)
         else:
