@@ -61,7 +61,7 @@ class Profile:
 
 def profile(run: Run) -> Profile:
     """Return the profile of a run's last steps; raise Refused for a run without steps or without recorded phases."""
-    cfg, rows = run.config(), last_rows(run, STEPS)
+    cfg, rows = run.config(), last_rows(run, STEPS, ())
     rows = rows[1:] or rows  # the first step of an attempt includes one-time work
     if not rows or "rest_s" not in rows[-1]:
         why = "was trained by a version that did not note its phases" if rows else "has no step yet"

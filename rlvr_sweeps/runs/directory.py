@@ -379,9 +379,12 @@ class Run:
         submitted = self.submission() or {"stages": {}}
         return {stage: entry["job"] for stage, entry in submitted["stages"].items()}
 
-    def submission(self) -> dict[str, Any] | None:
-        """Return the content of submission.json; None for a run that was never submitted. Raises Damaged."""
-        submitted = read_object(self.submission_path, "stages", "launch")
+    def submission(self, *keys: str) -> dict[str, Any] | None:
+        """Return the content of submission.json; None for a run that was never submitted.
+
+        Raises Damaged where the file cannot be read, or lacks one of `keys`.
+        """
+        submitted = read_object(self.submission_path, "stages", *keys)
         if submitted and not all("job" in entry for entry in submitted["stages"].values()):
             raise Damaged(self.submission_path, "a stage has no 'job'")
         return submitted

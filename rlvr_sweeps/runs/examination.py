@@ -60,7 +60,7 @@ FORMATS = {  # the small files; weights have checksums, and config.yaml, train.j
     "eval/questions.json": Format((), "made again from the problems", again="evaluate"),
     "eval/request.json": Format(("evaluation", "trained", "engine"), "written again from the evaluation's record", "write"),
     "analysis.json": Format(("spectra",), "made again from merged/", again="analyse"),
-    "submission.json": Format(("stages", "launch"), "its Slurm jobs are not known any more: look for them with squeue first"),
+    "submission.json": Format(("stages",), "its Slurm jobs are not known any more: look for them with squeue first"),
     "attempt.json": Format(("attempt",), "attempts are counted from 1 again"),
     "saved.json": Format((), "nothing depends on it between attempts"),
     "failure.json": Format(("error",), "the error of the last attempt is lost; its log may show it"),

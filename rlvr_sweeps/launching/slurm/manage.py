@@ -66,7 +66,7 @@ def resubmit(runs: Sequence[Run]) -> list[str]:
     by_launch: dict[str, list[Planned]] = {}
     for run in runs:
         state = state_after_repair(run, active)
-        cfg, submission = run.config(), run.submission()
+        cfg, submission = run.config(), run.submission("launch")
         if state not in ("failed", "lost", "stale"):
             raise Refused(f"{run.name} is {state}: there is nothing to run again.")
         if submission is None:

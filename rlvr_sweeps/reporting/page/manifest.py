@@ -105,7 +105,7 @@ def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
     """Return the launches of these runs, oldest first: from launches/ beside the folder and from the runs' submissions."""
     names = {run.name for run in runs}
     folders = {path.parent.resolve() for path in (runs_dir.absolute().parent / "launches").rglob("launch.json")}
-    folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := run.submission())}
+    folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := run.submission("launch"))}
     dated_launches = []
     for folder in folders:
         try:

@@ -1,4 +1,4 @@
-"""Write the lines below a table: missing and unreadable runs, the meaning of ±, bold, Δ and the star, and what it can detect."""
+"""Write the lines below a table: missing and unreadable runs, the meaning of ±, bold, Δ and the star, what it can detect."""
 
 from collections.abc import Mapping, Sequence
 
