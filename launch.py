@@ -27,4 +27,8 @@ if __name__ == "__main__":
         compose.refuse_unknown_settings(sys.argv[1:])
     except Refused as refusal:
         sys.exit(str(refusal))
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on; what was submitted to Slurm continues (rlvr status).", file=sys.stderr)
+        sys.exit(130)

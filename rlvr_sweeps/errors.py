@@ -48,5 +48,9 @@ class Stopped(Exception):
     """A stage saved its state after a stop request and can be resumed."""
 
 
+class StoppedInStep(Stopped):
+    """Training ended within a step, since the step would not have ended in time; the step is repeated after the resume."""
+
+
 class Superseded(Exception):
     """A newer attempt of the same run exists, so this process must not write to the run's files."""

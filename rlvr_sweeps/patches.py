@@ -160,6 +160,17 @@ def load_checkpoint_weights(trainer: Any, checkpoint: Path) -> None:
     trainer._load_from_checkpoint(str(checkpoint))
 
 
+def save_checkpoint(trainer: Any) -> None:
+    """Save a checkpoint of the last finished step, on all ranks, and call the callbacks of a save.
+
+    transformers 5.17.0 saves only inside `Trainer.train`, which has ended when a stop request interrupts a step.
+    https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
+    Remove when Trainer has a public method for it.
+    """
+    trainer._save_checkpoint(trainer.model, None)
+    trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+
 def use_loadable_cpu_device(args: Any) -> None:
     """Replace the device `cpu:0`, which several CPU processes have, by `cpu`; do nothing on a GPU.
 

@@ -63,6 +63,7 @@ class RlvrSlurmConf(SlurmQueueConf):
     _target_: str = "hydra_plugins.rlvr_launcher.RlvrSlurmLauncher"
     max_array_size: int | None = None  # limit of tasks in a job array; by default the cluster's MaxArraySize
     srun_args: list[str] = field(default_factory=list)  # arguments of srun in each job, for a container or a binding
+    signal_delay_s: int | None = None  # notice before the time limit; by default from the estimates
     poll_s: float = 5.0  # with wait=true: seconds between two queries of the queue
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.assets.architecture import architecture, linear_shapes
 from rlvr_sweeps.config.schema import Resolved, leaves
-from rlvr_sweeps.config.settings import HELD_OUT, METHOD_DIALS, dials_read, is_trained, rank_of
+from rlvr_sweeps.config.settings import HELD_OUT, METHOD_DIALS, dials_read, gpu_count, is_trained, rank_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import rules
 from rlvr_sweeps.grading.extraction import POLICIES
@@ -140,7 +140,8 @@ def refuse_uneven_resources(cfg: Resolved) -> None:
             f"cluster.runs_per_gpu={runs_per_gpu} with vLLM is not possible: each engine reserves its share of the GPU when it "
             "starts, and fails beside another one. Use rollout=hf evaluation.engine=transformers, or cluster.runs_per_gpu=1."
         )
-    processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], train["gpus_per_node"]
+    processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], gpu_count(train["gpus_per_node"])
+    gpu_count(evaluate["gpus_per_node"])
     if nodes < 1 or processes % nodes or gpus not in (0, processes // nodes):
         raise Refused(
             f"distributed.processes={processes} do not fit cluster.train.nodes={nodes} with {gpus} GPUs each: one process has "

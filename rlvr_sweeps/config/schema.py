@@ -136,6 +136,7 @@ class TrainingConf:
 
     per_device_batch_size: int = MISSING  # completions of full length per forward pass and process
     save_every: int = MISSING  # steps between checkpoints
+    save_minutes: float | None = 20.0  # the longest time without a checkpoint, so that no more is ever lost; null: no limit
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     # by_length: passes of similar lengths | by_prompt: a row holds a group, and its prompt once | equal: as TRL cuts, padded to
     # the step's longest
@@ -161,7 +162,7 @@ class ResourcesConf:
     """Resources of one Slurm job. None: the value of hydra.launcher, or the site's default."""
 
     nodes: int = 1
-    gpus_per_node: int = 0
+    gpus_per_node: int | str = 0  # a number, or Slurm's type and a number: h100:2
     cpus_per_task: int | None = None
     mem_gb: int | None = None  # per node
     timeout_min: int = 1440  # time limit; a run that needs longer is requeued and continues from its last checkpoint
@@ -180,6 +181,7 @@ class ClusterConf:
     gpu: str | None = "auto"  # GPU that the plan estimates for: a name of conf/hardware.yaml | auto (this machine's) | null
     train: ResourcesConf = field(default_factory=ResourcesConf)  # of a training job
     evaluate: ResourcesConf = field(default_factory=ResourcesConf)  # of an evaluation job
+    report: ResourcesConf = field(default_factory=lambda: ResourcesConf(cpus_per_task=1, timeout_min=30))  # of the report job
     retries: int = 2  # restarts of a Slurm job after a transient failure (NCCL error, port in use, process killed)
 
 

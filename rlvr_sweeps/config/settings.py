@@ -55,6 +55,14 @@ def is_trained(cfg: Resolved) -> bool:
     return bool(cfg["peft"]["trains"] != "nothing")
 
 
+def gpu_count(gpus: int | str) -> int:
+    """Return the number of GPUs in `gpus_per_node`: 2 of 2 and of h100:2. Raises Refused for other texts."""
+    _, _, count = str(gpus).rpartition(":")
+    if not count.isdigit():
+        raise Refused(f"gpus_per_node={gpus} is not possible. Allowed: a number, or Slurm's type and a number: h100:2.")
+    return int(count)
+
+
 def rank_of(cfg: Resolved) -> int | None:
     """Return the rank in the method's PEFT configuration (AdaLoRA: its initial rank); None for a method without one."""
     config = cfg["peft"]["config"]

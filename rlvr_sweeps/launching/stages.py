@@ -71,7 +71,7 @@ def run_stages(run: Run, start: StageRunner) -> int:
             if os.waitstatus_to_exitcode(status) == SAVED:
                 run.log_event("stopped", stage=stage, saved=True)
                 return STOPPED
-            if os.waitstatus_to_exitcode(status) or not run.is_done(stage, cfg):
+            if not run.is_done(stage, cfg):  # not the exit code: ranks of a finished stage may abort while they exit
                 if run.failure() is None:
                     record_failure(run, stage, "the stage's process ended without finishing its work")
                 run.log_event("failed", stage=stage)

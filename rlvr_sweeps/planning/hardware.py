@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import gpu_count
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.gpus import driver_name
 from rlvr_sweeps.paths import conf_dir
@@ -47,7 +48,7 @@ def gpu_of(cfg: Resolved) -> Gpu | None:
             f"cluster.gpu={name} is not known. Allowed: {', '.join(known_gpus())}, auto (this machine's), null (no estimates). "
             "To add a kind, add a line to conf/hardware.yaml."
         )
-    if name is None or (cfg["cluster"]["name"] == "slurm" and cfg["cluster"]["train"]["gpus_per_node"] == 0):
+    if name is None or (cfg["cluster"]["name"] == "slurm" and gpu_count(cfg["cluster"]["train"]["gpus_per_node"]) == 0):
         return None
     return gpu_by_driver_name(driver_name()) if name == "auto" else known_gpus()[name]
 

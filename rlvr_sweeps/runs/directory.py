@@ -68,6 +68,7 @@ class Job:
     state: str
     reason: str
     node: str
+    comment: str = ""
 
     @property
     def is_pending(self) -> bool:
@@ -397,6 +398,13 @@ class Run:
         """Record what the trainer does at present; a display reads it, and nothing depends on it."""
         with contextlib.suppress(OSError):
             self.phase_path.write_text(json.dumps({"phase": phase, "since": time.time()}))
+
+    def saved_attempt(self) -> int | None:
+        """Return the attempt that saved last on request; None where there is none, or saved.json is damaged."""
+        with contextlib.suppress(Damaged):
+            saved = read_json(self.saved_path)
+            return saved if isinstance(saved, int) else None
+        return None
 
     def phase(self) -> str | None:
         """Return what the trainer does at present; None where it is not known, or is being written."""

@@ -1,20 +1,24 @@
 """Callbacks of the trainer: rows of metrics.jsonl, stopping on request, complete checkpoints, the worst case before step 1."""
 
+import contextlib
 import json
 import math
 import os
+import random
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import analysis_of, training_of
-from rlvr_sweeps.errors import Superseded
+from rlvr_sweeps.errors import Damaged, StoppedInStep, Superseded
 from rlvr_sweeps.files import append_rows, read_object, read_rows, write_json, write_text
 from rlvr_sweeps.runs.checkpoints import mark_complete, superseded
 from rlvr_sweeps.runs.directory import Run
@@ -97,35 +101,121 @@ class RolloutWriter(TrainerCallback):
             self.trainer.readable = []
 
 
-class StopOnRequest(TrainerCallback):
-    """End training after a step, with a checkpoint, once the run's stop file exists: on all ranks at the same step.
+NOTHING, SAVE, STOP_AFTER_STEP, STOP_NOW, END = range(5)  # what rank 0 reads, and all ranks do; the higher one decides
+MARGIN_S = 5.0  # between the expected end of a step with its checkpoint and the deadline
 
-    Once a newer attempt at this run has begun, training ends immediately and writes nothing more.
+
+class StopOnRequest(TrainerCallback):
+    """End training with a checkpoint once the run's stop file exists; add a checkpoint every `training.save_minutes`.
+
+    The stop file is read after each step, each sampling round and each forward pass, and all ranks act at the same one. With a
+    deadline in it, training ends at once where the step would not end in time: the state after the last whole step is saved
+    and the step is repeated after the resume. Otherwise training ends after the step. Once a newer attempt at this run has
+    begun, training ends at once and writes nothing more.
     """
 
     def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
         self.run, self.trainer, self.stopped = run, trainer, False
         self.attempt = os.environ.get("RLVR_ATTEMPT")  # set in a Slurm job
+        self.step_start = self.saved_at = time.monotonic()
+        self.step_s: float | None = None  # duration of the last step
+        self.between_s = 0.0  # the longest time between two steps, which is that of a checkpoint
+        self.step_end: StepEnd | None = None  # of the last step, if it is not saved
+        trainer.check_stop = self.check_within_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.monotonic()
+        if self.step_s is not None:
+            self.between_s = max(self.between_s, now - self.step_start - self.step_s)
+        self.step_start = now
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        accelerator = self.trainer.accelerator
-        request = torch.tensor([self.read_request() if accelerator.is_main_process else 0], device=accelerator.device)
-        code = int(accelerator.gather(request).max())
-        if code == 2:
-            raise Superseded(f"Attempt {self.attempt} at this run ends, since a newer attempt has begun.")
-        if code == 1 and state.global_step < state.max_steps:
+        self.step_s = time.monotonic() - self.step_start
+        self.step_end = StepEnd.of(self.trainer)
+        code = self.agreed(self.read_request(within_step=False))
+        if code in (STOP_AFTER_STEP, STOP_NOW) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.stopped = True
+        elif code == SAVE:
+            control.should_save = True
 
-    def read_request(self) -> int:
-        """Return 1 where the run is to stop, 2 where a newer attempt has begun, else 0."""
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved_at, self.step_end = time.monotonic(), None
+
+    def check_within_step(self) -> None:
+        """Raise StoppedInStep where training must end before this step does."""
+        if self.agreed(self.read_request(within_step=True)) == STOP_NOW:
+            self.stopped = True
+            raise StoppedInStep
+
+    def agreed(self, own: int) -> int:
+        """Return rank 0's code on all ranks; raise Superseded for END."""
+        accelerator = self.trainer.accelerator
+        code = own if accelerator.is_main_process else NOTHING
+        if accelerator.num_processes > 1:
+            code = int(accelerator.gather(torch.tensor([code], device=accelerator.device)).max())
+        if code == END:
+            raise Superseded(f"Attempt {self.attempt} at this run ends, since a newer attempt has begun.")
+        return code
+
+    def read_request(self, within_step: bool) -> int:
+        """Return what the files of the run and the clock ask for."""
         if self.attempt and str((read_object(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt:
-            return 2
-        return int(self.run.stop_path.exists())
+            return END
+        if self.run.stop_path.exists():
+            return STOP_NOW if within_step and not self.ends_in_time() else STOP_AFTER_STEP
+        minutes = self.trainer.cfg["training"].get("save_minutes")
+        is_due = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+        return SAVE if is_due and not within_step else NOTHING
+
+    def ends_in_time(self) -> bool:
+        """Return whether this step, as long as the last one, and its checkpoint end before the stop file's deadline."""
+        deadline = None
+        with contextlib.suppress(Damaged):  # a stop file that a person made may be empty
+            deadline = (read_object(self.run.stop_path) or {}).get("deadline")
+        if deadline is None:
+            return True
+        if self.step_s is None:
+            return False
+        remaining_s = max(self.step_s - (time.monotonic() - self.step_start), self.step_s / 10)
+        return time.time() + remaining_s + self.between_s + MARGIN_S < float(deadline)
+
+    def save_last_step(self) -> None:
+        """After StoppedInStep, on all ranks: save the state after the last whole step, unless it is saved or there is none."""
+        if self.step_end is not None:
+            self.step_end.restore(self.trainer)
+            patches.save_checkpoint(self.trainer)
 
     def record_saved(self) -> None:
         """Record for the supervisor that this attempt has saved a checkpoint."""
         if self.attempt:
             write_json(self.run.saved_path, int(self.attempt))
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """What changes within a step before the optimizer does: random number generators, prompt position, count of tokens."""
+
+    generators: dict[str, Any]
+    position: int
+    tokens: int
+
+    @classmethod
+    def of(cls, trainer: RlvrTrainer) -> "StepEnd":
+        """Return the present values."""
+        generators = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            generators["cuda"] = torch.cuda.get_rng_state()
+        return cls(generators, trainer.prompts.position, int(trainer.state.num_input_tokens_seen))
+
+    def restore(self, trainer: RlvrTrainer) -> None:
+        """Set these values again."""
+        random.setstate(self.generators["python"])
+        np.random.set_state(self.generators["numpy"])
+        torch.set_rng_state(self.generators["torch"])
+        if "cuda" in self.generators:
+            torch.cuda.set_rng_state(self.generators["cuda"])
+        trainer.prompts.position = self.position
+        trainer.state.num_input_tokens_seen = self.tokens
 
 
 def finite(value: Any) -> float | None:
@@ -144,8 +234,8 @@ class CheckpointKeeper(TrainerCallback):
 
     The one before is kept too: where the newest is damaged later, the training goes on from there.
 
-    Each checkpoint's reach is measured, and with analysis=checkpoints its spectra. The run fails where a frozen tensor moved,
-    since the trained parameters are then not those of the method.
+    The reach at each checkpoint of `training.save_every` is measured, and with analysis=checkpoints its spectra.
+    The run fails where a frozen tensor moved, since the trained parameters are then not those of the method.
     """
 
     def __init__(self, run: Run, trainer: RlvrTrainer, published: PublishedWeights, model_key: str) -> None:
@@ -175,9 +265,10 @@ class CheckpointKeeper(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()  # until every process has written its part
         if not state.is_world_process_zero:
             return
-        self.measure_reach(state.global_step)
-        if analysis_of(self.trainer.cfg) == "checkpoints":
-            self.measure_spectra(state.global_step)
+        if state.global_step % self.trainer.cfg["training"]["save_every"] == 0:  # not where time or a stop decided on it
+            self.measure_reach(state.global_step)
+            if analysis_of(self.trainer.cfg) == "checkpoints":
+                self.measure_spectra(state.global_step)
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.save_own_state(checkpoint)
         mark_complete(checkpoint)

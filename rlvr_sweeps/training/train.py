@@ -25,7 +25,7 @@ from rlvr_sweeps.assets.problems import (
 )
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
-from rlvr_sweeps.errors import Refused, Stopped
+from rlvr_sweeps.errors import Refused, Stopped, StoppedInStep
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.runs.checkpoints import choose, step_of
 from rlvr_sweeps.runs.checksums import write_checksums
@@ -56,11 +56,14 @@ def train(run: Run, cfg: Resolved) -> None:
     build_check.refuse_different_batch_sizes(trainer.accelerator, cfg)
     if resume:
         trainer.load_own_state(resume)
+    stopper = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopOnRequest))
     if resume and step_of(resume) >= last_step(run, cfg):  # the run was killed between the last step and the export
         patches.load_checkpoint_weights(trainer, resume)
     else:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    stopper = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopOnRequest))
+        try:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except StoppedInStep:
+            stopper.save_last_step()
     if stopper.stopped:
         if main:
             stopper.record_saved()

@@ -53,6 +53,7 @@ class RlvrTrainer(GRPOTrainer):
         self.rollouts: list[Group] = []  # this process's groups of the step, for TRL
         self.readable: list[Row] = []  # some of the step's completions, for rollouts.jsonl
         self.announce: Callable[[str], object] = str  # called with what the trainer does at present; by default without effect
+        self.check_stop: Callable[[], object] = str  # called within a step, raises where training must end; by default nothing
         self.truncated_shares: list[float] = []  # by round of the step
         self.cuts_passes = cuts_passes(cfg)
         self.passes: list[dict[str, Any] | None] = []  # with cuts_passes: the step's forward passes
@@ -93,7 +94,10 @@ class RlvrTrainer(GRPOTrainer):
         most, rounds = self.cfg["algo"]["sampling_rounds"], itertools.count(1)
 
         def roll(groups: int) -> list[Group]:
-            self.announce(f"sampling round {next(rounds)} of at most {most}" if most > 1 else "sampling")
+            number = next(rounds)
+            self.announce(f"sampling round {number} of at most {most}" if most > 1 else "sampling")
+            if number > 1:
+                self.check_stop()
             return self.roll(groups)
 
         pool = fill(roll, completions // size * world, most)
@@ -257,6 +261,8 @@ class RlvrTrainer(GRPOTrainer):
             inputs = self.passes[index]
             if inputs is None:
                 return torch.zeros((), device=self.accelerator.device)
+        if index > 0:
+            self.check_stop()
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.scores.pairs and index == calls - 1:
             self.columns |= self.scores.mismatch(self.accelerator)

@@ -5,6 +5,7 @@ torchrun --nproc-per-node=2 tests/training/two_processes.py OUT PROBLEMS KIND ME
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def main():
     if world.get_rank() == 0:
         (Path(out) / f"{kind}.json").write_text(json.dumps(results))
     world.barrier()
-    world.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # vLLM's exit handlers tear down the process groups, each rank at its own time, and some abort
 
 
 if __name__ == "__main__":

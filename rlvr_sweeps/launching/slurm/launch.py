@@ -17,18 +17,21 @@ from rich.markup import escape
 
 from rlvr_sweeps.config.compose import Point, point_of
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.settings import gpu_count, is_trained
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.launching.progress import ProgressDisplay
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.slurm.manage import save_sbatch_options
-from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, resources, submit
+from rlvr_sweeps.launching.slurm.options import gres_gpus, resources, with_environment
+from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, submit
+from rlvr_sweeps.planning.notice import notice_s
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Live, NoAnswer, Run, State, all_runs
 from rlvr_sweeps.runs.launches import record_launch, submission_lock
 from rlvr_sweeps.runs.reading import status_of
 
+CANARY = ".canary"  # folder of the canary's run, in the runs folder
 # Types of file systems that other machines never see, and those that they see only where they are exported.
 UNSHARED_FILESYSTEMS = ("tmpfs", "ramfs", "overlay", "squashfs")
 DISK_FILESYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")
@@ -55,12 +58,23 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
     """
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     runs_dirs = {point.cfg["runs_dir"] for point in points}
+    params, from_environment = with_environment(params)
+    if from_environment:
+        console.print(f"options of sbatch from the environment: {', '.join(from_environment)}", highlight=False, soft_wrap=True)
     only_plan = any(point.cfg["plan"] for point in points)
     if only_plan:
         return prepare(points, params, folder, queue.active_jobs_if_reachable(), console)
     queue.active_jobs()  # raises Refused where there is no Slurm, before anything is written
     refuse_unwritable(runs_dirs)
-    with submission_lock(Path(min(runs_dirs))):
+    runs_dir = Path(min(runs_dirs))
+
+    def notify(sentence: str) -> None:
+        console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False, soft_wrap=True)
+
+    with submission_lock(runs_dir):
+        for submitted_to in (runs_dir, runs_dir / CANARY):
+            for sentence in records.recover(submitted_to, queue.active_jobs()):
+                notify(sentence)
         plan = prepare(points, params, folder, queue.active_jobs(), console)
         todo = [planned for planned in plan if planned.to_run]
         if todo:
@@ -68,7 +82,11 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
                 list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
             save_sbatch_options(folder, params)
             canary = submit_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
-            show_submission(submit(todo, params, folder, after=canary), console)
+            submission = submit(todo, params, folder, after=canary, notify=notify)
+            show_submission(submission, console)
+            if submission.refused:
+                names = ", ".join(run.name for run in submission.refused[:3]) + " …" * (len(submission.refused) > 3)
+                raise Refused(f"Slurm refuses {len(submission.refused)} of {len(todo)} runs ({names}): {submission.refusal}")
     console.print(f"\nthe runs' states:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
     console.print(f"a run's output:    rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
     if any(point.cfg["wait"] for point in points):
@@ -100,12 +118,19 @@ def submit_canary(todo: Sequence[Planned], params: Mapping[str, Any], folder: Pa
     The canary is a run of its own, in runs_dir/.canary. A canary that already succeeded is not run again: returns None.
     """
     cfg = copy.deepcopy(todo[0].cfg)
-    cfg |= {"steps": min(2, cfg["steps"]), "runs_dir": str(Path(cfg["runs_dir"]) / ".canary")}
+    cfg |= {"steps": min(2, cfg["steps"]), "runs_dir": str(Path(cfg["runs_dir"]) / CANARY)}
     cfg["benchmark"] = {name: source | {"k": 1} for name, source in list(cfg["benchmark"].items())[:1]}
     run = Run.of(cfg)
-    if run.state(cfg) == "done":
+    active = queue.active_jobs()
+    state = run.state(cfg, active)
+    if state == "done":
         console.print(f"the canary {run.name} already succeeded", highlight=False)
         return None
+    if in_queue := [job for job in run.jobs().values() if job in active]:
+        console.print(f"canary: job {in_queue[-1]} of an earlier launch, {state}; the others wait for it", highlight=False)
+        return in_queue[-1]
+    if failure := run.failure():
+        console.print(f"[yellow]the canary failed before: {escape(failure['error'])}[/yellow]", highlight=False, soft_wrap=True)
     run.prepare(cfg)
     (*_, last) = submit([Planned(run, cfg, "new", True, 1)], params, folder, report=False).jobs
     console.print(f"canary: job {last}, {cfg['steps']} steps of {todo[0].run.name}; the others wait for it", highlight=False)
@@ -116,7 +141,7 @@ def max_gpu_hours(cfg: Resolved) -> float:
     """Return the GPU-hours of a run whose jobs all take their whole time limit; a requeued run may take more."""
     stages = ["train", "evaluate"] if is_trained(cfg) else ["evaluate"]
     jobs = [resources(cfg, stage) for stage in stages]
-    return sum(job.get("gpus_per_node", 0) * job.get("nodes", 1) * job["timeout_min"] / 60 for job in jobs)
+    return sum(gpu_count(job.get("gpus_per_node", 0)) * job.get("nodes", 1) * job["timeout_min"] / 60 for job in jobs)
 
 
 def show_cost(plan: Sequence[Planned], console: Console) -> None:
@@ -125,14 +150,14 @@ def show_cost(plan: Sequence[Planned], console: Console) -> None:
     counts: dict[str, int] = {}
     for planned in todo:
         job = resources(planned.cfg, "train" if is_trained(planned.cfg) else "evaluate")
-        nodes, gpus = job.get("nodes", 1), job.get("gpus_per_node", 0)
+        nodes, gpus = job.get("nodes", 1), gpu_count(job.get("gpus_per_node", 0))
         text = f"{nodes} node{'s' * (nodes > 1)} × {gpus} GPU{'s' * (gpus != 1)}, {job['timeout_min'] / 60:g} h at most"
         counts[text] = counts.get(text, 0) + 1
     for text, count in counts.items():
         console.print(f"  {count} × {text}", highlight=False)
     if todo:
         most = sum(max_gpu_hours(planned.cfg) for planned in todo)
-        console.print(f"  at most {most:,.0f} GPU-hours in all, unless runs are requeued", highlight=False)
+        console.print(f"  the time limits allow {most:,.0f} GPU-hours in all, unless runs are requeued", highlight=False)
 
 
 def show_removed_runs(plan: Sequence[Planned], active: Live, console: Console) -> None:
@@ -219,11 +244,19 @@ def refuse_impossible_jobs(todo: Sequence[Planned], params: Mapping[str, Any], f
     """Raise Refused for jobs that Slurm would accept but could never run: longer than their partitions' limit, or with folders
     that the nodes cannot see. Print a warning for folders that they may not see.
     """
+    notice_s([planned.cfg for planned in todo if is_trained(planned.cfg)], params)
     known = queue.partitions()
     default = next((name for name, partition in known.items() if partition.is_default), "")
     on_other_hosts = False
     for planned in todo:
         for stage, needed in remaining_jobs(planned):
+            gpus, gres = gpu_count(needed.get("gpus_per_node", 0)), gres_gpus(params)
+            if gpus and gres not in (None, gpus):
+                raise Refused(
+                    f"hydra.launcher.gres={params['gres']} requests {gres} GPUs on each node, but the {stage} job of "
+                    f"{planned.run.name} starts {gpus} processes there, one per GPU. Set cluster.{stage}.gpus_per_node "
+                    "instead, with Slurm's type of GPU if needed (h100:2), or correct gres."
+                )
             names = str(needed.get("partition") or params.get("partition") or default).split(",")
             partitions = [known[name] for name in names if name in known]  # sbatch rejects an unknown name
             on_other_hosts |= any(partition.has_other_hosts for partition in partitions)

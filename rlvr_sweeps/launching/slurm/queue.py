@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.runs.directory import Job, Live, NoAnswer
@@ -52,13 +53,50 @@ def slurm_output(*command: str, timeout_s: float = TIMEOUT_S) -> str:
     return process.stdout
 
 
+# Slurm's words where it may accept the same job a moment later: sbatch did not reach the controller, or lost its answer.
+TRANSIENT = re.compile(
+    r"Socket timed out|Unable to contact slurm controller|Communication connection failure|Connection (?:refused|timed out)"
+    r"|Zero Bytes were transmitted|Transport endpoint is not connected|standby mode|Protocol authentication error"
+    r"|Unable to establish (?:controller|control) machine"
+)
+LIMITED = re.compile(r"\b((?:Assoc|QOS)\w*SubmitJob\w*)")  # the limit of jobs that an account or QOS is at
+LIMIT = re.compile(r"\b(?:Assoc|QOS)\w+")  # any limit of an account or QOS; others than LIMITED refuse a job for ever
+
+
+def refusal_kind(message: str) -> Literal["transient", "full", "permanent"]:
+    """Return what sbatch's message means: try again, wait until the user has fewer jobs, or change the job.
+
+    Slurm follows each limit of an account or QOS by one and the same sentence, so that only the limit's name tells them apart.
+    """
+    if TRANSIENT.search(message):
+        return "transient"
+    if LIMITED.search(message) or "MaxJobCount" in message or "Resource temporarily unavailable" in message:
+        return "full"
+    return "full" if "job submit limit" in message and not LIMIT.search(message) else "permanent"
+
+
+def frees_itself(message: str, account: str | None, qos: str | None) -> bool:
+    """Return whether jobs that count towards the limit in sbatch's message are in the queue, so that waiting helps.
+
+    Limits of groups count other users' jobs too, which are not listed everywhere: waiting is then assumed to help.
+    """
+    limit = LIMITED.search(message)
+    if limit is None or "Grp" in limit[1] or "PerAccount" in limit[1]:
+        return True
+    jobs = [line.split("|") for line in slurm_output("squeue", "--me", "-h", "-o", "%a|%q").splitlines()]
+    if limit[1].startswith("Assoc"):
+        return any(account in (None, job_account) for job_account, _ in jobs)
+    return any(qos in (None, job_qos) for _, job_qos in jobs)
+
+
 def active_jobs(timeout_s: float = TIMEOUT_S) -> dict[str, Job]:
     """Return the user's queued and running jobs by id, from one squeue; an array's task has the id 12_3."""
     jobs = {}
-    for line in slurm_output("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", timeout_s=timeout_s).splitlines():
-        name, state, reason, node = line.split("|", 3)
+    columns = "%i|%T|%r|%N|%k"  # the comment comes last, since it may contain anything
+    for line in slurm_output("squeue", "--me", "-h", "-r", "-t", "all", "-o", columns, timeout_s=timeout_s).splitlines():
+        name, state, reason, node, *comment = line.split("|", 4)
         if state not in ENDED_STATES:
-            jobs[name] = Job(state, "" if reason == "None" else reason, node)
+            jobs[name] = Job(state, "" if reason == "None" else reason, node, "".join(comment))
     return jobs
 
 
@@ -130,9 +168,10 @@ def parse_minutes(limit: str) -> float:
 
 @contextmanager
 def without_job_environment() -> Iterator[None]:
-    """Remove the environment variables of a surrounding Slurm job while inside: sbatch would read them as options.
+    """Remove the environment variables of a surrounding Slurm job while inside, and SBATCH_*: sbatch reads them as options.
 
-    submitit's own clean_env removes SLURM_CONF too, and some sites' sbatch does not find the cluster without it.
+    SBATCH_* that are a site's defaults are among the job's options already (options.with_environment). submitit's own clean_env
+    removes SLURM_CONF too, and some sites' sbatch does not find the cluster without it.
     """
     kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
     prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")

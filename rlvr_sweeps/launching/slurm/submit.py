@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,23 +21,21 @@ from typing import Any
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import WORLDS_FOLDER
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import gpu_count
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import queue, records
+from rlvr_sweeps.launching.slurm.options import Resources, checked_setup, job_options, resources
+from rlvr_sweeps.launching.slurm.records import SubmissionRecord
 from rlvr_sweeps.launching.slurm.supervisor import StageTask
 from rlvr_sweeps.paths import ROOT
+from rlvr_sweeps.planning.notice import SHORTEST_S, notice_s
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.versions import commit
 
-Resources = dict[str, Any]
-# Options of hydra.launcher and conf/cluster that submitit names, and those that are no options of sbatch; the others are.
-SUBMITIT_NAMES = ("nodes", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")
-NOT_SBATCH = ("submitit_folder", "max_array_size", "poll_s", "max_num_timeout", "tasks_per_node", "name", "setup",
-              "additional_parameters", "array_parallelism", "signal_delay_s", "stderr_to_stdout",
-              "srun_args")  # fmt: skip
-REPORT_RESOURCES = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "timeout_min": 30}
-LIMIT_MESSAGES = ("MaxSubmitJob", "job submit limit", "MaxJobCount")  # in sbatch's error where it accepts no more jobs
+RETRY_WAITS_S = (1, 2, 5, 10, 20, 40, 45)  # before sbatch is tried again
+LOG_FOLDER = ".submitit"  # of a launch's folder
 WRITER_THREADS = 16  # a shared disk answers an fsync after milliseconds, but answers many at the same time
 SNAPSHOT_FOLDERS = ("rlvr_sweeps", "hydra_plugins", "conf", "paper")  # conf and paper: for the job that writes the report
 SNAPSHOT_SUFFIXES = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
@@ -45,47 +43,102 @@ SNAPSHOT_SUFFIXES = (".py", ".j2", ".css", ".js", ".yaml", ".csv")
 
 @dataclass
 class Submission:
-    """The submitted jobs of a launch, and the runs that Slurm did not accept yet."""
+    """The submitted jobs of a launch, and the runs that Slurm did not accept."""
 
     jobs: list[str] = field(default_factory=list)  # ids of arrays and single jobs, in the order of submission
     runs: int = 0  # submitted
-    unsubmitted: list[Run] = field(default_factory=list)
+    unsubmitted: list[Run] = field(default_factory=list)  # Slurm accepts them when the user has fewer jobs
     reason: str = ""  # Slurm's message on unsubmitted runs, or on a missing report job
+    refused: list[Run] = field(default_factory=list)  # Slurm will never accept them as they are
+    refusal: str = ""  # Slurm's message on them
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a launch submits: hydra.launcher with the site's defaults, the launch's folder, its copy of the code."""
+
+    params: Mapping[str, Any]
+    folder: Path
+    code: Path
+    runs_dir: Path
+    notify: Callable[[str], object]  # called with a sentence when a submission is tried again
+
+
+@dataclass(frozen=True)
+class Array:
+    """Tasks that are submitted together, with the resources and the notice of each, its name, and the job it waits for."""
+
+    tasks: Sequence[Any]
+    needed: Resources
+    notice_s: int
+    name: str
+    dependency: str | None
 
 
 def submit(
-    todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, after: str | None = None, report: bool = True
+    todo: Sequence[Planned],
+    params: Mapping[str, Any],
+    folder: Path,
+    after: str | None = None,
+    report: bool = True,
+    notify: Callable[[str], object] = str,
 ) -> Submission:
     """Submit runs, as many as the user's limits allow; `after`: a job that must succeed first; `report`: add the report job.
 
-    `params` is hydra.launcher, `folder` the launch's folder. Raises Refused, with Slurm's message, where none is accepted.
+    `params` is hydra.launcher, `folder` the launch's folder; `notify` is called with a sentence before sbatch is tried again.
+    Call it under the submission lock of the runs folder. Raises Refused, with Slurm's message, where none is accepted, and
+    where the launch is interrupted.
     """
-    code = snapshot_code(Path(todo[0].cfg["runs_dir"]).absolute() / ".code")
+    runs_dir = Path(todo[0].cfg["runs_dir"]).absolute()
+    target = Target(params, folder, snapshot_code(runs_dir / ".code"), runs_dir, notify)
     size = params.get("max_array_size") or queue.config_number("MaxArraySize", 1001)
     submission = Submission()
     groups: dict[str, list[Planned]] = {}
     for planned in todo:
         groups.setdefault(repr(remaining_jobs(planned)), []).append(planned)
-    for group in groups.values():
-        waiting = list(group)
-        while waiting and size:
-            chunk = waiting[:size]
-            try:
-                submission.jobs += submit_chunk(chunk, params, folder, code, after)
-            except Refused as refusal:
-                if not any(message in str(refusal) for message in LIMIT_MESSAGES):
-                    raise
-                submission.reason = str(refusal)
-                size = len(chunk) // 2  # 0 after a single run is refused: nothing more is submitted
-                continue
-            submission.runs += len(chunk)
-            waiting = waiting[len(chunk) :]
-        submission.unsubmitted += [planned.run for planned in waiting]
-    if submission.unsubmitted and not submission.jobs and not queue.active_jobs():
-        raise Refused(f"{submission.reason} (you have no job in the queue: waiting changes nothing)")
-    if submission.jobs and report:
-        submission.jobs += submit_report(todo[0].cfg["runs_dir"], params, folder, code, submission)
+    try:
+        for group in groups.values():
+            submit_group(group, size, target, after, submission)
+        if submission.jobs and report:
+            submission.jobs += submit_report(todo[0].cfg, target, submission)
+    except KeyboardInterrupt:
+        raise Refused(
+            f"Interrupted: {submission.runs} of {len(todo)} runs are submitted and continue; the others are not. The same "
+            "command submits them. To stop the submitted ones: rlvr cancel --all."
+        ) from None
+    if not submission.runs and submission.refused:
+        raise Refused(submission.refusal)
     return submission
+
+
+def submit_group(group: Sequence[Planned], size: int, target: Target, after: str | None, submission: Submission) -> None:
+    """Submit runs that need the same jobs in arrays of at most `size` tasks, smaller ones where Slurm's limits require it."""
+    waiting = list(group)
+    while waiting and size:
+        chunk = waiting[:size]
+        try:
+            submission.jobs += submit_chunk(chunk, target, after)
+        except Refused as refusal:
+            if queue.refusal_kind(str(refusal)) != "full":
+                submission.refused += waiting_runs(waiting)
+                submission.refusal = str(refusal)
+                return
+            submission.reason = str(refusal)
+            size = len(chunk) // 2  # 0 after a single run is refused: nothing more is submitted
+            continue
+        submission.runs += len(chunk)
+        waiting = waiting[len(chunk) :]
+    if waiting and not queue.frees_itself(submission.reason, target.params.get("account"), target.params.get("qos")):
+        submission.refused += waiting_runs(waiting)
+        submission.refusal = (
+            f"{submission.reason} (you have no job in the queue that counts towards it: waiting changes nothing)"
+        )
+    else:
+        submission.unsubmitted += waiting_runs(waiting)
+
+
+def waiting_runs(waiting: Sequence[Planned]) -> list[Run]:
+    return [planned.run for planned in waiting]
 
 
 def remaining_jobs(planned: Planned) -> list[tuple[str, Resources]]:
@@ -96,40 +149,55 @@ def remaining_jobs(planned: Planned) -> list[tuple[str, Resources]]:
     return [(stage, resources(cfg, stage)) for stage in jobs]
 
 
-def resources(cfg: Resolved, stage: str) -> Resources:
-    """Return the options of conf/cluster for a stage's job, without those that are null."""
-    return {key: value for key, value in cfg["cluster"][stage].items() if value is not None}
-
-
-def submit_chunk(chunk: Sequence[Planned], params: Mapping[str, Any], folder: Path, code: Path, after: str | None) -> list[str]:
-    """Submit one array per stage that these runs need, all of them or none; returns the arrays' ids."""
-    heads: list[str] = []
-    records: list[dict[str, Any]] = [{} for _ in chunk]
+def submit_chunk(chunk: Sequence[Planned], target: Target, after: str | None) -> list[str]:
+    """Submit one array per stage that these runs need, all of them or none, and let them start; returns the arrays' ids."""
+    record = records.begin(target.runs_dir)
+    tasks: list[dict[str, Any]] = [{} for _ in chunk]
     try:
         for stage, needed in remaining_jobs(chunk[0]):
             dependency = (
-                f"{'aftercorr' if len(chunk) > 1 else 'afterok'}:{heads[-1]}" if heads else after and f"afterok:{after}"
+                f"{'aftercorr' if len(chunk) > 1 else 'afterok'}:{record.jobs[-1]}"
+                if record.jobs
+                else after and f"afterok:{after}"
             )
-            tasks = [stage_task(planned, stage, needed) for planned in chunk]
-            ids = submit_array(tasks, needed, params, folder, code, f"{stage} {folder.name}", dependency)
-            heads.append(ids[0].partition("_")[0])
-            for record, job in zip(records, ids, strict=True):
-                record[stage] = {"job": job, "resources": needed, "submitted": time.time()}
-    except Refused:
-        for head in heads:
-            queue.slurm_output("scancel", head)
+            notice = notice_s((planned.cfg for planned in chunk), target.params)
+            stage_tasks = [stage_task(planned, stage, needed, notice) for planned in chunk]
+            array = Array(stage_tasks, needed, notice, f"{stage} {target.folder.name}", dependency)
+            ids = submit_array(array, target, record)
+            for task, job in zip(tasks, ids, strict=True):
+                task[stage] = {"job": job, "resources": needed, "submitted": time.time()}
+        origin = {"code": str(target.code), "launch": str(target.folder), "record": record.token}
+        with ThreadPoolExecutor(WRITER_THREADS) as pool:
+            paths = [planned.run.submission_path for planned in chunk]
+            list(pool.map(write_json, paths, [{"stages": stages} | origin for stages in tasks]))
+        record.write("recorded")
+    except BaseException:
+        records.cancel_quietly(record)
         raise
-    origin = {"code": str(code), "launch": str(folder)}
-    with ThreadPoolExecutor(WRITER_THREADS) as pool:
-        paths = [planned.run.submission_path for planned in chunk]
-        list(pool.map(write_json, paths, [{"stages": stages} | origin for stages in records]))
-    return heads
+    release(record, target)
+    return record.jobs
 
 
-def stage_task(planned: Planned, stage: str, needed: Resources) -> StageTask:
+def release(record: SubmissionRecord, target: Target) -> None:
+    """Let the recorded jobs start; where Slurm does not answer for long, the next launch does it."""
+    waits = list(RETRY_WAITS_S)
+    while True:
+        try:
+            records.release(record)
+            return
+        except Refused as refusal:
+            if not waits or queue.refusal_kind(str(refusal)) != "transient":
+                target.notify(f"{refusal} Until the same command is typed again, on hold: {records.named(record.jobs)}.")
+                return
+            time.sleep(waits.pop(0))
+
+
+def stage_task(planned: Planned, stage: str, needed: Resources, notice_s: float) -> StageTask:
     """Return a run's task in an array; it starts one process per GPU of a node."""
-    gpus, nodes, count = needed.get("gpus_per_node", 0), needed.get("nodes", 1), planned.cfg["distributed"]["processes"]
-    return StageTask(str(planned.run.path), stage, gpus or max(1, count // nodes), planned.cfg["cluster"]["retries"])
+    gpus, nodes = gpu_count(needed.get("gpus_per_node", 0)), needed.get("nodes", 1)
+    count = planned.cfg["distributed"]["processes"]
+    processes, retries = gpus or max(1, count // nodes), planned.cfg["cluster"]["retries"]
+    return StageTask(str(planned.run.path), stage, processes, retries, notice_s)
 
 
 @dataclass(frozen=True)
@@ -145,59 +213,100 @@ class ReportTask:
         return "\n".join([f"{report.page}: {len(report.rows)} rows", *report.unreadable])
 
 
-def submit_report(runs_dir: str, params: Mapping[str, Any], folder: Path, code: Path, submission: Submission) -> list[str]:
+def submit_report(cfg: Resolved, target: Target, submission: Submission) -> list[str]:
     """Submit the report job after all others; returns its id in a list, which is empty where Slurm accepts no further job."""
     dependency = "afterany:" + ":".join(submission.jobs)
+    record = records.begin(target.runs_dir)
     try:
-        task = ReportTask(str(Path(runs_dir).absolute()))
-        return submit_array([task], REPORT_RESOURCES, params, folder, code, f"report {folder.name}", dependency)
-    except Refused as refusal:
-        submission.reason = submission.reason or f"No report job was submitted ({refusal}). Run rlvr report when all is done."
+        task, needed = ReportTask(str(target.runs_dir)), resources(cfg, "report")
+        submit_array(Array([task], needed, SHORTEST_S, f"report {target.folder.name}", dependency), target, record)
+        record.write("recorded")
+    except BaseException as error:
+        records.cancel_quietly(record)
+        if not isinstance(error, Refused):
+            raise
+        submission.reason = submission.reason or f"No report job was submitted ({error}). Run rlvr report when all is done."
         return []
+    release(record, target)
+    return record.jobs
 
 
-def submit_array(
-    tasks: Sequence[Any],
-    needed: Resources,
-    params: Mapping[str, Any],
-    folder: Path,
-    code: Path,
-    name: str,
-    dependency: str | None,
-) -> list[str]:
-    """Submit tasks as one array, or a single task as a job; returns their ids. Raises Refused with sbatch's message."""
+def submit_array(array: Array, target: Target, record: SubmissionRecord) -> list[str]:
+    """Submit an array on hold, or a single task as a job, add it to the record, and return the tasks' ids.
+
+    Where sbatch does not reach Slurm, or loses its answer, it is tried again after growing waits, of two minutes in all. Raises
+    Refused with sbatch's message.
+    """
+    waits = list(RETRY_WAITS_S)
+    while True:
+        try:
+            ids = sbatch(array, target, record.token)
+            break
+        except Refused as refusal:
+            if not waits or queue.refusal_kind(str(refusal)) != "transient":
+                raise
+            target.notify(f"{refusal} Trying again in {waits[0]} s.")
+            time.sleep(waits.pop(0))
+    record.jobs.append(ids[0].partition("_")[0])
+    if len(waits) < len(RETRY_WAITS_S):  # sbatch may have lost the answer to a job that Slurm did accept
+        with contextlib.suppress(Refused):
+            records.cancel(record, keep=record.jobs)
+    return ids
+
+
+def sbatch(array: Array, target: Target, token: str) -> list[str]:
+    """Call sbatch once for an array's tasks, on hold and with the token in the comment; return their ids."""
     import submitit
 
+    params, tasks = target.params, list(array.tasks)
     # Not a folder per job (%j): submitit creates it after sbatch, and a job that starts at once could not write its output.
-    executor = submitit.AutoExecutor(folder=folder / ".submitit", cluster="slurm")
-    options = {key: value for key, value in params.items() if key not in NOT_SBATCH and value is not None} | needed
-    additional = dict(params.get("additional_parameters") or {})
-    if dependency:
-        additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    executor = submitit.AutoExecutor(folder=target.folder / LOG_FOLDER, cluster="slurm")
+    options, additional = job_options(array.needed, params)
+    comment = " ".join(filter(None, (params.get("comment"), token)))
+    additional |= {"hold": True}
+    if array.dependency:
+        additional |= {"dependency": array.dependency, "kill-on-invalid-dep": "yes"}
     # The supervisor handles USR2; scancel --full and --signal=B: send it to the job's shell too, and would kill the shell.
     # Without PYTHONSAFEPATH, python -m would import the code of the launch's folder, which may be edited, not the snapshot.
-    set_path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    setup = ["trap '' USR2", *(params.get("setup") or []), set_path]
+    set_path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(target.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    setup = ["trap '' USR2", FIND_SCONTROL, *checked_setup(params.get("setup") or []), set_path]
     srun = ["--kill-on-bad-exit=1", *(params.get("srun_args") or [])]
     if options.get("cpus_per_task"):
         srun.append(f"--cpus-per-task={options['cpus_per_task']}")  # since Slurm 22.05, srun does not inherit it from sbatch
-    if not options.get("gpus_per_node"):
-        options.pop("gpus_per_node", None)
     executor.update_parameters(
-        name=name, tasks_per_node=1, stderr_to_stdout=True, slurm_array_parallelism=params.get("array_parallelism", 256),
-        slurm_signal_delay_s=params.get("signal_delay_s", 120), slurm_additional_parameters=additional, slurm_setup=setup,
-        slurm_srun_args=srun, **{key if key in SUBMITIT_NAMES else f"slurm_{key}": value for key, value in options.items()},
+        name=array.name, tasks_per_node=1, stderr_to_stdout=True, slurm_array_parallelism=params.get("array_parallelism", 256),
+        slurm_signal_delay_s=array.notice_s, slurm_additional_parameters=additional, slurm_setup=setup,
+        slurm_srun_args=srun, slurm_comment=comment, slurm_teardown=[requeue_on_request(target.folder / LOG_FOLDER)], **options,
     )  # fmt: skip
     try:
         # submitit also prints the error that it raises.
         with queue.without_job_environment(), contextlib.redirect_stderr(io.StringIO()):
-            jobs = executor.submit_array(list(tasks)) if len(tasks) > 1 else [executor.submit(tasks[0])]
+            jobs = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(*tasks)]
     except patches.failed_submission() as error:
         lines = [line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines()]
         raise Refused(f"sbatch: {'; '.join(lines)}") from None
     except FileNotFoundError as error:
         raise Refused(f"sbatch could not be started ({error}). Launch on a login node of the cluster.") from None
     return [job.job_id for job in jobs]
+
+
+# The batch script knows scontrol before the setup lines change the path, and outside a container.
+FIND_SCONTROL = "scontrol=$(command -v scontrol)"
+
+
+def requeue_on_request(folder: Path) -> str:
+    """Return the batch script's last line, which requeues the job where its supervisor asked for it by a file in `folder`.
+
+    A task is named by its array: the raw id of an array's last task is the id of the whole array.
+    """
+    request = f"{shlex.quote(str(folder))}/$SLURM_JOB_ID.requeue"
+    job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+    return f'code=$?; if [ -e {request} ]; then rm {request}; "$scontrol" requeue {job}; sleep 60; fi; exit $code'
+
+
+def job_log(submission: Mapping[str, Any], job: str) -> Path:
+    """Return the log of a job of a run's submission.json, which has the output of its setup lines and of its supervisor."""
+    return Path(submission["launch"]) / LOG_FOLDER / f"{job}_0_log.out"
 
 
 def snapshot_code(folder: Path) -> Path:

@@ -2,9 +2,10 @@
 
 Signals: SIGUSR2 comes near the time limit and before a preemption that gives notice; SIGTERM comes with scancel and other
 preemptions. Under proctrack/linuxproc every process of the job receives them, under proctrack/cgroup only this one. Therefore
-the child ignores both, and the supervisor requests a stop by writing the file `stop`: the trainer saves at the end of its step,
-on all ranks, and rank 0 writes the attempt's number to saved.json. That file decides whether the checkpoint is usable, not the
-exit code, since ranks may abort while they exit. After SIGUSR2 the job is requeued; after SIGTERM Slurm decides.
+the child ignores both, and the supervisor requests a stop by writing the file `stop` with a deadline: the trainer saves at the
+end of its step, or at once where the step would not end in time, on all ranks, and rank 0 writes the attempt's number to
+saved.json. That file decides whether the checkpoint is usable, not the exit code, since ranks may abort while they exit. After
+SIGUSR2 the job is requeued, at the deadline also without an answer of the trainer; after SIGTERM Slurm decides.
 
 Attempts: each attempt writes its number to attempt.json. A trainer of an older attempt that still runs (its node was cut off,
 or its supervisor was killed) reads a number other than its own at its next step, and exits without writing.
@@ -14,7 +15,9 @@ The supervisor imports no torch.
 
 import contextlib
 import ctypes
+import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, read_object, read_rows, write_json, write_text
+from rlvr_sweeps.files import read_object, read_rows, write_json, write_text
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.launching.stages import (
     ELSEWHERE,
@@ -37,11 +40,15 @@ from rlvr_sweeps.launching.stages import (
     torchrun_command,
 )
 from rlvr_sweeps.launching.threads import THREAD_VARIABLES, thread_count
+from rlvr_sweeps.runs.checkpoints import latest_complete_checkpoint, step_of
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.failures import reduce_batch_after_oom, transient_reason
 
 HEARTBEAT_S = 5.0
 RETRY_TIMEOUT_S = 60.0  # for the first node to retry a stage that another node saw fail
+REQUEUE_S = 15.0  # of the notice before the time limit, for ending the trainer and requeueing the job
+KILL_WAIT_S = 25.0  # Slurm's KillWait, 30 s by default, less a margin: between SIGTERM and SIGKILL
+REQUEUES_WITHOUT_A_STEP = 3  # after so many in a row the time limit is too short for a single step
 CLAIM_TIMEOUT_S = 180.0  # for an older attempt to exit: one of its steps, or the half minute until Slurm gives up a node
 
 
@@ -57,6 +64,7 @@ class StageTask:
     stage: str
     processes: int  # per node
     retries: int  # of transient failures, within one submission
+    notice_s: float = 120.0  # between SIGUSR2 and the time limit
 
     def checkpoint(self, *_: Any) -> Any:
         """Return this task for resubmission; submitit calls it on a signal that precedes the supervisor's signal handlers."""
@@ -90,6 +98,7 @@ class Supervisor:
         self.job = str(environment.job_id)  # array_task; the raw id of an array's last task is the id of the whole array
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         self.stop_signal: str | None = None  # the first one received
+        self.deadline = math.inf  # after SIGUSR2: when the job must be requeued, whatever the child does
         self.attempt, self.log_start = "", 0
         self.child: subprocess.Popen[bytes] | None = None
 
@@ -174,8 +183,12 @@ class Supervisor:
     def on_signal(self, number: int, _: Any) -> None:
         """Request a stop from the child. Only writes a file and sends a signal, since it may interrupt any other code."""
         self.stop_signal = self.stop_signal or signal.Signals(number).name
+        patience_s = max(self.task.notice_s - REQUEUE_S, 1.0) if number == signal.SIGUSR2 else KILL_WAIT_S
+        deadline = time.time() + patience_s
+        if number == signal.SIGUSR2:
+            self.deadline = min(self.deadline, deadline)
         try:
-            self.run.stop_path.write_text(self.stop_signal)
+            write_json(self.run.stop_path, {"signal": self.stop_signal, "deadline": deadline})
         except OSError:  # a full disk: Slurm ends the job anyway
             return
         if self.task.stage != "train" and self.child:  # safe: samples are appended to their files one batch at a time
@@ -220,7 +233,8 @@ class Supervisor:
                 return self.child.wait(timeout=HEARTBEAT_S)
             except subprocess.TimeoutExpired:
                 # A child of an older attempt, or of an earlier try of the first node, may wait for ever.
-                if self.superseded() or (not self.is_first and self.retry_count() != retries):
+                is_late = time.time() > self.deadline
+                if is_late or self.superseded() or (not self.is_first and self.retry_count() != retries):
                     os.killpg(self.child.pid, signal.SIGKILL)
                 else:
                     self.write_heartbeat()
@@ -242,17 +256,42 @@ class Supervisor:
                 write_text(self.run.heartbeat_path, self.job)
 
     def requeue_or_exit(self) -> None:
-        """After SIGUSR2 requeue the job; after SIGTERM exit."""
-        saved = self.task.stage != "train" or read_json(self.run.saved_path) == int(self.attempt)
+        """After SIGUSR2 requeue the job; after SIGTERM exit. Raise RunError where requeues bring no step any more."""
+        saved = self.task.stage != "train" or self.run.saved_attempt() == int(self.attempt)
         self.run.log_event("stopped", stage=self.task.stage, signal=self.stop_signal, saved=saved, job=self.job)
         if self.stop_signal == "SIGUSR2":
-            self.run.log_event("requeue", stage=self.task.stage, job=self.job)
+            step = step_of(latest_complete_checkpoint(self.run.checkpoints_path)) if self.task.stage == "train" else None
+            self.refuse_endless_requeues(step)
+            self.run.log_event("requeue", stage=self.task.stage, job=self.job, step=step)
+            self.requeue()
+        sys.exit(128 + signal.SIGTERM)
+
+    def requeue(self) -> None:
+        """Requeue the job by scontrol; without it, as in a container, by the batch script, after this process has ended.
+
+        Raises RunError where Slurm refuses.
+        """
+        if shutil.which("scontrol"):
             try:
                 queue.slurm_output("scontrol", "requeue", self.job)
                 time.sleep(60)  # Slurm ends this process meanwhile
             except Refused as refusal:
                 raise RunError(f"{self.run.name} could not be requeued: {refusal}") from None
-        sys.exit(128 + signal.SIGTERM)
+        elif folder := os.environ.get("SUBMITIT_FOLDER"):
+            write_text(Path(folder) / f"{os.environ['SLURM_JOB_ID']}.requeue", self.run.name)
+
+    def refuse_endless_requeues(self, step: int | None) -> None:
+        """Raise RunError, with the failure recorded, where the last requeues and this one are at one and the same step."""
+        before = [row.get("step") for row in read_rows(self.run.attempts_path) if row["event"] == "requeue"]
+        if step is None or [*before[1 - REQUEUES_WITHOUT_A_STEP :], step] != [step] * REQUEUES_WITHOUT_A_STEP:
+            return
+        record_failure(
+            self.run, self.task.stage,
+            f"{REQUEUES_WITHOUT_A_STEP} jobs reached their time limit after step {step}, without another checkpoint: it is too "
+            "short for a step with its start and checkpoint. Raise cluster.train.timeout_min, or make a step shorter (more "
+            "GPUs, a smaller batch_size).",
+        )  # fmt: skip
+        self.fail_job(0)
 
     def fail_job(self, status: int) -> None:
         """Record the failure unless the stage did, and raise RunError with its error and traceback."""
