@@ -49,6 +49,7 @@ from rlvr_sweeps.errors import Damaged, Edited
 from rlvr_sweeps.files import (
     append_rows,
     as_yaml,
+    read_json,
     read_object,
     read_text,
     refuse_incomplete,
