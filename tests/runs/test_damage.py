@@ -16,8 +16,9 @@ from rich.console import Console
 
 from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.errors import Damaged, Refused
-from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.files import read_json, read_object, read_rows, write_json
 from rlvr_sweeps.launching import local, status
+from rlvr_sweeps.launching.slurm.manage import state_after_repair
 from rlvr_sweeps.reporting.figures.catalogue import make_figure
 from rlvr_sweeps.reporting.page.report import write_report
 from rlvr_sweeps.reporting.tables.render import render
@@ -262,6 +263,33 @@ def test_a_damaged_model_is_not_evaluated(composer, runs_dir, by_seed, capsys):
     assert not run.merged_path.exists() and [path.name for path in (run.path / "old").glob("*/merged")] == ["merged"]
 
 
+def test_a_retry_repairs_what_needs_no_new_training_and_refuses_the_rest(evaluated):
+    repairable, lost = evaluated("peft=lora"), evaluated("peft=dora")
+    empty(repairable.summary_path)
+    assert state_after_repair(repairable, {}) == "lost" and not repairable.stage_path("evaluate").exists()
+    assert [path.read_bytes() for path in repairable.path.glob("old/*/summary.json")] == [b""]
+    tear(lost.record_path)
+    with pytest.raises(Refused, match=r"must be trained again: train\.json cannot be recovered.*--repair --train-again"):
+        state_after_repair(lost, {})
+    failed = evaluated("peft=pissa")
+    for stage in ("train", "evaluate"):
+        failed.stage_path(stage).unlink()
+    failed.metrics_path.write_text('{"step": 1, "reward_mean": 0.5}\n{"st\n{"step": 3, "reward_mean": 0.5}\n')
+    write_json(
+        failed.failure_path, {"stage": "train", "error": f"Damaged: {failed.metrics_path} is damaged: line 2 is not JSON"}
+    )
+    assert state_after_repair(failed, {}) == "failed"
+    assert [row["step"] for row in read_rows(failed.metrics_path)] == [1, 3]
+
+
+def test_a_running_run_is_not_repaired(evaluated):
+    run = evaluated("peft=lora")
+    empty(run.summary_path)
+    with run.claim(), pytest.raises(Refused, match="is running"):
+        examination.repair(run, examination.examine(run))
+    assert run.summary_path.read_bytes() == b""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
@@ -281,8 +309,6 @@ def test_a_damaged_model_is_not_evaluated(composer, runs_dir, by_seed, capsys):
     ],
 )
 def test_content_that_no_killed_writer_leaves_is_damage(tmp_path, name, content, why):
-    from rlvr_sweeps.files import read_object
-
     path = tmp_path / name
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(Damaged) as raised:
