@@ -232,7 +232,8 @@ def examine_run(arguments: argparse.Namespace, console: Console) -> None:
     run = Run(folder.absolute()) if is_run_folder(folder) else named_run(arguments.target, arguments.runs_dir)
     verdicts = examination.examine(run)
     bad = examination.damaged(verdicts)
-    done = examination.repair(run, verdicts, arguments.train_again) if arguments.repair and bad else []
+    can_be_repaired = any(verdict.cure != "nothing" for verdict in bad)
+    done = examination.repair(run, verdicts, arguments.train_again) if arguments.repair and can_be_repaired else []
     advice = f"Repaired. Next: {examination.launch_again(run)}." if done else examination.advice(run, verdicts)
     if arguments.json:
         files = [asdict(verdict) for verdict in verdicts]

@@ -8,6 +8,7 @@ what is missing.
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,7 +134,31 @@ def file_verdict(run: Run, path: Path, form: Format) -> Verdict:
         if path.name == "request.json" and request_of(run) is None:
             return Verdict(name_of(run, path), "damaged", damage.why, "all samples are decoded again", "move")
         return Verdict(name_of(run, path), "damaged", damage.why, form.follows, cure)
-    return Verdict(name_of(run, path), "whole")
+    if form is SAMPLES and (why := difference_to_counts(run, path)):
+        return Verdict(name_of(run, path), "damaged", why, form.follows, form.cure)
+    return Verdict(name_of(run, path), "whole", missing_steps(path) if path == run.metrics_path else "")
+
+
+def difference_to_counts(run: Run, path: Path) -> str | None:
+    """Return how the readable samples of an evaluated benchmark differ from right.json; None where they agree, or cannot."""
+    try:
+        counted = (read_object(run.right_path) or {}).get(path.stem) if run.marker("evaluate") else None
+    except Damaged:
+        return None
+    if counted is None or path.parent.name == "shards":
+        return None
+    rows, expected = read_rows(path), counted["k"] * len(counted["right"])
+    if len(rows) != expected:
+        return f"it holds {len(rows):,} of {expected:,} samples"
+    right = Counter(row["problem"] for row in rows if row["correct"])
+    return None if right == Counter(counted["right"]) else "its verdicts differ from those in right.json"
+
+
+def missing_steps(path: Path) -> str:
+    """Return `2 steps are missing` for a metrics.jsonl with a gap, else nothing."""
+    steps = [row["step"] for row in read_rows(path)]
+    count = max(steps, default=0) - len(set(steps))
+    return f"{count} step{'s are' if count > 1 else ' is'} missing, lost with damaged rows" if count > 0 else ""
 
 
 def plain_verdict(run: Run, path: Path) -> Verdict:
@@ -267,6 +292,8 @@ def model_verdict(run: Run) -> Verdict:
         is_done = False
     if is_done:
         follows = "the results stand: the evaluation verified it before it decoded. The model itself needs a new training"
+        if not (run.merged_path / checksums.NAME).exists():
+            follows = "whether it was whole when it was evaluated is not known. The model itself needs a new training"
         return folder_verdict(run.merged_path, follows, "nothing")
     return folder_verdict(run.merged_path, "nothing can be evaluated without a new training", "train")
 
@@ -300,7 +327,7 @@ def advice(run: Run, verdicts: Sequence[Verdict]) -> str:
     if repairable := [verdict for verdict in bad if verdict.cure in CHEAP]:
         count = f"{len(repairable)} of {len(bad)} damaged files" if len(bad) > 1 else "The damaged file"
         return f"{count} can be repaired, with the losses stated above: {command}; {again}."
-    return f"{run.name}: its results are whole; nothing has to be repaired."
+    return f"Nothing of {run.name} can be repaired, and no result needs it."
 
 
 def launch_again(run: Run) -> str:

@@ -282,6 +282,19 @@ def test_a_retry_repairs_what_needs_no_new_training_and_refuses_the_rest(evaluat
     assert [row["step"] for row in read_rows(failed.metrics_path)] == [1, 3]
 
 
+def test_samples_that_differ_from_their_counts_are_damage(evaluated):
+    run = evaluated("peft=lora")
+    assert not examination.damaged(examination.examine(run))
+    path = run.samples_path("tier1")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    (verdict,) = examination.damaged(examination.examine(run))
+    assert (verdict.file, verdict.why) == ("eval/tier1.jsonl", "it holds 11 of 12 samples")
+    path.write_text("".join(lines).replace('"correct": true', '"correct": false', 1))
+    (verdict,) = examination.damaged(examination.examine(run))
+    assert verdict.why == "its verdicts differ from those in right.json"
+
+
 def test_a_running_run_is_not_repaired(evaluated):
     run = evaluated("peft=lora")
     empty(run.summary_path)
