@@ -116,7 +116,7 @@ def examine(run: Run, weights: bool = True) -> list[Verdict]:
         verdicts.append(file_verdict(run, path, SAMPLES))
     verdicts += [record_verdict(run)] if run.record_path.exists() else []
     verdicts += [stage_verdict(run, stage) for stage in STAGES if run.stage_path(stage).exists()]
-    return [*verdicts, *(weight_verdicts(run) if weights else ())]
+    return [*verdicts, *(weight_verdicts(run, needs_model(run, verdicts)) if weights else ())]
 
 
 def name_of(run: Run, path: Path) -> str:
@@ -246,8 +246,8 @@ def request_of(run: Run) -> dict[str, Any] | None:
     return {key: marker["spec"].get(key) for key in ("evaluation", "trained")} | {"engine": summary["engine"]}
 
 
-def weight_verdicts(run: Run) -> Iterator[Verdict]:
-    """Yield the verdicts on checkpoints, merged/, adapter/ and start.safetensors; reads them once."""
+def weight_verdicts(run: Run, needed: bool) -> Iterator[Verdict]:
+    """Yield the verdicts on checkpoints, merged/, adapter/ and start.safetensors; `needed`: a stage must still load merged/."""
     choice = checkpoints.choose(run.checkpoints_path)
     resume = choice.resume.name if choice.resume else "step 0"
     for folder in checkpoints.checkpoints(run.checkpoints_path):
@@ -262,7 +262,7 @@ def weight_verdicts(run: Run) -> Iterator[Verdict]:
         else:
             yield older_checkpoint(run, folder)
     if run.merged_path.exists():
-        yield model_verdict(run)
+        yield model_verdict(run, needed)
     if run.adapter_path.exists():
         yield folder_verdict(run.adapter_path, "no result depends on it; merged/ holds the trained model", "nothing")
     if run.start_path.exists():
@@ -284,18 +284,32 @@ def older_checkpoint(run: Run, folder: Path) -> Verdict:
     return Verdict(name_of(run, folder), "whole")
 
 
-def model_verdict(run: Run) -> Verdict:
-    """Return the verdict on merged/: a finished run does not need it for its results, any other run does."""
+def needs_model(run: Run, verdicts: Sequence[Verdict]) -> bool:
+    """Return whether a stage must still load merged/: one that is not done, or whose samples or analysis are damaged."""
+    names = {verdict.file for verdict in damaged(verdicts)}
+    if any(FORMATS["analysis.json"] is format_of(name) or name == "stages/analyse.json" for name in names):
+        return True
+    if any(name.startswith("eval/") and name.endswith(".jsonl") for name in names):
+        return True
     try:
-        is_done = run.state() == "done"
+        cfg = run.config()
     except Damaged:
-        is_done = False
-    if is_done:
-        follows = "the results stand: the evaluation verified it before it decoded. The model itself needs a new training"
-        if not (run.merged_path / checksums.NAME).exists():
-            follows = "whether it was whole when it was evaluated is not known. The model itself needs a new training"
-        return folder_verdict(run.merged_path, follows, "nothing")
-    return folder_verdict(run.merged_path, "nothing can be evaluated without a new training", "train")
+        cfg = copied_config(run) or {}
+    for stage in run.stages(cfg) if cfg else ("evaluate",):
+        with contextlib.suppress(Damaged):  # its verdict is among those above
+            if not (run.is_done(stage, cfg) if cfg else run.stage_path(stage).exists()):
+                return True
+    return False
+
+
+def model_verdict(run: Run, needed: bool) -> Verdict:
+    """Return the verdict on merged/, which only a stage that is still to be run needs."""
+    if needed:
+        return folder_verdict(run.merged_path, "nothing can be evaluated without a new training", "train")
+    follows = "the results stand: the evaluation verified it before it decoded. The model itself needs a new training"
+    if not (run.merged_path / checksums.NAME).exists():
+        follows = "whether it was whole when it was evaluated is not known. The model itself needs a new training"
+    return folder_verdict(run.merged_path, follows, "nothing")
 
 
 def folder_verdict(folder: Path, follows: str, cure: Cure) -> Verdict:

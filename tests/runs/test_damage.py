@@ -24,6 +24,7 @@ from rlvr_sweeps.reporting.page.report import write_report
 from rlvr_sweeps.reporting.tables.render import render
 from rlvr_sweeps.reporting.tracking import sync
 from rlvr_sweeps.runs import examination
+from rlvr_sweeps.runs.checksums import write_checksums
 from rlvr_sweeps.runs.directory import Run, all_runs
 from tests.conftest import ROOT
 
@@ -215,6 +216,22 @@ def test_a_damaged_file_is_named_and_its_run_alone_is_unreadable(name, composer,
 
 
 @pytest.mark.slow
+def test_a_launch_leaves_a_damaged_run_alone_and_runs_the_others(composer, runs_dir, by_seed):
+    damaged, stale = by_seed[:2]
+    write_zeros(damaged.summary_path)
+    before = {path: path.read_bytes() for path in damaged.path.rglob("*") if path.is_file()}
+    summary = read_json(stale.summary_path)
+    stale.stage_path("evaluate").unlink()
+    points = [composer.point(["peft=lora", *SHORT, f"seed={seed}", f"runs_dir={runs_dir}"]) for seed in SEEDS[:2]]
+    text = io.StringIO()
+    local.execute(points, console=Console(file=text, width=400))
+    assert "2 runs: 1 stale, 1 unreadable; 1 to do." in text.getvalue()
+    assert f"{damaged.name}: {damaged.summary_path} is damaged: " in text.getvalue()
+    assert stale.state() == "done" and read_json(stale.summary_path)["avg"] == summary["avg"]
+    assert {path: path.read_bytes() for path in damaged.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
 def test_a_repair_recomputes_what_was_lost_and_the_results_are_the_same(composer, runs_dir, by_seed):
     """Test that repaired runs end with the same samples and summaries; a whole run is not touched."""
     damages = [("eval/tier1.jsonl", tear), ("summary.json", empty), ("stages/evaluate.json", write_zeros),
@@ -293,6 +310,19 @@ def test_samples_that_differ_from_their_counts_are_damage(evaluated):
     path.write_text("".join(lines).replace('"correct": true', '"correct": false', 1))
     (verdict,) = examination.damaged(examination.examine(run))
     assert verdict.why == "its verdicts differ from those in right.json"
+
+
+def test_a_damaged_model_matters_only_where_a_stage_must_still_load_it(evaluated):
+    run = evaluated("peft=lora")
+    (run.merged_path / "model.safetensors").write_bytes(b"weights")
+    write_checksums(run.merged_path)
+    flip_a_bit(run.merged_path / "model.safetensors")
+    (verdict,) = examination.damaged(examination.examine(run))
+    assert (verdict.file, verdict.cure) == ("merged/", "nothing") and run.state() == "done"
+    empty(run.summary_path)  # made again from the samples, without the model
+    assert [verdict.cure for verdict in examination.damaged(examination.examine(run))] == ["move", "nothing"]
+    tear(run.samples_path("tier2"))
+    assert "train" in [verdict.cure for verdict in examination.damaged(examination.examine(run))]
 
 
 def test_a_running_run_is_not_repaired(evaluated):
