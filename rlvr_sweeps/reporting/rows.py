@@ -14,7 +14,7 @@ from rlvr_sweeps.config.identity import digest, evaluation_spec, science
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Damaged
-from rlvr_sweeps.files import Row, read_object, read_rows, refuse_incomplete
+from rlvr_sweeps.files import Row, read_object, read_rows
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import RunStatus
 
@@ -37,7 +37,7 @@ def from_files(run: Run, cfg: Resolved) -> Result | None:
     """Return a run's result from its directory; None where it is not evaluated as `cfg` specifies. Raises Damaged."""
     if run.state(cfg) == "new" or not run.is_done("evaluate", cfg):
         return None
-    return Result(summary_of(run), right_samples(run) or {})
+    return Result(summary_of(run), run.right_samples() or {})
 
 
 def summary_of(run: Run) -> Row:
@@ -46,14 +46,6 @@ def summary_of(run: Run) -> Row:
     if summary is None:
         raise Damaged(run.summary_path, "it is missing")
     return summary
-
-
-def right_samples(run: Run) -> Right | None:
-    """Return a run's right.json; None without one. Raises Damaged."""
-    right = read_object(run.right_path)
-    for entry in (right or {}).values():
-        refuse_incomplete(run.right_path, entry, ("k", "golds", "right"), "an entry")
-    return right
 
 
 @dataclass

@@ -400,6 +400,16 @@ class Run:
         with contextlib.suppress(OSError):
             self.phase_path.write_text(json.dumps({"phase": phase, "since": time.time()}))
 
+    def right_samples(self) -> dict[str, dict[str, Any]] | None:
+        """Return the content of eval/right.json: by benchmark k, a hash of the golds, and right samples by problem.
+
+        None without the file. Raises Damaged.
+        """
+        right = read_object(self.right_path)
+        for entry in (right or {}).values():
+            refuse_incomplete(self.right_path, entry, ("k", "golds", "right"), "an entry")
+        return right
+
     def saved_attempt(self) -> int | None:
         """Return the attempt that saved last on request; None where there is none, or saved.json is damaged."""
         with contextlib.suppress(Damaged):

@@ -87,6 +87,7 @@ def small_damages(run: Run) -> list[Damaged]:
     """Return the damages of the small files that states, tables, figures and W&B are made from: no samples, no weights."""
     checks: list[Callable[[], object]] = [run.config, partial(read_object, run.record_path)]
     checks += [partial(run.marker, stage) for stage in STAGES]
+    checks += [run.right_samples]
     checks += [partial(check, run.path / name, form) for name, form in FORMATS.items() if name not in NOT_SHOWN]
     damages = []
     for examine_file in checks:
@@ -127,6 +128,8 @@ def file_verdict(run: Run, path: Path, form: Format) -> Verdict:
     """Return the verdict on one small file."""
     try:
         check(path, form)
+        if path == run.right_path:
+            run.right_samples()
     except Damaged as damage:
         cure = form.cure
         if cure == "rows" and not path.is_file():
@@ -142,7 +145,7 @@ def file_verdict(run: Run, path: Path, form: Format) -> Verdict:
 def difference_to_counts(run: Run, path: Path) -> str | None:
     """Return how the readable samples of an evaluated benchmark differ from right.json; None where they agree, or cannot."""
     try:
-        counted = (read_object(run.right_path) or {}).get(path.stem) if run.marker("evaluate") else None
+        counted = (run.right_samples() or {}).get(path.stem) if run.marker("evaluate") else None
     except Damaged:
         return None
     if counted is None or path.parent.name == "shards":

@@ -5,8 +5,10 @@ each in another way, and calls the commands once: a command that reads the file 
 runs.
 """
 
+import contextlib
 import io
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -19,8 +21,11 @@ from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import read_json, read_object, read_rows, write_json
 from rlvr_sweeps.launching import local, status
 from rlvr_sweeps.launching.slurm.manage import state_after_repair
+from rlvr_sweeps.planning.plan import make_plan
+from rlvr_sweeps.reporting.differences import compare
 from rlvr_sweeps.reporting.figures.catalogue import make_figure
 from rlvr_sweeps.reporting.page.report import write_report
+from rlvr_sweeps.reporting.rows import from_files
 from rlvr_sweeps.reporting.tables.render import render
 from rlvr_sweeps.reporting.tracking import sync
 from rlvr_sweeps.runs import examination
@@ -213,6 +218,32 @@ def test_a_damaged_file_is_named_and_its_run_alone_is_unreadable(name, composer,
         assert not examination.damaged(examination.examine(run))
     assert " tier1 " in texts["compare"] and "left alone" in texts["plan"]
     assert "LoRA" in texts["table"] and "± " in texts["table"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [name for name in READERS if name.endswith((".json", ".jsonl", ".yaml"))])
+def test_no_flipped_bit_ends_in_a_traceback(name, composer, runs_dir, by_seed, tmp_path):
+    """Test random bits of a file: a command shows the run, or names a file of it, but never fails in another way."""
+    flipped, whole = by_seed[:2]
+    for run in by_seed[2:]:
+        shutil.rmtree(run.path)
+    points = [composer.point(["peft=lora", *SHORT, f"seed={seed}", f"runs_dir={runs_dir}"]) for seed in SEEDS[:2]]
+    path, draw = flipped.path / name, random.Random(name)
+    content = path.read_bytes()
+    for index in range(100):
+        changed = bytearray(content)
+        changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        shown = {entry["run"]: entry for entry in status.rows(runs_dir)}
+        assert shown[whole.name]["state"] == "done" and flipped.name in shown
+        make_plan(points, retry=False)
+        with contextlib.suppress(Damaged):
+            from_files(flipped, points[0].cfg)
+        with contextlib.suppress(Refused):  # where the run's evaluation has another request now
+            compare.compare(compare.readable([whole.name, flipped.name], runs_dir)[0], runs_dir)
+        examination.advice(flipped, examination.examine(flipped, weights=False))
+        if index < 5:
+            assert whole.name in write_report(runs_dir, tmp_path / "report.html").page.read_text()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from rlvr_sweeps.config.settings import averaged_benchmarks
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import Row
 from rlvr_sweeps.reporting.differences.bootstrap import Array, Difference, difference, holm
-from rlvr_sweeps.reporting.rows import Right, right_samples, row_of, summary_of
+from rlvr_sweeps.reporting.rows import Right, row_of, summary_of
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import named_run
 
@@ -93,7 +93,7 @@ def scores_of(counts: Sequence[Right]) -> dict[str, Array]:
 
 def right_of(run: Run) -> Right:
     """Return by benchmark: k, a hash of the gold answers, and the number of right samples of each problem."""
-    counts = right_samples(run)
+    counts = run.right_samples()
     if counts is None:
         raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. To write it: rlvr regrade {run.name}.")
     return counts

@@ -11,7 +11,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.files import read_object
-from rlvr_sweeps.reporting.rows import Cell, right_samples
+from rlvr_sweeps.reporting.rows import Cell
 from rlvr_sweeps.runs.directory import Run
 
 Facts = dict[tuple[str, str], str]  # (section, name) -> value
@@ -64,7 +64,7 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     entries["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
     answers = [grading_of(cfg), *(f"{rule} {value}" for rule, value in asdict(rules_of(cfg)).items())]
     entries["Evaluation", "answers"] = f"{', '.join(answers)}, grader version {summary.get('grader', 'not recorded')}"
-    right = right_samples(run) or {}
+    right = run.right_samples() or {}
     for name, benchmark in cfg["benchmark"].items():
         text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"
         entries["Evaluation", name] = text + (f", golds {right[name]['golds']}" if name in right else "")
