@@ -14,7 +14,7 @@ from rlvr_sweeps.config.identity import digest, evaluation_spec, science
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Damaged
-from rlvr_sweeps.files import Row, read_object, read_rows
+from rlvr_sweeps.files import Row, read_object, read_rows, refuse_incomplete
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import RunStatus
 
@@ -45,6 +45,8 @@ def summary_of(run: Run) -> Row:
     summary = read_object(run.summary_path, "run", "id", "trainable", "parameters", "evaluation")
     if summary is None:
         raise Damaged(run.summary_path, "it is missing")
+    benchmarks = {key.partition("/")[0] for key in summary if "/" in key}
+    refuse_incomplete(run.summary_path, summary, [f"{name}/{key}" for name in sorted(benchmarks) for key in ("n", "k")], "it")
     return summary
 
 
