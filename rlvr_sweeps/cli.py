@@ -9,30 +9,40 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 
-from rlvr_sweeps.config.compose import offline_composer
-from rlvr_sweeps.config.settings import site_runs_dir
-from rlvr_sweeps.config.sweeps import main_model
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.paths import conf_dir
-from rlvr_sweeps.runs.directory import STAGES, Run
-from rlvr_sweeps.runs.reading import log_files, named_run, tail
+try:  # these imports take half a second, and longer from a shared disk: Ctrl-C may come meanwhile
+    from rich.console import Console
+
+    from rlvr_sweeps.config.compose import offline_composer
+    from rlvr_sweeps.config.settings import site_runs_dir
+    from rlvr_sweeps.config.sweeps import main_model
+    from rlvr_sweeps.errors import Refused
+    from rlvr_sweeps.paths import conf_dir
+    from rlvr_sweeps.runs.directory import STAGES, Run
+    from rlvr_sweeps.runs.reading import named_run, tail
+except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 if TYPE_CHECKING:
     from rlvr_sweeps.assets.transfer import Source
 
 RUN_HELP = "name, id or directory of a run"
+PIPE_WIDTH = 10_000  # of a table whose lines another program reads: every column, and no error wrapped
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one `rlvr` command; print the message of a Refused and exit with code 1."""
+    """Run one `rlvr` command; print the message of a Refused and exit with code 1, or with INTERRUPTED after Ctrl-C."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         parsed = parse(arguments)
         COMMANDS[parsed.command](parsed, console)
     except Refused as refusal:
         sys.exit(str(refusal))
+    except KeyboardInterrupt:
+        print("\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr)  # a terminal has shown ^C
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -70,12 +80,13 @@ def show_status(arguments: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps.launching import status
 
     folder = existing(arguments.runs_dir, "status")
+    console = console if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     if arguments.json:
         print(status.as_json(folder, arguments.sweep))
     elif arguments.watch:
         status.watch(folder, console, every_s=2.0, sweep=arguments.sweep)
     else:
-        status.show(folder, console, arguments.sweep)
+        status.show(folder, console, arguments.sweep, arguments.all)
 
 
 def show_report(arguments: argparse.Namespace, console: Console) -> None:
@@ -147,7 +158,7 @@ def show_logs(arguments: argparse.Namespace, _: Console) -> None:
 
     run = named_run(arguments.run, arguments.runs_dir)
     if arguments.json:
-        path = log_files(run, arguments.stage)[-1]
+        path = manage.newest_log(run, arguments.stage)
         print(json.dumps({"run": run.name, "log": str(path), "lines": tail(path, arguments.lines).splitlines()}, indent=1))
     else:
         manage.print_logs(run, arguments.stage, arguments.lines, arguments.follow)
@@ -177,10 +188,15 @@ def show_profile(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def cancel_runs(arguments: argparse.Namespace, console: Console) -> None:
-    """Cancel the Slurm jobs of runs, and print the ids of the cancelled jobs."""
+    """Cancel the Slurm jobs of runs, of a sweep or of all runs, and print the ids of the cancelled jobs."""
     from rlvr_sweeps.launching.slurm import manage
 
-    jobs = manage.cancel([named_run(name, arguments.runs_dir) for name in arguments.runs])
+    if sum((bool(arguments.runs), arguments.sweep is not None, arguments.all)) != 1:
+        raise Refused("Say what to cancel: rlvr cancel RUN…, or rlvr cancel --sweep LABEL, or rlvr cancel --all.")
+    if arguments.runs:
+        jobs = manage.cancel([named_run(name, arguments.runs_dir) for name in arguments.runs])
+    else:
+        jobs = manage.cancel_all(existing(arguments.runs_dir, "cancel --runs-dir"), arguments.sweep)
     if arguments.json:
         print(json.dumps(jobs, indent=1))
         return
@@ -364,6 +380,9 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, default=0, help="seed of the sample; 0 by default")
     status.add_argument("--sweep", metavar="LABEL", help="only runs whose last launch had this sweep label")
     status.add_argument("--watch", action="store_true", help="refresh until no run is queued or running")
+    status.add_argument(
+        "--all", action="store_true", help="every run and whole errors, also where the terminal has fewer lines"
+    )
     logs = commands.add_parser("logs", help="print the log of a run")
     logs.add_argument("run", metavar="RUN", help=RUN_HELP)
     logs.add_argument("--stage", choices=STAGES, help="stage whose log to print; the latest by default")
@@ -386,8 +405,10 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--job", action="store_true", help="also submit a job of one minute that checks its node")
     doctor.add_argument("--repair", action="store_true", help="repair the run: damaged files are moved to its old/")
     doctor.add_argument("--train-again", action="store_true", help="with --repair: give up a training that cannot be recovered")
-    for command in (cancel, retry):
-        command.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
+    cancel.add_argument("runs", nargs="*", metavar="RUN", help=RUN_HELP)
+    cancel.add_argument("--sweep", metavar="LABEL", help="every queued or running run whose last launch had this sweep label")
+    cancel.add_argument("--all", action="store_true", help="every queued or running run of the folder")
+    retry.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor):
         command.add_argument("--runs-dir", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")

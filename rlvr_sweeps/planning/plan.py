@@ -70,25 +70,31 @@ def action(planned: Planned) -> str:
     }[planned.state]
 
 
-def dial_cells(cfg: Resolved) -> list[str]:
-    """Return rank, lr, batch size, steps and seed as cells of the plan; "-" for a dial that the run does not have."""
-    trained = is_trained(cfg)
-    cells = [rank_of(cfg), f"{cfg['lr']:g}", cfg["batch_size"], cfg["steps"], cfg["seed"]] if trained else [None] * 5
-    return ["-" if cell is None else str(cell) for cell in cells]
+def dials(cfg: Resolved) -> dict[str, float | int | None]:
+    """Return rank, lr, batch size, steps and seed by the name of their column; None for a dial that the run does not have."""
+    values = (rank_of(cfg), cfg["lr"], cfg["batch_size"], cfg["steps"], cfg["seed"]) if is_trained(cfg) else [None] * 5
+    return dict(zip(("rank", "lr", "batch", "steps", "seed"), values, strict=True))
+
+
+def dial_cell(value: float | int | str | None) -> str:
+    """Return a dial's value as a cell of a table; "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def show(plan: list[Planned], console: Console) -> None:
     """Print one row per run and the number of runs in each state."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("run", overflow="fold")
-    for column in ("rank", "lr", "batch", "steps", "seed"):
+    for column in dials(plan[0].cfg) if plan else ():
         table.add_column(column, justify="right")
     table.add_column("state")
     table.add_column("this launch", overflow="fold")
     for planned in plan:
         times = f" (in the grid {planned.point_count} times)" if planned.point_count > 1 else ""
         state = Text(planned.state, STYLE[planned.state])
-        table.add_row(planned.run.name, *dial_cells(planned.cfg), state, action(planned) + times)
+        table.add_row(planned.run.name, *map(dial_cell, dials(planned.cfg).values()), state, action(planned) + times)
     console.print(table)
     for planned in plan:
         if planned.damage:

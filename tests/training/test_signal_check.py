@@ -8,8 +8,9 @@ from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, read_rows
 from rlvr_sweeps.launching import status
+from rlvr_sweeps.launching.status_table import table
 from rlvr_sweeps.reporting import rollouts
-from rlvr_sweeps.runs.directory import all_runs
+from rlvr_sweeps.runs.directory import Run, all_runs
 from rlvr_sweeps.runs.reading import no_signal
 from rlvr_sweeps.runs.rollouts import without_middle
 from rlvr_sweeps.training.dynamic_sampling import TEXT_LIMIT
@@ -110,11 +111,10 @@ def test_a_window_without_a_signal_is_a_collapse():
     assert why_collapsed([*[row] * 3, row | {"trained_zero_std_share": 0.5}], 4, 3.0, 0.9) is None
 
 
-def test_status_warns_of_a_run_without_a_signal(tmp_path, evaluated):
-    entry = {"run": "a", "state": "running", "step": 3, "steps": 9, "reward": 0.0, "avg": None, "avg_se": None, "error": "",
-             "no_signal": "no signal for 3 steps: 100% no box", **dict.fromkeys(status.SLURM_KEYS)}  # fmt: skip
-    *_, warning, total = status.table([entry]).renderables
-    assert str(warning) == "a: no signal for 3 steps: 100% no box" and str(total) == "1 runs: 1 running"
+def test_status_warns_of_a_run_without_a_signal(tmp_path):
+    facts = {"state": "running", "step": 3, "steps": 9, "reward": 0.0, "no_signal": "no signal for 3 steps: 100% no box"}
+    *_, warning, total = str(table([status.empty_row(Run(tmp_path / "a")) | facts])).splitlines()
+    assert warning == "a: no signal for 3 steps: 100% no box" and total == "1 run: 1 running"
 
 
 def test_a_long_completion_keeps_its_beginning_and_its_end():

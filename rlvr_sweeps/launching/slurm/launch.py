@@ -21,7 +21,7 @@ from rlvr_sweeps.config.settings import gpu_count, is_trained
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.launching.progress import ProgressDisplay
 from rlvr_sweeps.launching.slurm import queue, records
-from rlvr_sweeps.launching.slurm.manage import save_sbatch_options
+from rlvr_sweeps.launching.slurm.manage import has_active_job, save_sbatch_options, sweep_of
 from rlvr_sweeps.launching.slurm.options import gres_gpus, resources, with_environment
 from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, submit
 from rlvr_sweeps.planning.notice import notice_s
@@ -172,19 +172,6 @@ def show_removed_runs(plan: Sequence[Planned], active: Live, console: Console) -
                 f"{' '.join(removed)} --runs-dir {folder}[/yellow]",
                 soft_wrap=True,
             )
-
-
-def has_active_job(run: Run, active: Live) -> bool:
-    """Return whether one of a run's jobs is queued or running; False where its submission.json is damaged."""
-    try:
-        return any(job in active for job in run.jobs().values())
-    except Damaged:  # rlvr status names the file
-        return False
-
-
-def sweep_of(run: Run) -> Any:
-    """Return the sweep label of a run; None where its configuration has not been parsed yet."""
-    return (run.parsed_config() or {"config": {}})["config"].get("sweep")
 
 
 def show_submission(submission: Submission, console: Console) -> None:

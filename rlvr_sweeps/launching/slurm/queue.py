@@ -27,7 +27,9 @@ ENDED_STATES = {
 }
 TIMEOUT_S = 60.0  # of one command
 SHORT_TIMEOUT_S = 10.0  # of a query for a display, which can go on without an answer
-OPTION_PREFIXES = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_")  # of variables that would change what a query returns
+# Prefixes of variables that would change what a query returns, or what scancel cancels: with SCANCEL_PARTITION, the scancel of
+# Slurm 22.05 cancels a whole array in place of one waiting task.
+OPTION_PREFIXES = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SCANCEL_")
 
 
 def slurm_is_installed() -> bool:

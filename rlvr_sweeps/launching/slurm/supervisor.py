@@ -282,7 +282,7 @@ class Supervisor:
 
     def refuse_endless_requeues(self, step: int | None) -> None:
         """Raise RunError, with the failure recorded, where the last requeues and this one are at one and the same step."""
-        before = [row.get("step") for row in read_rows(self.run.attempts_path) if row["event"] == "requeue"]
+        before = [row.get("step") for row in read_rows(self.run.attempts_path, "event") if row["event"] == "requeue"]
         if step is None or [*before[1 - REQUEUES_WITHOUT_A_STEP :], step] != [step] * REQUEUES_WITHOUT_A_STEP:
             return
         record_failure(

@@ -161,3 +161,38 @@ def test_rlvr_cancel_retry_and_logs_of_a_run(slurm):
     assert run.state() == "done"
     refused = subprocess.run([sys.executable, "-m", "rlvr_sweeps.cli", "retry", str(run.path)], capture_output=True, text=True)
     assert refused.returncode == 1 and "is done: there is nothing to run again" in refused.stderr
+
+
+def test_rlvr_cancel_of_a_sweep_and_of_all_runs(slurm, closed_partition):
+    """A launch's report job stays while another of its runs is in the queue, and is cancelled with the last one."""
+    folder = ("--runs-dir", str(slurm.runs))
+    slurm("-m", "peft=dora,pissa")
+    slurm("sweep=rank")
+    dora, pissa = sorted((run for run in all_runs(slurm.runs) if "-lora-" not in run.name), key=lambda run: run.name)
+    assert len(queue()) == 2 * (2 + 4) + 2  # two jobs of each run, and two reports
+    refused = subprocess.run(
+        [sys.executable, "-m", "rlvr_sweeps.cli", "cancel", "--sweep", "lr", *folder], capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "Sweeps with jobs in the queue: rank." in refused.stderr
+    assert rlvr("cancel", dora.id, *folder) == f"{dora.name}: cancelled {', '.join(dora.jobs().values())}\n"
+    assert len(queue()) == 2 * (1 + 4) + 2 and events(dora, "cancelled")
+    of_pissa, of_report = rlvr("cancel", pissa.id, *folder).splitlines()
+    assert of_pissa.startswith(f"{pissa.name}: cancelled") and of_report.startswith("report ")
+    assert len(queue()) == 2 * 4 + 1
+    slurm("-m", "peft=dora,pissa")
+    *runs, report = rlvr("cancel", "--sweep", "rank", *folder).splitlines()
+    assert len(runs) == 4 and all("-lora-" in line for line in runs) and report.startswith("report ")
+    assert len(queue()) == 2 * 2 + 1
+    assert len(json.loads(rlvr("cancel", "--all", "--json", *folder))) == 3 and not queue()
+
+
+def test_rlvr_cancel_of_running_runs_one_by_one(slurm):
+    """A run that ends slowly after its cancellation does not keep the report job of its launch."""
+    slurm("-m", "peft=lora,dora", "steps=40")
+    first, second = all_runs(slurm.runs)
+    wait_until(lambda: steps(first) >= 1)
+    rlvr("cancel", str(first.path))
+    assert "report" in rlvr("cancel", str(second.path))
+    wait_for_empty_queue()
+    assert not (slurm.runs / "report.html").exists()
+    assert [run.state(live=active_jobs()) for run in (first, second)] == ["lost", "lost"]

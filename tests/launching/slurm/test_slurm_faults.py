@@ -1,6 +1,5 @@
 """Test on a real Slurm that a run that is stopped, killed or cancelled continues, and that a failed run reports its error."""
 
-import contextlib
 import json
 import math
 import os
@@ -48,9 +47,13 @@ def shorten_time_limit(job):
     sh("scontrol", "update", f"JobId={job}", f"TimeLimit={math.ceil((elapsed_s + 30) / 60)}")
 
 
+NOTICE = "hydra.launcher.signal_delay_s=60"
+AS_IN_A_CONTAINER = 'hydra.launcher.srun_args=["--export=ALL,PATH=/nothing"]'  # without Slurm's programs
+
+
 @pytest.mark.cgroup
-def test_a_run_survives_the_time_limit(assert_survives):
-    """Slurm gives notice before the time limit; the trainer is suspended until the notice arrives."""
+def test_a_run_survives_the_time_limit_without_scontrol_in_its_path(assert_survives):
+    """Slurm gives notice before the time limit; the trainer is suspended until then. The batch script requeues the job."""
 
     def disturb(run):
         os.kill(trainer_pid(run), signal.SIGSTOP)
@@ -59,30 +62,53 @@ def test_a_run_survives_the_time_limit(assert_survives):
         sh("scontrol", "update", f"JobId={training_job(run)}", "TimeLimit=60")  # for the second attempt
         os.kill(trainer_pid(run), signal.SIGCONT)
 
-    run = assert_survives("time limit, notice from Slurm", disturb, "hydra.launcher.signal_delay_s=60")
+    run = assert_survives("time limit, notice from Slurm, no scontrol in the job", disturb, NOTICE, AS_IN_A_CONTAINER)
     assert events(run, "requeue") and events(run, "stopped")[0]["signal"] == "SIGUSR2"
+    assert list((launch_folder(run) / ".submitit").glob("*.requeue")) == []  # the batch script took up the request
 
 
-@pytest.mark.exhaustive
-def test_a_run_survives_a_time_limit_at_which_it_could_not_save(assert_survives, slurm):
-    """A step that outlasts a short notice: Slurm ends the job, and the same command continues the run."""
-    notice = "hydra.launcher.signal_delay_s=5"
+@pytest.mark.exhaustive  # four time limits, of a minute each
+def test_a_run_of_five_time_limits_needs_no_person(assert_survives):
+    """Each limit falls into a step that outlasts the notice, or is answered in time, or never: the job is always requeued."""
 
     def disturb(run):
-        trainer = trainer_pid(run)
-        shorten_time_limit(training_job(run))
+        for number, answer in enumerate(["completes its step", "ends within its step", "never", "ends within its step"], 1):
+            done = steps(run)
+            wait_until(lambda done=done, number=number: len(events(run, "train")) == number and steps(run) > done)
+            trainer = trainer_pid(run)
+            os.kill(trainer, signal.SIGSTOP)
+            shorten_time_limit(training_job(run))
+            wait_until(run.stop_path.exists)
+            sh("scontrol", "update", f"JobId={training_job(run)}", "TimeLimit=60")  # for the next attempt
+            deadline = read_json(run.stop_path)["deadline"]
+            if answer == "ends within its step":  # seconds before the deadline a step and its checkpoint have no time any more
+                time.sleep(max(0.0, deadline - 4 - time.time()))
+            if answer != "never":
+                os.kill(trainer, signal.SIGCONT)
+            wait_until(lambda number=number: len(events(run, "requeue")) == number)
 
-        def suspend():  # repeatedly: Slurm continues stopped processes before it ends them
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(trainer, signal.SIGSTOP)
-            return not queue()
+    run = assert_survives("five time limits in a row", disturb, NOTICE, after=1, times=4)
+    assert [row["saved"] for row in events(run, "stopped")] == [True, True, False, True]
+    assert len(events(run, "start")) == 6  # five for training, and the evaluation that waited for it
 
-        wait_until(suspend)
-        assert "JobState=TIMEOUT" in sh("scontrol", "show", "job", training_job(run))
-        assert run.state(live=active_jobs()) == "lost"
-        slurm(notice)
 
-    assert_survives("time limit, no answer in time", disturb, notice, after=1)
+def test_a_time_limit_that_is_too_short_for_a_step_fails_the_run(slurm, closed_partition):
+    """Three requeues without a checkpoint in between: the fourth job would not come further either."""
+    slurm()
+    run = only_run(slurm.runs)
+    for _ in range(2):
+        run.log_event("requeue", stage="train", job=training_job(run), step=0)
+    closed_partition()
+    wait_until(lambda: events(run, "train"))
+    sh("scancel", "--signal=USR2", training_job(run))
+    wait_for_empty_queue()
+    assert run.state() == "failed"
+    assert "3 jobs reached their time limit after step 0" in read_json(run.failure_path)["error"]
+
+
+def launch_folder(run):
+    """Return the folder of the launch that submitted a run."""
+    return Path(read_json(run.submission_path)["launch"])
 
 
 @pytest.mark.exhaustive  # the tests of the time limit and of preemption have the same notice
