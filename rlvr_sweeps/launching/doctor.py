@@ -6,7 +6,7 @@
 import fcntl
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,11 @@ from rich.text import Text
 
 from rlvr_sweeps import versions
 from rlvr_sweeps.assets.locations import cache_dir
+from rlvr_sweeps.config.compose import offline_composer
+from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.launching import node_probe
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import options, queue
 from rlvr_sweeps.runs.examination import Verdict
 
 STYLE = {"good": "green", "warning": "yellow", "bad": "red"}
@@ -29,6 +31,7 @@ IF_UNREACHABLE = {
     "wandb": "Curves and tables are written to files only.",
 }
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+MEMORY_GB, TEMPORARY_GB = 16, 5  # float32 weights of 1.5B parameters twice while they are loaded, and Python; compiled kernels
 SPACE_GB = 50  # a run of the 1.5B model keeps its merged weights (7 GB) and one checkpoint
 
 
@@ -115,14 +118,21 @@ def check_slurm(runs_dir: Path, job: bool) -> Iterator[Finding]:
 
 
 def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
-    """Check a node from a job with the options of conf/site: shared folder, packages, GPUs (with `gpu`), hosts."""
+    """Check a node from a job with the options of a training: setup lines, memory, shared folder, packages, GPUs, hosts.
+
+    `gpu`: whether any node of the cluster has GPUs; without one the job requests none.
+    """
+    cfg = offline_composer().point(["cluster=slurm"]).cfg
+    params, needed = site_options(), options.resources(cfg, "train") | ({} if gpu else {"gpus_per_node": 0})
+    command = " ".join(f"{key}={value}" for key, value in submitted_options(params, needed).items())
     try:
-        facts = node_probe.probe_node(runs_dir, site_options(), gpu)
+        yield from check_time_limits(cfg, params)
+        facts = node_probe.probe_node(runs_dir, params, needed)
     except Refused as refusal:
-        cure = "Set the missing sbatch options in conf/site/slurm.yaml; activate the Python environment in its setup lines."
+        cure = f"The job had the options {command}. Correct conf/site/slurm.yaml (see conf/site/example_slurm.yaml)."
         yield Finding("a job (sbatch, srun)", "bad", str(refusal), cure)
         return
-    yield Finding("a job (sbatch, srun)", "good", f"ran on {facts['host']}")
+    yield Finding("a job (sbatch, srun)", "good", f"ran on {facts['host']} with {command}")
     shared = facts["seen"] == "from the login node" and facts["renamed"]
     observed = f"login node and compute node {'see' if shared else 'do not see'} each other's changes to a file"
     yield finding("shared folder", shared, observed, "Use a folder that login and compute nodes share: runs_dir=/shared/runs.")
@@ -133,23 +143,59 @@ def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
         granted, visible = len(facts["gpus"]), facts["torch_gpus"] or "none: importing it fails"
         cure = "Install a CUDA build of torch; load the driver's module in the setup lines of conf/site/slurm.yaml."
         yield finding("GPUs on the node", visible == str(granted), f"Slurm gave {granted}, torch sees {visible}", cure)
+    yield from check_memory(facts)
+    observed = "in the path of the job" if facts["scontrol"] else "not in the path of the job, as in a container"
+    yield Finding("scontrol", "good", f"{observed}; {'the job' if facts['scontrol'] else 'the batch script'} requeues itself")
     for name, host in node_probe.HOSTS.items():
         observed = "answers" if facts["reached"][name] else "does not answer"
         yield finding(f"{host} from the node", facts["reached"][name], observed, IF_UNREACHABLE[name], "warning")
     yield Finding("problem sets on the node", "good", f"{facts['problem_sets']} imported")
 
 
-def site_options() -> dict[str, Any]:
-    """Return hydra.launcher as composed for cluster=slurm, with the options of conf/site/slurm.yaml."""
-    from hydra import compose
+def check_time_limits(cfg: Resolved, params: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check that the partitions allow the time limits of training and evaluation."""
+    known = queue.partitions()
+    default = next((name for name, partition in known.items() if partition.is_default), "")
+    for stage in ("train", "evaluate"):
+        limit = cfg["cluster"][stage]["timeout_min"]
+        names = str(cfg["cluster"][stage].get("partition") or params.get("partition") or default).split(",")
+        longest = max((known[name].limit_min for name in names if name in known), default=0.0)
+        observed = (
+            f"{limit} minutes in {' or '.join(names)}, which allows {longest:g}" if longest else f"no {' or '.join(names)}"
+        )
+        cure = f"Set cluster.{stage}.timeout_min={longest:g} in conf/site/slurm.yaml; a run that takes longer is requeued."
+        yield finding(f"time limit ({stage})", limit <= longest, observed, cure)
 
-    from rlvr_sweeps.config.compose import offline_composer
+
+def check_memory(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check the memory that Slurm gave the job, and the space in the node's temporary folder."""
+    memory = facts["memory_gb"]
+    observed = "not limited by Slurm" if memory is None else f"Slurm gave {memory:,.0f} GB"
+    cure = f"Set hydra.launcher.mem_gb: loading a model of 1.5B parameters takes {MEMORY_GB} GB per GPU."
+    yield finding("memory of a job", memory is None or memory >= MEMORY_GB, observed, cure, "warning")
+    free = facts["temporary_gb"]
+    cure = "Set TMPDIR to a folder with more space in the setup lines: torch and vLLM compile kernels there."
+    yield finding("temporary folder on the node", free > TEMPORARY_GB, f"{free:,.0f} GB free", cure, "warning")
+
+
+def submitted_options(params: Mapping[str, Any], needed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a site chooses, as sbatch names them, for a message."""
+    chosen, further = options.job_options(dict(needed), params)
+    named = {
+        key.removeprefix("slurm_").replace("_", "-"): value for key, value in chosen.items() if value not in (None, "", [], {})
+    }
+    return {key: value for key, value in (named | further).items() if key not in ("timeout-min", "nodes")}
+
+
+def site_options() -> dict[str, Any]:
+    """Return hydra.launcher as composed for cluster=slurm, with conf/site/slurm.yaml and the defaults in SBATCH_* variables."""
+    from hydra import compose
 
     offline_composer()
     cfg = compose("config", ["cluster=slurm"], return_hydra_config=True)
-    options = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
-    assert isinstance(options, dict)
-    return {str(key): value for key, value in options.items()}
+    launcher = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+    assert isinstance(launcher, dict)
+    return options.with_environment({str(key): value for key, value in launcher.items() if key != "_target_"})[0]
 
 
 def check_host(name: str) -> Finding:

@@ -1,36 +1,51 @@
 """The job of `rlvr doctor --job`: on a compute node it writes what it finds there as JSON, which the login node reads.
 
-    python -m rlvr_sweeps.launching.node_probe FOLDER
-
-runs on the node; `probe_node` submits it from the login node.
+`probe_node` submits it with the options, setup lines and copy of the code of a real training job, for five minutes.
 """
 
+import contextlib
 import importlib.metadata
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from rlvr_sweeps.assets.locations import cache_dir
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_json, write_json, write_text
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import queue, records
+from rlvr_sweeps.launching.slurm.options import Resources
+from rlvr_sweeps.launching.slurm.submit import Array, Target, job_log, snapshot_code, submit_array
 from rlvr_sweeps.versions import NODE_PACKAGES
 
-SBATCH_OPTIONS = ("partition", "account", "qos", "constraint")  # of hydra.launcher: those that decide where a job may run
 HOSTS = {"hub": "huggingface.co", "wandb": "api.wandb.ai"}
 JOB_TIMEOUT_S = 180
+JOB_LIMIT_MIN, NOTICE_S = 5, 60  # of the job
 CONNECT_TIMEOUT_S = 3.0
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
+@dataclass(frozen=True)
+class ProbeTask:
+    """The probe, as submitit pickles it; `folder` is the one of `probe_node`."""
+
+    folder: str
+
+    def __call__(self) -> str:
+        write_facts(Path(self.folder))
+        return "probed"
+
+
 def write_facts(folder: Path) -> None:
     """On the node: replace the login node's file `word`, and write the node's facts to `answer.json`."""
+    memory_mb = os.environ.get("SLURM_MEM_PER_NODE")
     facts = {
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "seen": (folder / "word").read_text() if (folder / "word").exists() else None,
@@ -39,6 +54,9 @@ def write_facts(folder: Path) -> None:
         "torch_gpus": subprocess.run([sys.executable, "-c", COUNT_GPUS], capture_output=True, text=True).stdout.strip(),
         "reached": {name: connection_error(host) is None for name, host in HOSTS.items()},
         "problem_sets": len(list((cache_dir() / "data").glob("*.jsonl"))),
+        "scontrol": shutil.which("scontrol") is not None,
+        "memory_gb": int(memory_mb) / 1024 if memory_mb else None,
+        "temporary_gb": shutil.disk_usage(tempfile.gettempdir()).free / 1e9,
     }
     write_text(folder / "word", "from the node")
     write_json(folder / "answer.json", facts)
@@ -66,28 +84,26 @@ def connection_error(host: str) -> str | None:
     return None
 
 
-def probe_node(runs_dir: Path, options: Mapping[str, Any], gpu: bool) -> dict[str, Any]:
-    """On the login node: submit the job, with one GPU if `gpu`, wait for it, and return its facts.
+def probe_node(runs_dir: Path, params: Mapping[str, Any], needed: Resources) -> dict[str, Any]:
+    """On the login node: submit the job, wait for it, and return its facts.
 
-    `options` is hydra.launcher. Raises Refused, with the message of Slurm or of the job, where it does not run.
+    `params` is hydra.launcher, `needed` the resources of a training job, of which the time limit alone is replaced. Raises
+    Refused, with the message of Slurm or the end of the job's log, where it does not run.
     """
-    folder = runs_dir / f".doctor.{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
+    folder = runs_dir.absolute() / f".doctor.{uuid.uuid4().hex[:8]}"
     write_text(folder / "word", "from the login node")
-    srun_args = " ".join(quote(argument) for argument in options.get("srun_args") or [])
-    srun = f"srun --ntasks=1 {srun_args} {quote(sys.executable)} -m rlvr_sweeps.launching.node_probe {quote(str(folder))}"
-    write_text(folder / "job.sh", "\n".join(["#!/bin/bash", *(options.get("setup") or []), srun, ""]))
-    site_options = [f"--{key}={options[key]}" for key in SBATCH_OPTIONS if options.get(key)]
-    sbatch_options = ["--nodes=1", "--ntasks=1", "--time=5", *(["--gpus-per-node=1"] if gpu else []), *site_options]
+    target = Target(params, folder, snapshot_code(folder / ".code"), folder, print)
+    array = Array([ProbeTask(str(folder))], needed | {"timeout_min": JOB_LIMIT_MIN}, NOTICE_S, "rlvr doctor", None)
+    record = records.begin(folder)
     try:
-        with queue.without_job_environment():
-            job = queue.slurm_output("sbatch", "--parsable", f"--output={folder}/log", *sbatch_options, str(folder / "job.sh"))
-        facts = wait_for_facts(job.strip().partition(";")[0], folder)
+        (job,) = submit_array(array, target, record)
+        records.release(record)
+        facts = wait_for_facts(job, folder)
         return facts | {"renamed": (folder / "word").read_text() == "from the node"}
     finally:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        with contextlib.suppress(Refused):
+            records.cancel(record)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_facts(job: str, folder: Path) -> dict[str, Any]:
@@ -96,13 +112,17 @@ def wait_for_facts(job: str, folder: Path) -> dict[str, Any]:
         if facts := read_json(folder / "answer.json"):
             return dict(facts)
         if job not in (active := queue.active_jobs()):
-            log = (folder / "log").read_text(errors="replace").strip() if (folder / "log").exists() else ""
-            raise Refused(
-                log.splitlines()[-1] if log else f"the job wrote nothing into {folder}: nodes may not see that folder"
-            )
+            path = job_log({"launch": str(folder)}, job)
+            log = path.read_text(errors="replace").strip() if path.exists() else ""
+            raise Refused(log_end(log) if log else f"the job wrote nothing into {folder}: nodes may not see that folder")
     reason = active[job].reason or active[job].state
-    queue.slurm_output("scancel", job)
     raise Refused(f"the job did not end within {JOB_TIMEOUT_S} s ({reason})")
+
+
+def log_end(log: str) -> str:
+    """Return the line of a job's log that says why it ended: that of a failed setup line, else the last one."""
+    lines = log.splitlines()
+    return next((line for line in lines if line.startswith("The setup line failed")), lines[-1])
 
 
 def version_differences(node_versions: Mapping[str, str | None]) -> Iterator[str]:
@@ -110,7 +130,3 @@ def version_differences(node_versions: Mapping[str, str | None]) -> Iterator[str
     for package, version in package_versions().items():
         if node_versions.get(package) != version:
             yield f"{package} {node_versions.get(package) or 'missing'} (here {version or 'missing'})"
-
-
-if __name__ == "__main__":
-    write_facts(Path(sys.argv[1]))

@@ -20,7 +20,7 @@ from rlvr_sweeps.launching.slurm.manage import unstarted_job_log
 from rlvr_sweeps.launching.status_table import counts, table
 from rlvr_sweeps.planning.plan import dials
 from rlvr_sweeps.runs.directory import Job, Live, NoAnswer, Run
-from rlvr_sweeps.runs.reading import RunStatus, find_runs, last_rows, no_signal
+from rlvr_sweeps.runs.reading import RunStatus, failed_canary, find_runs, last_rows, no_signal
 
 SLURM_KEYS = ("job", "node", "tries", "requeues", "heartbeat_s", "clock_differs")  # of a row; None where nothing was submitted
 CANCELLED = "cancelled by rlvr cancel"  # says more than Slurm's CANCELLED
@@ -226,11 +226,12 @@ def print_table(entries: Sequence[Row], console: Console, height: int | None, wa
 
 
 def queue_warning(runs_dir: Path, entries: Sequence[Row], active: Live | None) -> str | None:
-    """Return why Slurm does not answer where a run is therefore unknown, or which jobs in the queue belong to no run."""
-    if isinstance(active, NoAnswer):
-        is_unknown = any(entry["state"] == "unknown" for entry in entries)
-        return f"Slurm does not answer: {' '.join(active.reason.split())}" if is_unknown else None
-    return records.warning(runs_dir, active) if active else None
+    """Return what is wrong with the queue: a failed canary, no answer of Slurm, jobs that no run knows."""
+    canary = None if all(entry["state"] == "done" for entry in entries) else failed_canary(runs_dir, active)
+    if not isinstance(active, NoAnswer):
+        return canary or (records.warning(runs_dir, active) if active else None)
+    is_unknown = any(entry["state"] == "unknown" for entry in entries)
+    return f"Slurm does not answer: {' '.join(active.reason.split())}" if is_unknown else canary
 
 
 def watch(runs_dir: Path, console: Console, every_s: float, sweep: str | None = None) -> None:

@@ -12,6 +12,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import try_lock, write_json
 from rlvr_sweeps.runs.directory import Run
 
+CANARY = ".canary"  # in a runs folder: the short run that a launch with canary=true waits for
 SUBMITTING_S = 600.0  # wait for another launch that is submitting into the same folder
 
 

@@ -10,6 +10,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Damaged, Edited, Refused
 from rlvr_sweeps.files import Row, parse_row, read_object
 from rlvr_sweeps.runs.directory import Live, Run, all_runs
+from rlvr_sweeps.runs.launches import CANARY
 from rlvr_sweeps.runs.rollouts import reason_shares
 
 
@@ -59,6 +60,15 @@ def status_of(run: Run, live: Live | None = None) -> RunStatus:
         return RunStatus(run, None, "edited", str(edit))
     except Damaged as damage:
         return RunStatus(run, cfg, "unreadable", str(damage))
+
+
+def failed_canary(runs_dir: Path, live: Live | None = None) -> str | None:
+    """Return which canary of a runs folder failed, and why, for a display; None without a failed one."""
+    for status in find_runs(runs_dir / CANARY, live):
+        if status.state in ("failed", "lost", "unreadable"):
+            error = status.error or "its job ended without an error message"
+            return f"The canary {status.run.name} {status.state}: {error} Its output: rlvr logs {status.run.path}"
+    return None
 
 
 def named_run(name: str, runs_dir: Path) -> Run:

@@ -28,10 +28,9 @@ from rlvr_sweeps.planning.notice import notice_s
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Live, NoAnswer, Run, State, all_runs
-from rlvr_sweeps.runs.launches import record_launch, submission_lock
-from rlvr_sweeps.runs.reading import status_of
+from rlvr_sweeps.runs.launches import CANARY, record_launch, submission_lock
+from rlvr_sweeps.runs.reading import failed_canary, status_of
 
-CANARY = ".canary"  # folder of the canary's run, in the runs folder
 # Types of file systems that other machines never see, and those that they see only where they are exported.
 UNSHARED_FILESYSTEMS = ("tmpfs", "ramfs", "overlay", "squashfs")
 DISK_FILESYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")
@@ -209,7 +208,8 @@ def wait(plan: Sequence[Planned], poll_s: float, console: Console) -> None:
     unfinished = [planned.run for planned in plan if states[planned.run.name] != "done"]
     if unfinished:
         errors = [f"{run.name}: {error_of(run, states[run.name])}" for run in unfinished]
-        raise Refused(f"{len(unfinished)} of {len(plan)} runs are not done.\n" + "\n".join(errors))
+        canary = failed_canary(plan[0].run.path.parent) if any(planned.cfg["canary"] for planned in plan) else None
+        raise Refused(f"{len(unfinished)} of {len(plan)} runs are not done.\n" + "\n".join([*filter(None, [canary]), *errors]))
 
 
 def state_of(planned: Planned, active: Live) -> State:

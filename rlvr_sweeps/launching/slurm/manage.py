@@ -10,17 +10,16 @@ from typing import Any
 
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json
-from rlvr_sweeps.launching.slurm import queue
+from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.slurm.submit import job_log, submit
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Live, Run, State, all_runs
 from rlvr_sweeps.runs.examination import damaged, examine, repair
-from rlvr_sweeps.runs.launches import submission_lock
+from rlvr_sweeps.runs.launches import CANARY, submission_lock
 from rlvr_sweeps.runs.reading import log_files, tail
 
 FOLLOW_INTERVAL_S = 0.5  # between two looks at a log
 STATE_INTERVAL_S = 5.0  # between two looks at the state of a run whose log does not grow
-CANARY_FOLDER = ".canary"  # in a folder of runs: the short run that a launch with canary=true waits for
 IDS_PER_SCANCEL = 500  # so that the command line stays short
 
 
@@ -97,7 +96,7 @@ def cancel_all(runs_dir: Path, sweep: str | None = None) -> dict[str, list[str]]
     Raises Refused where there is no such run.
     """
     active = queue.active_jobs()
-    runs = [run for folder in (runs_dir, runs_dir / CANARY_FOLDER) for run in all_runs(folder)]
+    runs = [run for folder in (runs_dir, runs_dir / CANARY) for run in all_runs(folder)]
     in_queue = [run for run in runs if has_active_job(run, active)]
     labels = {run.path: sweep_of(run) for run in in_queue}
     chosen = [run for run in in_queue if sweep is None or labels[run.path] == sweep]
@@ -152,11 +151,14 @@ def retry(runs: Sequence[Run]) -> list[str]:
 
     A run with damaged files is repaired first, where no new training is needed (see `rlvr doctor RUN`).
 
-    Raises Refused for a run in another state, and for one that was never submitted to Slurm.
+    Raises Refused for a run in another state, for one that was never submitted to Slurm, and where Slurm or the launch's folder
+    does not allow it.
     """
     with ExitStack() as locks:
         for folder in sorted({run.path.parent for run in runs}):
             locks.enter_context(submission_lock(folder))
+            for sentence in records.recover(folder, queue.active_jobs()):
+                print(sentence, file=sys.stderr)
         return resubmit(runs)
 
 
@@ -166,16 +168,22 @@ def resubmit(runs: Sequence[Run]) -> list[str]:
     by_launch: dict[str, list[Planned]] = {}
     for run in runs:
         state = state_after_repair(run, active)
-        cfg, submission = run.config(), run.submission("launch")
+        cfg, submitted = run.config(), run.submission("launch")
         if state not in ("failed", "lost", "stale"):
             raise Refused(f"{run.name} is {state}: there is nothing to run again.")
-        if submission is None:
+        if submitted is None:
             raise Refused(f"{run.name} was never submitted to Slurm. Launch it: python launch.py … cluster=slurm retry=true.")
-        by_launch.setdefault(submission["launch"], []).append(Planned(run, cfg, state, True, 1))
+        by_launch.setdefault(submitted["launch"], []).append(Planned(run, cfg, state, True, 1))
+    options = {folder: saved_sbatch_options(Path(folder), todo) for folder, todo in by_launch.items()}
     jobs = []
-    for launch_folder, todo in by_launch.items():
-        params: Mapping[str, Any] = read_json(Path(launch_folder) / "sbatch.json") or {}
-        jobs += submit(todo, params, Path(launch_folder)).jobs
+    for folder, todo in by_launch.items():
+        submission = submit(todo, options[folder], Path(folder), notify=lambda sentence: print(sentence, file=sys.stderr))
+        jobs += submission.jobs
+        if submission.refused or submission.unsubmitted:
+            names = ", ".join(run.name for run in (*submission.refused, *submission.unsubmitted))
+            raise Refused(
+                f"Submitted as jobs {', '.join(jobs) or 'none'}; not {names}: {submission.refusal or submission.reason}"
+            )
     return jobs
 
 
@@ -197,6 +205,18 @@ def state_after_repair(run: Run, active: Live) -> State:
     for sentence in repair(run, verdicts):
         print(f"{run.name}: {sentence}", file=sys.stderr)
     return run.state(run.config(), active)
+
+
+def saved_sbatch_options(folder: Path, todo: Sequence[Planned]) -> Mapping[str, Any]:
+    """Return the options that save_sbatch_options wrote; raise Refused where they are gone."""
+    options: Mapping[str, Any] | None = read_json(folder / "sbatch.json")
+    if options is None:
+        raise Refused(
+            f"The launch folder {folder} is gone, and with it the options of sbatch (partition, account, setup lines) of "
+            f"{', '.join(planned.run.name for planned in todo)}. Nothing was submitted. Launch again: python launch.py … "
+            "cluster=slurm retry=true, with the overrides of the first launch."
+        )
+    return options
 
 
 def save_sbatch_options(folder: Path, params: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ FROM_ENVIRONMENT = {
     "SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos", "SBATCH_CONSTRAINT": "constraint",
     "SBATCH_RESERVATION": "reservation", "SBATCH_CLUSTERS": "clusters", "SBATCH_WCKEY": "wckey",
 }  # fmt: skip
-GPU_OPTIONS = ("gpus_per_node", "gpus_per_task", "cpus_per_gpu", "mem_per_gpu", "gres")
+GPU_OPTIONS = ("gpus_per_node", "gpus_per_task", "gpus_per_socket", "cpus_per_gpu", "mem_per_gpu")
 
 
 def with_environment(params: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -57,20 +57,27 @@ def gres_gpus(params: Mapping[str, Any]) -> int | None:
     return sum(int(part[-1]) if part[-1].isdigit() else 1 for part in gpus) if gpus else None
 
 
+def without_gpus(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hydra.launcher without options that request GPUs, for a job that needs none."""
+    further = {
+        key: value
+        for key, value in (params.get("additional_parameters") or {}).items()
+        if key != "gpus" and key.replace("-", "_") not in GPU_OPTIONS
+    }
+    gres = [part for part in str(params.get("gres") or "").split(",") if part and part.split(":")[0] != "gpu"]
+    dropped = dict.fromkeys(GPU_OPTIONS) | {"gres": ",".join(gres) or None}
+    return {**params, **{key: value for key, value in dropped.items() if key in params}, "additional_parameters": further}
+
+
 def job_options(needed: Resources, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return submitit's parameters of a job with these resources, and the further options of sbatch.
 
     `needed`: resources(); they replace those of `params` (hydra.launcher). A `gres` with GPUs replaces gpus_per_node, since
-    Slurm adds the two up. A job that needs no GPU takes none of the site's GPU options.
+    Slurm adds the two up.
     """
     options = {key: value for key, value in params.items() if key not in NOT_SBATCH and value is not None} | needed
     further = dict(params.get("additional_parameters") or {})
-    if not gpu_count(needed.get("gpus_per_node", 0)):
-        for key in GPU_OPTIONS:
-            options.pop(key, None)
-            further.pop(key.replace("_", "-"), None)
-        further = {key: value for key, value in further.items() if not (key == "gpus" or key.startswith("gpus-per"))}
-    elif gres_gpus(options):
+    if gres_gpus(options) or not gpu_count(options.get("gpus_per_node", 0)):
         options.pop("gpus_per_node", None)
     elif not str(options["gpus_per_node"]).isdigit():  # submitit accepts numbers only
         further["gpus-per-node"] = options.pop("gpus_per_node")

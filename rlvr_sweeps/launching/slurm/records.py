@@ -1,14 +1,15 @@
 """Records of submissions, written before sbatch, so that a launch that is cut off loses no job and submits none twice.
 
-Jobs are submitted on hold, with the record's token as comment, so none starts before its submission is recorded. A record is
+Jobs are submitted with a start time a year away, and with the record's token as comment, so that none starts before its
+submission is recorded. (On hold, Slurm would not check whether any node has the requested resources.) A record is
 
-    begun      jobs may be on hold in the queue, unknown to their runs: the next launch cancels them
-    recorded   every job is on hold, and every run's submission.json names its jobs: the next launch releases them
+    begun      jobs may be in the queue, unknown to their runs: the next launch cancels them
+    recorded   every run's submission.json names its jobs, and none may start yet: the next launch releases them
     released   the jobs may start
     cancelled  the submission failed or was interrupted: its jobs were cancelled
 
 Also after that a job with the token may appear: sbatch may time out although Slurm accepted the job, or outlive the launch
-that started it. It is on hold and no record names it: an orphan, which `rlvr status` counts and the next launch cancels.
+that started it. No record names it, and it does not start: an orphan, which `rlvr status` counts and the next launch cancels.
 """
 
 import contextlib
@@ -26,14 +27,16 @@ from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.runs.directory import Job, all_runs
 
 FOLDER = ".submissions"  # of a runs folder
+DEFERRED = "now+365days"  # the start time of jobs that are not released
 TOKEN = re.compile(r"\brlvr-[0-9a-f]{12}\b")  # in the comment of a job
 
 
 @dataclass
 class SubmissionRecord:
-    """A record in its file; `jobs`: ids of arrays and single jobs, in the order of submission."""
+    """A record in its file; `jobs`: ids of arrays and single jobs, in the order of submission; `start`: after the release."""
 
     path: Path
+    start: str = "now"
     state: Literal["begun", "recorded", "released", "cancelled"] = "begun"
     jobs: list[str] = field(default_factory=list)
 
@@ -44,27 +47,29 @@ class SubmissionRecord:
     def write(self, state: Literal["begun", "recorded", "released", "cancelled"]) -> None:
         """Store the record with a new state."""
         self.state = state
-        write_json(self.path, {"state": state, "jobs": self.jobs, "time": time.time()})
+        write_json(self.path, {"state": state, "jobs": self.jobs, "start": self.start, "time": time.time()})
 
 
-def begin(runs_dir: Path) -> SubmissionRecord:
-    """Write a new record and return it; call it under the folder's submission lock."""
-    record = SubmissionRecord(runs_dir / FOLDER / f"rlvr-{uuid.uuid4().hex[:12]}.json")
+def begin(runs_dir: Path, start: str = "now") -> SubmissionRecord:
+    """Write a new record and return it; call it under the folder's submission lock. `start`: when its jobs may start."""
+    record = SubmissionRecord(runs_dir / FOLDER / f"rlvr-{uuid.uuid4().hex[:12]}.json", start)
     record.write("begun")
     return record
 
 
 def load(path: Path) -> SubmissionRecord:
-    """Return the record of a file that exists; raise Damaged where it cannot be read."""
-    stored = read_object(path, "state", "jobs") or {"state": "begun", "jobs": []}
-    return SubmissionRecord(path, stored["state"], stored["jobs"])
+    """Return the record of a file; raise Damaged where it cannot be read."""
+    stored = read_object(path, "start", "state", "jobs")
+    if stored is None:
+        raise Damaged(path, "it is missing")
+    return SubmissionRecord(path, stored["start"], stored["state"], stored["jobs"])
 
 
 def release(record: SubmissionRecord, only: Collection[str] | None = None) -> None:
-    """Let the jobs of a record start, or those of them in `only`. Raises Refused where one stays on hold."""
+    """Let the jobs of a record start, or those of them in `only`. Raises Refused where Slurm does not allow it."""
     for job in reversed(record.jobs):  # the first stage last: cut off before it, no stage has begun
         if only is None or job in only:
-            queue.slurm_output("scontrol", "release", job)
+            queue.slurm_output("scontrol", "update", f"JobId={job}", f"StartTime={record.start}")
     record.write("released")
 
 
@@ -145,8 +150,8 @@ def warning(runs_dir: Path, active: Mapping[str, Job]) -> str | None:
     if not unknown:
         return None
     return (
-        f"In the queue, on hold, and unknown to every run, since their launch was cut off: {named(unknown)}. The next launch "
-        f"cancels them; or: scancel {' '.join(sorted(unknown))}"
+        f"In the queue, deferred, and unknown to every run, since a launch was cut off: {named(unknown)}. The next launch "
+        f"cancels that; or: scancel {' '.join(sorted(unknown))}"
     )
 
 

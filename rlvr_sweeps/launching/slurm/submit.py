@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rlvr_sweeps.config.settings import gpu_count
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.launching.slurm import queue, records
-from rlvr_sweeps.launching.slurm.options import Resources, checked_setup, job_options, resources
+from rlvr_sweeps.launching.slurm.options import Resources, checked_setup, job_options, resources, without_gpus
 from rlvr_sweeps.launching.slurm.records import SubmissionRecord
 from rlvr_sweeps.launching.slurm.supervisor import StageTask
 from rlvr_sweeps.paths import ROOT
@@ -62,6 +62,11 @@ class Target:
     code: Path
     runs_dir: Path
     notify: Callable[[str], object]  # called with a sentence when a submission is tried again
+
+    @property
+    def start(self) -> str:
+        """When jobs may start: sbatch's `begin` in the additional parameters, else now."""
+        return str((self.params.get("additional_parameters") or {}).get("begin", "now"))
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def remaining_jobs(planned: Planned) -> list[tuple[str, Resources]]:
 
 def submit_chunk(chunk: Sequence[Planned], target: Target, after: str | None) -> list[str]:
     """Submit one array per stage that these runs need, all of them or none, and let them start; returns the arrays' ids."""
-    record = records.begin(target.runs_dir)
+    record = records.begin(target.runs_dir, target.start)
     tasks: list[dict[str, Any]] = [{} for _ in chunk]
     try:
         for stage, needed in remaining_jobs(chunk[0]):
@@ -187,7 +192,7 @@ def release(record: SubmissionRecord, target: Target) -> None:
             return
         except Refused as refusal:
             if not waits or queue.refusal_kind(str(refusal)) != "transient":
-                target.notify(f"{refusal} Until the same command is typed again, on hold: {records.named(record.jobs)}.")
+                target.notify(f"{refusal} Deferred until the same command is typed again: {records.named(record.jobs)}.")
                 return
             time.sleep(waits.pop(0))
 
@@ -216,7 +221,8 @@ class ReportTask:
 def submit_report(cfg: Resolved, target: Target, submission: Submission) -> list[str]:
     """Submit the report job after all others; returns its id in a list, which is empty where Slurm accepts no further job."""
     dependency = "afterany:" + ":".join(submission.jobs)
-    record = records.begin(target.runs_dir)
+    target = replace(target, params=without_gpus(target.params))
+    record = records.begin(target.runs_dir, target.start)
     try:
         task, needed = ReportTask(str(target.runs_dir)), resources(cfg, "report")
         submit_array(Array([task], needed, SHORTEST_S, f"report {target.folder.name}", dependency), target, record)
@@ -232,7 +238,7 @@ def submit_report(cfg: Resolved, target: Target, submission: Submission) -> list
 
 
 def submit_array(array: Array, target: Target, record: SubmissionRecord) -> list[str]:
-    """Submit an array on hold, or a single task as a job, add it to the record, and return the tasks' ids.
+    """Submit an array, or a single task as a job, with a deferred start, add it to the record, and return the tasks' ids.
 
     Where sbatch does not reach Slurm, or loses its answer, it is tried again after growing waits, of two minutes in all. Raises
     Refused with sbatch's message.
@@ -255,7 +261,7 @@ def submit_array(array: Array, target: Target, record: SubmissionRecord) -> list
 
 
 def sbatch(array: Array, target: Target, token: str) -> list[str]:
-    """Call sbatch once for an array's tasks, on hold and with the token in the comment; return their ids."""
+    """Call sbatch once for an array's tasks, with a deferred start and the token in the comment; return their ids."""
     import submitit
 
     params, tasks = target.params, list(array.tasks)
@@ -263,7 +269,7 @@ def sbatch(array: Array, target: Target, token: str) -> list[str]:
     executor = submitit.AutoExecutor(folder=target.folder / LOG_FOLDER, cluster="slurm")
     options, additional = job_options(array.needed, params)
     comment = " ".join(filter(None, (params.get("comment"), token)))
-    additional |= {"hold": True}
+    additional |= {"begin": records.DEFERRED}
     if array.dependency:
         additional |= {"dependency": array.dependency, "kill-on-invalid-dep": "yes"}
     # The supervisor handles USR2; scancel --full and --signal=B: send it to the job's shell too, and would kill the shell.

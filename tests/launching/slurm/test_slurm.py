@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,8 @@ def test_a_launch_waits_for_its_canary(slurm, tmp_path):
     failing = (f"data.path={problems}", "data.problems=null", "canary=true", "wait=true", "hydra.launcher.poll_s=1")
     refused = slurm(*failing, expect=1, runs=tmp_path / "failing")
     assert "1 of 1 runs are not done" in refused.stdout + refused.stderr
+    assert re.search(r"The canary \S+ failed: Refused: No problem of", refused.stderr)
+    assert "The canary" in rlvr("status", str(tmp_path / "failing"))
     assert not (only_run(tmp_path / "failing").path / "train.json").exists()  # the canary failed; the run did not start
 
 

@@ -1,5 +1,6 @@
 """Test on a real Slurm that a run that is stopped, killed or cancelled continues, and that a failed run reports its error."""
 
+import contextlib
 import json
 import math
 import os
@@ -58,9 +59,8 @@ def test_a_run_survives_the_time_limit_without_scontrol_in_its_path(assert_survi
     def disturb(run):
         os.kill(trainer_pid(run), signal.SIGSTOP)
         shorten_time_limit(training_job(run))
-        wait_until(run.stop_path.exists)
+        suspend_until(trainer_pid(run), run.stop_path.exists)
         sh("scontrol", "update", f"JobId={training_job(run)}", "TimeLimit=60")  # for the second attempt
-        os.kill(trainer_pid(run), signal.SIGCONT)
 
     run = assert_survives("time limit, notice from Slurm, no scontrol in the job", disturb, NOTICE, AS_IN_A_CONTAINER)
     assert events(run, "requeue") and events(run, "stopped")[0]["signal"] == "SIGUSR2"
@@ -76,15 +76,14 @@ def test_a_run_of_five_time_limits_needs_no_person(assert_survives):
             done = steps(run)
             wait_until(lambda done=done, number=number: len(events(run, "train")) == number and steps(run) > done)
             trainer = trainer_pid(run)
-            os.kill(trainer, signal.SIGSTOP)
             shorten_time_limit(training_job(run))
-            wait_until(run.stop_path.exists)
+            suspend_until(trainer, run.stop_path.exists)
             sh("scontrol", "update", f"JobId={training_job(run)}", "TimeLimit=60")  # for the next attempt
             deadline = read_json(run.stop_path)["deadline"]
-            if answer == "ends within its step":  # seconds before the deadline a step and its checkpoint have no time any more
-                time.sleep(max(0.0, deadline - 4 - time.time()))
-            if answer != "never":
-                os.kill(trainer, signal.SIGCONT)
+            if answer == "ends within its step":  # four seconds are too few for a step, its checkpoint and a margin
+                suspend_until(trainer, lambda deadline=deadline: time.time() > deadline - 4)
+            elif answer == "never":
+                suspend_until(trainer, lambda number=number: len(events(run, "requeue")) == number)
             wait_until(lambda number=number: len(events(run, "requeue")) == number)
 
     run = assert_survives("five time limits in a row", disturb, NOTICE, after=1, times=4)
@@ -104,6 +103,19 @@ def test_a_time_limit_that_is_too_short_for_a_step_fails_the_run(slurm, closed_p
     wait_for_empty_queue()
     assert run.state() == "failed"
     assert "3 jobs reached their time limit after step 0" in read_json(run.failure_path)["error"]
+
+
+def suspend_until(pid, condition):
+    """Suspend a process until the condition holds, repeatedly, since Slurm continues stopped processes that it signals."""
+
+    def suspended():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        return condition()
+
+    wait_until(suspended)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 def launch_folder(run):

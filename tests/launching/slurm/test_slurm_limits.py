@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_rlvr_doctor_examines_a_node(slurm):
     command = [sys.executable, "-m", "rlvr_sweeps.cli", "doctor", str(slurm.runs), "--job", "--json"]
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
     rows = {row["what"]: row for row in json.loads(process.stdout)}
-    assert rows["a job (sbatch, srun)"]["found"] in ("ran on node1", "ran on node2")
+    assert re.match("ran on node[12] with gpus-per-node=1$", rows["a job (sbatch, srun)"]["found"])
     assert rows["shared folder"]["verdict"] == rows["Python on the node"]["verdict"] == "good"
     assert rows["GPUs on the node"] | {"cure": ""} == {
         "what": "GPUs on the node", "verdict": "bad", "found": "Slurm gave 1, torch sees 0", "cure": "",
