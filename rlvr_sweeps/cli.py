@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ try:  # these imports take half a second, and longer from a shared disk: Ctrl-C 
     from rlvr_sweeps.config.sweeps import main_model
     from rlvr_sweeps.errors import Refused
     from rlvr_sweeps.paths import conf_dir
-    from rlvr_sweeps.runs.directory import STAGES
+    from rlvr_sweeps.runs.directory import STAGES, Run
     from rlvr_sweeps.runs.reading import named_run, tail
 except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
@@ -93,12 +94,19 @@ def show_report(arguments: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps.reporting.page import main_table, report
 
     folder = existing(arguments.runs_dir, "report")
-    page, table, rows = report.write_report(folder, arguments.out or folder / "report.html")
+    page, table, rows, unreadable = report.write_report(folder, arguments.out or folder / "report.html")
     if arguments.json:
         summaries = [summary for row in rows for summary in row.summaries]
-        print(json.dumps({"page": str(page.absolute()), "table": str(table.absolute()), "runs": summaries}, indent=1))
+        print(
+            json.dumps(
+                {"page": str(page.absolute()), "table": str(table.absolute()), "runs": summaries, "unreadable": unreadable},
+                indent=1,
+            )
+        )
         return
     main_table.show(rows, console)
+    for sentence in unreadable:
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {page.absolute()}\ntable:  {table.absolute()}", soft_wrap=True, highlight=False)
 
 
@@ -108,7 +116,10 @@ def show_comparison(arguments: argparse.Namespace, console: Console) -> None:
 
     if len(arguments.runs) < 2:
         raise Refused("A comparison needs two runs: rlvr compare A B. Join the seeds of one row with commas: A1,A2 B1,B2.")
-    rows = compare.compare(arguments.runs, arguments.runs_dir)
+    runs, unreadable = compare.readable(arguments.runs, arguments.runs_dir)
+    for sentence in unreadable:
+        print(sentence, file=sys.stderr)
+    rows = compare.compare(runs, arguments.runs_dir)
     if arguments.json:
         print(compare.as_json(rows))
     else:
@@ -204,16 +215,50 @@ def retry_runs(arguments: argparse.Namespace, console: Console) -> None:
         console.print(f"submitted as jobs {', '.join(jobs)}", highlight=False)
 
 
-def check_site(arguments: argparse.Namespace, console: Console) -> None:
-    """Print what this site has and lacks for a sweep; exit with code 1 if a finding is bad."""
+def examine(arguments: argparse.Namespace, console: Console) -> None:
+    """Print what this site has and lacks for a sweep, or the verdict on a run's files; exit with code 1 if one is bad."""
     from rlvr_sweeps.launching import doctor
 
-    findings = list(doctor.examine(arguments.runs_dir.absolute(), arguments.job))
+    target = arguments.target
+    if target is not None and (not Path(target).is_dir() or is_run_folder(Path(target))):
+        examine_run(arguments, console)
+        return
+    if arguments.repair or arguments.train_again:
+        raise Refused("--repair and --train-again need a run: rlvr doctor RUN --repair.")
+    findings = list(doctor.examine(Path(target or arguments.runs_dir).absolute(), arguments.job))
     if arguments.json:
         print(json.dumps(doctor.as_rows(findings), indent=1))
     else:
         doctor.show(findings, console)
     if any(finding.verdict == "bad" for finding in findings):
+        sys.exit(1)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a folder is that of a run, also of one that has lost its config.yaml."""
+    return (folder / "config.yaml").exists() or (folder / ".config.json").exists()
+
+
+def examine_run(arguments: argparse.Namespace, console: Console) -> None:
+    """Print a verdict on each file of a run and what can be saved; with --repair, repair it and print what was done."""
+    from rlvr_sweeps.launching import doctor
+    from rlvr_sweeps.runs import examination
+
+    folder = Path(arguments.target)
+    run = Run(folder.absolute()) if is_run_folder(folder) else named_run(arguments.target, arguments.runs_dir)
+    verdicts = examination.examine(run)
+    bad = examination.damaged(verdicts)
+    can_be_repaired = any(verdict.cure != "nothing" for verdict in bad)
+    done = examination.repair(run, verdicts, arguments.train_again) if arguments.repair and can_be_repaired else []
+    advice = f"Repaired. Next: {examination.launch_again(run)}." if done else examination.advice(run, verdicts)
+    if arguments.json:
+        files = [asdict(verdict) for verdict in verdicts]
+        print(json.dumps({"run": run.name, "files": files, "repaired": done, "advice": advice}, indent=1))
+    else:
+        doctor.show_run(verdicts, console)
+        for sentence in (*done, advice):
+            console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+    if bad and not done:
         sys.exit(1)
 
 
@@ -275,7 +320,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
     "samples": show_samples, "profile": show_profile,
-    "cancel": cancel_runs, "retry": retry_runs, "doctor": check_site, "wandb": exchange_with_wandb,
+    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "wandb": exchange_with_wandb,
 }  # fmt: skip
 
 
@@ -352,12 +397,19 @@ def parser() -> argparse.ArgumentParser:
     )
     profile.add_argument("run", metavar="RUN", help=RUN_HELP)
     cancel = commands.add_parser("cancel", help="cancel the Slurm jobs of runs; their files stay")
-    retry = commands.add_parser("retry", help="submit failed and lost runs again, unchanged")
+    retry = commands.add_parser("retry", help="submit failed, lost and repairable runs again, unchanged")
+    doctor = commands.add_parser("doctor", help="check this site for everything that would prevent a sweep, or a run's files")
+    doctor.add_argument(
+        "target", nargs="?", metavar="RUN|RUNS_DIR", help=f"a run to examine, or the folder of the runs; {runs_dir} by default"
+    )
+    doctor.add_argument("--job", action="store_true", help="also submit a job of one minute that checks its node")
+    doctor.add_argument("--repair", action="store_true", help="repair the run: damaged files are moved to its old/")
+    doctor.add_argument("--train-again", action="store_true", help="with --repair: give up a training that cannot be recovered")
     cancel.add_argument("runs", nargs="*", metavar="RUN", help=RUN_HELP)
     cancel.add_argument("--sweep", metavar="LABEL", help="every queued or running run whose last launch had this sweep label")
     cancel.add_argument("--all", action="store_true", help="every queued or running run of the folder")
     retry.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
-    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry):
+    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor):
         command.add_argument("--runs-dir", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
     data.add_argument(
@@ -368,9 +420,6 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the exported sets")
     data.add_argument("sets", nargs="*", metavar="SET", help="aime24 aime25 …; all sets of the model by default")
     data.add_argument("--model", help="model whose benchmarks and training data to use; by default the paper's main model")
-    doctor = commands.add_parser("doctor", help="check this site for everything that would prevent a sweep")
-    doctor.add_argument("runs_dir", nargs="?", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
-    doctor.add_argument("--job", action="store_true", help="also submit a job of one minute that checks its node")
     for command in (
         status,
         report,

@@ -1,4 +1,7 @@
-"""Files that kill -9 cannot damage: atomic writes, reads that skip an incomplete last row, locks that the kernel releases."""
+"""Files that kill -9 cannot damage: atomic writes, reads that skip an incomplete last row, locks that the kernel releases.
+
+What a killed writer leaves is tolerated; any other content that cannot be read raises Damaged, with the file's name.
+"""
 
 import fcntl
 import hashlib
@@ -12,6 +15,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from rlvr_sweeps import patches
+from rlvr_sweeps.errors import Damaged
 
 Row = dict[str, Any]
 
@@ -54,25 +58,89 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Return the value in a JSON file; None if the file does not exist or is incomplete."""
+def read_bytes(path: Path) -> bytes | None:
+    """Return the content of a file; None if it does not exist. Raise Damaged where it cannot be read."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the complete rows of a .jsonl file; an incomplete last line, which a killed writer leaves, is ignored."""
-    rows = []
-    try:
-        with path.open() as file:
-            for line in file:
-                if line.endswith("\n"):
-                    rows.append(json.loads(line))
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        pass
-    return rows
+        return None
+    except IsADirectoryError:
+        raise Damaged(path, "a folder is in its place") from None
+    except OSError as error:
+        raise Damaged(path, f"it cannot be read ({error.strerror})") from None
+
+
+def read_text(path: Path) -> str | None:
+    """Return the text of a file; None if it does not exist. Raise Damaged where it cannot be read as UTF-8."""
+    content = read_bytes(path)
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError as error:
+        raise Damaged(path, f"byte {error.start} is not UTF-8 text") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file; None if the file does not exist.
+
+    Raise Damaged for anything that is not JSON: write_json leaves the old file or the new one, never a part.
+    """
+    text = read_text(path)
+    if text is None:
+        return None
+    if not text:
+        raise Damaged(path, "it is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Damaged(path, f"line {error.lineno} is not JSON ({error.msg})") from None
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None if the file does not exist. Raise Damaged where it lacks one of `keys`."""
+    value = read_json(path)
+    if value is None:
+        if path.exists():
+            raise Damaged(path, "it holds no object")
+        return None
+    refuse_incomplete(path, value, keys, "it")
+    assert isinstance(value, dict)
+    return value
+
+
+def refuse_incomplete(path: Path, value: Any, keys: Iterable[str], where: str) -> None:
+    """Raise Damaged unless a value that was read from `path` is an object that has all `keys`; `where`: `it`, or `line 17`."""
+    if not isinstance(value, dict):
+        raise Damaged(path, f"{where} holds no object")
+    if missing := [key for key in keys if key not in value]:
+        raise Damaged(path, f"{where} has no {missing[0]!r}")
+
+
+def parse_row(path: Path, number: int, line: bytes, keys: Iterable[str] = ()) -> Row:
+    """Return the row in line `number` of a .jsonl file; raise Damaged unless it is an object that has all `keys`."""
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise Damaged(path, f"line {number} is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise Damaged(path, f"line {number} is not JSON ({error.msg})") from None
+    refuse_incomplete(path, row, keys, f"line {number}")
+    assert isinstance(row, dict)
+    return row
+
+
+def read_rows(path: Path, *keys: str) -> list[Row]:
+    """Return the complete rows of a .jsonl file; an incomplete last line, which a killed writer leaves, is ignored.
+
+    Raise Damaged, with the number of the line, for any other line that is not an object with all `keys`.
+    """
+    content = read_bytes(path)
+    lines = [] if content is None else content.split(b"\n")[:-1]
+    return [parse_row(path, number, line, keys) for number, line in enumerate(lines, 1)]
+
+
+def as_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as the text of a .jsonl file."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -82,7 +150,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         if file.tell() and not ends_a_line(file):
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        file.write(as_json_lines(rows).encode())
 
 
 def ends_a_line(file: BinaryIO) -> bool:

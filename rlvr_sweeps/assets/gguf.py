@@ -26,8 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, try_lock, write_json
+from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.files import read_object, try_lock, write_json
 from rlvr_sweeps.paths import ROOT, cache_dir
 
 PACKAGE = "package:"
@@ -97,7 +97,10 @@ def folder_of(file: Path) -> Path:
 
 def is_complete(folder: Path) -> bool:
     """Return whether the folder holds every file that the conversion wrote, in full size."""
-    record = read_json(folder / RECORD)
+    try:
+        record = read_object(folder / RECORD, "sizes")
+    except Damaged:
+        return False
     if record is None:
         return False
     files = {name: folder / name for name in record["sizes"]}

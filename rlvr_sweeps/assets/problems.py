@@ -19,7 +19,7 @@ from typing import Any
 from rlvr_sweeps.assets import procedural
 from rlvr_sweeps.assets.locations import cache_dir, locate
 from rlvr_sweeps.assets.procedural import same_question
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import read_json, read_rows, text_digest, write_text
 from rlvr_sweeps.grading.golds import unreadable
 
@@ -166,7 +166,7 @@ def all_prompt_ids(tokenizer: Any, problems: Sequence[Problem], system_prompt: s
     key = text_digest(json.dumps([version("transformers"), version("tokenizers"), tokenizer_state, conversations]))
     path = cache_dir() / "prompts" / f"{key[:32]}.json"
     cached: list[list[int]] | None = None
-    with suppress(OSError):
+    with suppress(OSError, Damaged):
         cached = read_json(path)
     if cached is None:
         cached = [token_ids(tokenizer, conversation) for conversation in conversations]

@@ -13,7 +13,8 @@ from torch import Tensor
 from rlvr_sweeps.assets.locations import weights_folder
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.evaluation.samples import mean
-from rlvr_sweeps.files import read_json, read_rows, write_json
+from rlvr_sweeps.files import read_object, read_rows, write_json
+from rlvr_sweeps.runs.checksums import verify
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.methods.spectra import spectra
 from rlvr_sweeps.training.methods.svd import cached_smaller_side
@@ -23,13 +24,17 @@ SAMPLER = ("sampler_ratio_mean", "sampler_ratio_p99", "sampler_kl")  # columns o
 
 
 def analyse(run: Run, cfg: Resolved) -> None:
-    """Write analysis.json: spectra by kind of layer, drift of frozen tensors, mismatch of sampler and trainer."""
-    record = read_json(run.record_path)
+    """Write analysis.json: spectra by kind of layer, drift of frozen tensors, mismatch of sampler and trainer.
+
+    Raises Damaged where a file of merged/ differs from its checksum, or another file that it reads is damaged.
+    """
+    record = read_object(run.record_path, "model_key") or {}
+    verify(run.merged_path)
     published = PublishedWeights(weights_folder(cfg))
     final, kinds = tensors_on_device(PublishedWeights(run.merged_path)), cfg["model"]["linear_modules"]
     analysis = {
         "spectra": spectra(final, published, kinds, cached_smaller_side(record["model_key"])),
-        "drift": drift(read_rows(run.reach_path)),
+        "drift": drift(read_rows(run.reach_path, "reach", "frozen_tensors_changed")),
         "sampler": mismatch(read_rows(run.metrics_path)),
     }
     write_json(run.analysis_path, analysis)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.evaluation.regrade import printable
+from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS
 from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.grading.sandbox import opinions
 from rlvr_sweeps.runs.directory import Run
@@ -29,7 +30,7 @@ def audit(runs: Sequence[Run], size: int, seed: int) -> tuple[list[Row], int]:
     samples: dict[tuple[str, str], Row] = {}
     for run in runs:
         for name in run.config()["benchmark"]:
-            for row in read_rows(run.samples_path(name)):
+            for row in read_rows(run.samples_path(name), *SAMPLE_KEYS):
                 if row["answer"] is not None:
                     samples.setdefault((row["answer"], row["gold"]), row | {"run": run.name, "benchmark": name})
     if not samples:

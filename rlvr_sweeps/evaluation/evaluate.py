@@ -14,13 +14,14 @@ from torch.distributed.rendezvous import rendezvous
 from rlvr_sweeps.assets.problems import Problem, load_problems, prompt_ids, warn_of_unreadable_golds
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import grading_of, rules_of
+from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
 from rlvr_sweeps.evaluation.engines import Completion, Request, engine_name, make_engine, tokenizer_of
 from rlvr_sweeps.evaluation.regrade import new_verdicts, write_samples
-from rlvr_sweeps.evaluation.samples import gather, summarise
+from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS, gather, summarise
 from rlvr_sweeps.files import append_rows, read_json, read_rows, write_json
 from rlvr_sweeps.gpus import visible_gpus
 from rlvr_sweeps.grading.grader import grade_all
+from rlvr_sweeps.runs.checksums import verify
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.seeded_sampling import seed_of
 
@@ -30,7 +31,8 @@ Problems = dict[str, list[Problem]]
 def evaluate(run: Run, cfg: Resolved) -> None:
     """Decode and grade the missing samples, and write summary.json; samples of another evaluation are set aside first.
 
-    Raises RuntimeError where samples are missing after all processes have ended.
+    The checksums of merged/ are verified before it decodes anything. Raises Damaged where a file of the model, or of samples,
+    is damaged, and RuntimeError where samples are missing after all processes have ended.
     """
     process, processes, barrier = join_processes()
     problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
@@ -40,7 +42,8 @@ def evaluate(run: Run, cfg: Resolved) -> None:
         write_json(run.questions_path, questions)
         for name, rows in problems.items():
             warn_of_unreadable_golds({row.id: row.answer for row in rows}, cfg["benchmark"][name]["path"])
-        gather_samples(run, cfg, problems)
+        if gather_samples(run, cfg, problems) and is_trained(cfg):
+            verify(run.merged_path)
         regrade_samples(run, cfg)
     barrier("ready")
     decode_missing(run, cfg, problems, process, processes)
@@ -76,7 +79,7 @@ def join_processes() -> tuple[int, int, Callable[[str], None]]:
 
 def set_aside_other_samples(run: Run, cfg: Resolved) -> None:
     """Move samples and summary to the run's old/ where they are of another evaluation, engine or training."""
-    trained = (read_json(run.stage_path("train")) or {}).get("finished")
+    trained = (run.marker("train") or {}).get("finished")
     request = {"evaluation": evaluation_spec(cfg), "trained": trained, "engine": engine_name(cfg)}
     request_path = run.path / "eval" / "request.json"
     if read_json(request_path) != request:
@@ -107,7 +110,7 @@ def decode_missing(run: Run, cfg: Resolved, problems: Problems, process: int, pr
         (name, row["problem"], row["sample"])
         for name in problems
         for path in (run.samples_path(name), run.shard_path(name, process))
-        for row in read_rows(path)
+        for row in read_rows(path, *SAMPLE_KEYS)
     }
     missing = [
         request

@@ -14,9 +14,9 @@ from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import averaged_benchmarks, grading_of, rules_of
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.evaluation.samples import score, summarise
+from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS, score, summarise
 from rlvr_sweeps.evaluation.scores import mean_of_benchmarks
-from rlvr_sweeps.files import Row, read_json, read_rows, write_json, write_text
+from rlvr_sweeps.files import Row, read_object, read_rows, write_json, write_text
 from rlvr_sweeps.grading.grader import VERSION, grade_all
 from rlvr_sweeps.grading.rules import Rules
 from rlvr_sweeps.runs.directory import Run
@@ -49,7 +49,7 @@ def new_verdicts(run: Run, cfg: Resolved, rules: Rules | None = None) -> dict[st
     """
     samples = {}
     for name in cfg["benchmark"]:
-        rows = read_rows(run.samples_path(name))
+        rows = read_rows(run.samples_path(name), *SAMPLE_KEYS)
         texts, golds = [row["text"] for row in rows], [row["gold"] for row in rows]
         verdicts = grade_all(texts, golds, grading_of(cfg), rules or rules_of(cfg))
         samples[name] = (
@@ -80,7 +80,7 @@ def regrade(run: Run, dry_run: bool = False, rules: Rules | None = None) -> tupl
     With `dry_run`, or with other rules than the run's, of the summary after only the average is that of the new verdicts.
     The old files are copied to the run's old/. Raises Refused where the run is running, or is not evaluated as configured.
     """
-    cfg, before = run.config(), read_json(run.summary_path)
+    cfg, before = run.config(), read_object(run.summary_path, "evaluation")
     if before is None:
         raise Refused(f"{run.name} is not evaluated yet. Run its launch command to the end first.")
     if before["evaluation"] != evaluation_spec(cfg):

@@ -17,12 +17,13 @@ from rlvr_sweeps.evaluation.scores import (
     standard_error,
     standard_error_new_problems,
 )
-from rlvr_sweeps.files import Row, read_json, read_rows, write_json, write_text
+from rlvr_sweeps.files import Row, read_object, read_rows, write_json, write_text
 from rlvr_sweeps.grading.answers import canonical_form
 from rlvr_sweeps.grading.grader import VERSION
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.rollouts import share_column
 
+SAMPLE_KEYS = ("problem", "sample", "text", "answer", "gold", "correct", "reason", "tokens", "truncated")  # of a row
 SMALLER_K = (1, 2, 4, 8, 16)  # the summary has Pass@ these numbers too, where they are smaller than k
 
 
@@ -35,7 +36,7 @@ def gather(run: Run, benchmark: str, ids: Sequence[str], k: int) -> set[tuple[st
     rows: dict[tuple[str, int], Row] = {}
     shards = run.shard_paths(benchmark)
     for path in (run.samples_path(benchmark), *shards):
-        for row in read_rows(path):
+        for row in read_rows(path, *SAMPLE_KEYS):
             key = (row["problem"], row["sample"])
             if key[0] in index_of and key[1] < k:
                 rows.setdefault(key, row)
@@ -96,24 +97,24 @@ def summarise(run: Run, cfg: Resolved) -> Row:
     Write the number of correct samples of each problem beside the samples. Raises RuntimeError where a benchmark's samples are
     not exactly those that the configuration defines.
     """
-    record = read_json(run.record_path) or {}
+    record = read_object(run.record_path) or {}
     parameters = record.get("parameters", {"trainable": 0, "base": None})
-    steps = read_rows(run.metrics_path)
-    reach_rows = read_rows(run.reach_path)
+    steps = read_rows(run.metrics_path, "step", "reward_mean")
+    reach_rows = read_rows(run.reach_path, "step", "reach")
     row: Row = {
         "run": run.name, "id": run.id, "model": cfg["model"]["name"], "peft": cfg["peft"]["name"],
         "method": cfg["peft"]["title"], "algo": cfg["algo"]["name"] if is_trained(cfg) else "none",
         **dial_values(cfg), "trainable": parameters["trainable"], "parameters": parameters["base"],
         "reward_first": mean_reward(steps[:10]), "reward_last": mean_reward(steps[-10:]),
         "steps_done": steps[-1]["step"] if steps else None,
-        "stopped_early": (read_json(run.stopped_early_path) or {}).get("why"),
-        "train_seconds": (read_json(run.stage_path("train")) or {}).get("seconds"),
+        "stopped_early": (read_object(run.stopped_early_path) or {}).get("why"),
+        "train_seconds": (run.marker("train") or {}).get("seconds"),
         "reach": reach_rows[-1]["reach"]["all"] if reach_rows else None,
         "evaluation": evaluation_spec(cfg), "grader": VERSION,
     }  # fmt: skip
     scored, right = {}, {}
     for name, source in cfg["benchmark"].items():
-        rows = read_rows(run.samples_path(name))
+        rows = read_rows(run.samples_path(name), *SAMPLE_KEYS)
         scored[name] = score(rows, source["k"], str(run.samples_path(name)))
         if source["problems"] is not None and scored[name]["n"] != source["problems"]:
             raise RuntimeError(

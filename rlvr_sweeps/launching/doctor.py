@@ -1,10 +1,13 @@
-"""`rlvr doctor`: check this machine and its cluster for what would stop a sweep, and print how to fix each problem."""
+"""`rlvr doctor`: check this machine and its cluster for what would stop a sweep, and print how to fix each problem.
+
+`rlvr doctor RUN` examines the files of a run instead (`runs/examination.py`).
+"""
 
 import fcntl
 import math
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +15,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlvr_sweeps import versions
 from rlvr_sweeps.assets.locations import cache_dir
@@ -20,6 +24,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.launching import node_probe
 from rlvr_sweeps.launching.slurm import options, queue
+from rlvr_sweeps.runs.examination import Verdict
 
 STYLE = {"good": "green", "warning": "yellow", "bad": "red"}
 IF_UNREACHABLE = {
@@ -215,6 +220,20 @@ def show(findings: list[Finding], console: Console) -> None:
     for result in findings:
         style = STYLE[result.verdict]
         table.add_row(f"[{style}]{result.verdict}[/{style}]", result.what, result.found, result.cure)
+    console.print(table)
+
+
+VERDICT_STYLE = {"whole": "green", "damaged": "red", "incomplete": "yellow"}
+
+
+def show_run(verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print a verdict on each file of a run as a table."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("file", "", "what is wrong", "what follows"):
+        table.add_column(column, overflow="fold")
+    for verdict in verdicts:
+        style = VERDICT_STYLE[verdict.verdict]
+        table.add_row(Text(verdict.file), Text(verdict.verdict, style), Text(verdict.why), Text(verdict.follows))
     console.print(table)
 
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from rlvr_sweeps.config.compose import Point, point_of
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json
 from rlvr_sweeps.gpus import visible_gpus
 from rlvr_sweeps.launching.progress import ProgressDisplay
 from rlvr_sweeps.launching.stages import ELSEWHERE, ENVIRONMENT, STOPPED
@@ -170,7 +169,7 @@ def refuse_failures(todo: Sequence[Planned], exit_codes: dict[str, int], console
         elif code == STOPPED or code < 0:
             problems.append(f"{run.name} was killed. The same command resumes it from its last checkpoint.")
         elif code:
-            failure: dict[str, Any] = read_json(run.failure_path) or {"stage": "?", "error": f"exit code {code}"}
+            failure: dict[str, Any] = run.failure() or {"stage": "?", "error": f"exit code {code}"}
             log = os.path.relpath(run.log_path(failure["stage"]))
             problems.append(
                 f"{run.name} failed in {failure['stage']}: {failure['error']}\n  log: {log}; to run it again: retry=true"

@@ -12,13 +12,14 @@ from rich.text import Text
 
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.files import Row, read_json
+from rlvr_sweeps.errors import Damaged
+from rlvr_sweeps.files import Row, read_object
 from rlvr_sweeps.launching.stages import ELSEWHERE, FAILED
 from rlvr_sweeps.planning.plan import STYLE
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.runs.checkpoints import latest_complete_checkpoint, step_of
 from rlvr_sweeps.runs.directory import Run, State
-from rlvr_sweeps.runs.reading import STEP_SECONDS, last_rows, latest_step, no_signal
+from rlvr_sweeps.runs.reading import STEP_SECONDS, last_rows, latest_step, no_signal, status_of
 
 LONG_STEP_S = 20.0  # of a step; then its phase is shown
 PLAIN_INTERVAL_S = 20.0  # between two plain lines about the progress of the same run
@@ -95,13 +96,23 @@ class ProgressDisplay:
     def show_outcome(self, line: Line, duration: str = "") -> None:
         """Show a run's accuracy or its error."""
         line.note = ""
-        if line.state == "done":
-            summary = read_json(line.run.summary_path) or {}
-            line.note = f"{duration}accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
-        elif line.state == "failed":
-            error = (read_json(line.run.failure_path) or {}).get("error") or "ended without an error message"
-            line.note = error.splitlines()[0]
+        try:
+            line.note = self.outcome(line, duration)
+        except Damaged as damage:
+            line.state, line.note = "unreadable", str(damage)
         self.print_line(f"{line.run.name}  {line.state}  {line.note}".rstrip())
+
+    def outcome(self, line: Line, duration: str) -> str:
+        """Return a run's accuracy or its error; empty where it has neither. Raises Damaged."""
+        if line.state == "done":
+            summary = read_object(line.run.summary_path) or {}
+            return f"{duration}accuracy {percent(summary.get('avg'), summary.get('avg_se'))}"
+        if line.state == "failed":
+            error = str((line.run.failure() or {}).get("error") or "ended without an error message")
+            return error.splitlines()[0]
+        if line.state == "unreadable":
+            return status_of(line.run).error
+        return ""
 
     def refresh(self) -> None:
         """Without a terminal: print the progress of every running run whose last line is PLAIN_INTERVAL_S old."""
@@ -123,13 +134,21 @@ class ProgressDisplay:
     def progress(self, line: Line) -> str:
         """Return `step 24/60  reward 0.41  00:31 left` for a training run, else the stage it is in.
 
-        If steps take longer than LONG_STEP_S, the phase is shown too, such as `sampling round 4 of at most 10`.
+        If steps take longer than LONG_STEP_S, the phase is shown too, such as `sampling round 4 of at most 10`. In place of
+        numbers from a damaged file, the file is named.
         """
+        try:
+            return self.readable_progress(line)
+        except Damaged as damage:
+            return str(damage)
+
+    def readable_progress(self, line: Line) -> str:
+        """Return `progress`; raise Damaged where a file cannot be read."""
         rows = last_rows(line.run)
         steps = line.cfg["steps"]
         if not is_trained(line.cfg) or line.run.is_done("train", line.cfg):
             return "analysing" if line.run.is_done("evaluate", line.cfg) else "evaluating"
-        phase = (read_json(line.run.phase_path) or {}).get("phase", "starting")
+        phase = line.run.phase() or "starting"
         if not rows:
             return str(phase)
         step = rows[-1]["step"]
@@ -139,11 +158,18 @@ class ProgressDisplay:
             text += f"  {phase}"
         return f"{text}  {warning}" if (warning := no_signal(rows)) else text
 
+    def fraction(self, line: Line) -> float:
+        """Return the share of a run's steps that it has done; 0 where they cannot be read."""
+        try:
+            return latest_step(line.run) / line.cfg["steps"] if is_trained(line.cfg) else float(line.state == "done")
+        except Damaged:  # `progress` names the file
+            return 0.0
+
     def table(self) -> RenderableType:
         """Return the table: name, state, progress bar and progress or outcome of every run."""
         table = Table.grid(padding=(0, 2))
         for line in self.lines.values():
-            fraction = latest_step(line.run) / line.cfg["steps"] if is_trained(line.cfg) else float(line.state == "done")
+            fraction = self.fraction(line)
             bar = ProgressBar(total=1.0, completed=fraction if line.state != "queued" else 0, width=20)
             detail = self.progress(line) if line.state == "running" and not line.note else line.note
             table.add_row(line.run.name, Text(line.state, STYLE[line.state]), bar, detail)

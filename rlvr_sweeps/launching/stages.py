@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.errors import Stopped, Superseded
-from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.errors import Refused, Stopped, Superseded
+from rlvr_sweeps.files import write_json
 from rlvr_sweeps.reporting.tracking.stage import mirrored
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.failures import reduce_batch_after_oom, with_fitting_batch
@@ -38,6 +38,18 @@ ENVIRONMENT = {  # of every process of a run; one thread each, unless rlvr_sweep
 
 
 def supervise(run: Run, start: StageRunner) -> int:
+    """Run the stages that are not done, in order; returns 0, FAILED, ELSEWHERE or STOPPED.
+
+    A damaged file, or a folder in its place, is recorded as the run's failure.
+    """
+    try:
+        return run_stages(run, start)
+    except (Refused, OSError) as error:
+        record_failure(run, "start", f"{type(error).__name__}: {error}")
+        return FAILED
+
+
+def run_stages(run: Run, start: StageRunner) -> int:
     """Run the stages that are not done, in order; returns 0, FAILED, ELSEWHERE or STOPPED."""
     with run.claim() as claimed:
         if not claimed:
@@ -60,7 +72,7 @@ def supervise(run: Run, start: StageRunner) -> int:
                 run.log_event("stopped", stage=stage, saved=True)
                 return STOPPED
             if not run.is_done(stage, cfg):  # not the exit code: ranks of a finished stage may abort while they exit
-                if read_json(run.failure_path) is None:
+                if run.failure() is None:
                     record_failure(run, stage, "the stage's process ended without finishing its work")
                 run.log_event("failed", stage=stage)
                 return FAILED

@@ -13,8 +13,8 @@ from rich.live import Live as LiveDisplay
 from rlvr_sweeps.config.identity import science
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import Row, read_json, read_rows
+from rlvr_sweeps.errors import Damaged
+from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.slurm.manage import unstarted_job_log
 from rlvr_sweeps.launching.status_table import counts, table
@@ -52,14 +52,14 @@ def rows_of(runs_dir: Path, sweep: str | None, active: Live | None) -> list[Row]
 
 
 def readable_row(status: RunStatus, active: Mapping[str, Job]) -> Row:
-    """Return one run's row; for a run with damaged files a row with the damage as its error, so that the others are shown."""
-    try:
-        return row(status, active)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, Refused) as error:
-        damage = status.error or f"its files cannot be read: {type(error).__name__}: {error}"
-        state = status.state if status.error else "unreadable"
-        facts = {"settings": settings_of(status.cfg), "sweep": status.cfg["sweep"]} if status.cfg else {}
-        return empty_row(status.run) | facts | {"state": state, "error": damage}
+    """Return one run's row; for a run with a damaged file a row without numbers, with the file's name as its error."""
+    if status.state != "unreadable":
+        try:
+            return row(status, active)
+        except Damaged as damage:
+            status = status.unreadable(damage)
+    facts = {"settings": settings_of(status.cfg), "sweep": status.cfg["sweep"]} if status.cfg else {}
+    return empty_row(status.run) | facts | {"state": status.state, "error": status.error}
 
 
 def empty_row(run: Run) -> Row:
@@ -69,7 +69,10 @@ def empty_row(run: Run) -> Row:
 
 
 def row(status: RunStatus, active: Mapping[str, Job]) -> Row:
-    """Return one run's row: its state, steps, reward (the mean of the last steps) and accuracy, its error, its Slurm job."""
+    """Return one run's row: its state, steps, reward (the mean of the last steps) and accuracy, its error, its Slurm job.
+
+    Raises Damaged where a file of the run cannot be read.
+    """
     summary = status.summary if status.state == "done" else {}
     cfg = status.cfg
     steps = cfg["steps"] if cfg and is_trained(cfg) else None
@@ -144,7 +147,7 @@ def setting(cfg: Mapping[str, Any], key: str) -> Any:
 
 def reason_of_loss(run: Run) -> str:
     """Return how a lost run ended, from the last event in its attempts.jsonl."""
-    last = (read_rows(run.attempts_path) or [{"event": "none"}])[-1]
+    last = (read_rows(run.attempts_path, "event") or [{"event": "none"}])[-1]
     reasons = {"stopped": f"ended by {last.get('signal') or 'a request to stop'}", "cancelled": CANCELLED}
     if last["event"] not in reasons and (before_start := unstarted(run.path)):
         return f"its Slurm job ended{before_start}"
@@ -163,14 +166,14 @@ def slurm_facts(status: RunStatus, active: Mapping[str, Job]) -> Row:
     or Slurm's reason why the job waits.
     """
     run = status.run
-    submission = read_json(run.submission_path)
+    submission = run.submission()
     if not submission:
         return {}
     jobs = run.jobs()
     own = [(name, active[name]) for name in jobs.values() if name in active]
     name, job = next((pair for pair in own if not pair[1].is_pending), own[0] if own else ("", None))
     ended = next((job for stage, job in jobs.items() if not run.stage_path(stage).exists()), None)
-    events = read_rows(run.attempts_path)
+    events = read_rows(run.attempts_path, "event")
     starts = [event for event in events if event["event"] == "start"]
     tries, requeues = tries_and_requeues(events, set(jobs.values()))
     return {

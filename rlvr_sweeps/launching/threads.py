@@ -5,7 +5,7 @@ recorded in train.json, and a run that continues keeps it.
 """
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import read_object
 from rlvr_sweeps.runs.directory import Run
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -19,6 +19,6 @@ def thread_count(run: Run, cfg: Resolved, cores: int) -> int:
     """
     if threads := cfg["cluster"].get("threads"):
         return int(threads)
-    if record := read_json(run.record_path):
+    if record := read_object(run.record_path):
         return int(record.get("surroundings", {}).get("threads", 1))
     return max(1, cores // int(cfg["distributed"]["processes"]))

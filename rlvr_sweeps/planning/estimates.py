@@ -12,6 +12,7 @@ from rich.table import Table
 from rlvr_sweeps.assets.architecture import Architecture, architecture
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained, rank_of
+from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.planning import measured, timing
 from rlvr_sweeps.planning.hardware import GIB, Gpu, gpu_of
 from rlvr_sweeps.planning.measured import Pace, Paces
@@ -121,7 +122,10 @@ def longest_first(todo: Sequence[Planned]) -> list[Planned]:
             return 0.0
         work = timing.update_passes(cfg) * cfg["batch_size"] * cfg["rollout"]["max_tokens"]
         per_step = estimate.step_time(cfg)[0] if known else work
-        done = max((row["step"] for row in last_rows(run, 1)), default=0)
+        try:
+            done = max((row["step"] for row in last_rows(run, 1, ("step",))), default=0)
+        except Damaged:  # the order needs no exact number; the training itself refuses the file
+            done = 0
         return float(max(0, cfg["steps"] - done) * (per_step or 0.0))
 
     lengths = {planned.run.name: length(estimate, planned.run, planned.cfg) for estimate, planned in pairs}

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained, rank_of, training_of
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import read_object
 from rlvr_sweeps.planning.hardware import gpu_by_driver_name
 from rlvr_sweeps.runs.directory import Run, all_runs
 from rlvr_sweeps.runs.failures import with_fitting_batch
@@ -79,13 +79,13 @@ def read_paces(folders: Iterable[str]) -> Paces:
 
 
 def pace_of(run: Run) -> Pace | None:
-    """Return one run's pace; None where it is untrained or edited, or where its files lack a value."""
+    """Return one run's pace; None where it is untrained, edited or damaged, or where its files lack a value."""
     try:
         cfg = with_original_defaults(with_fitting_batch(run, run.config()))
-    except Refused:
+        surroundings = (read_object(run.record_path) or {}).get("surroundings", {})
+        rows = last_rows(run, STEPS_READ, ("completion_tokens_mean", "sampling_rounds"))
+    except Refused:  # the pace is an estimate from other runs; rlvr status names the damaged file
         return None
-    surroundings = (read_json(run.record_path) or {}).get("surroundings", {})
-    rows = last_rows(run, STEPS_READ)
     if "device" not in surroundings or not is_trained(cfg) or not rows:
         return None
     gpu = gpu_by_driver_name(surroundings["device"])

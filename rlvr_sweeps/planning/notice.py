@@ -15,6 +15,7 @@ SHORTEST_S = 120  # of a notice that is not set
 EARLY_S = 60  # Slurm looks at time limits twice a minute, so a signal may come a minute before or after its time
 SAFETY = 1.5  # factor on estimated seconds
 DISK_BYTES_PER_S = 0.5e9  # of a shared file system, written by one process; an estimate
+CHECK_BYTES_PER_S = 0.4e9  # of a checkpoint that is hashed, read again and compared; 0.43e9 were measured on two cores
 CHECKPOINT_BYTES = 12  # per trained parameter: the weight and AdamW's two moments in float32
 
 
@@ -29,7 +30,7 @@ def uninterrupted_s(cfg: Resolved) -> float | None:
         return None
     lengths = timing.assumed_lengths(cfg)
     longest = max(timing.rollout_s(cfg, model, gpu, lengths), timing.update_s(cfg, model, gpu, lengths) / accumulation(cfg))
-    return SAFETY * longest + trained * CHECKPOINT_BYTES / DISK_BYTES_PER_S
+    return SAFETY * longest + trained * CHECKPOINT_BYTES * (1 / DISK_BYTES_PER_S + 1 / CHECK_BYTES_PER_S)
 
 
 def notice_s(cfgs: Iterable[Resolved], params: Mapping[str, Any]) -> int:

@@ -10,11 +10,12 @@ from rich.text import Text
 from rlvr_sweeps.config.compose import Point
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained, rank_of
+from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.runs.directory import Live, Run, State
 
 STYLE = {
     "new": "cyan", "running": "yellow", "done": "green", "failed": "red", "lost": "magenta", "stale": "cyan",
-    "queued": "blue", "unknown": "yellow",
+    "queued": "blue", "unknown": "yellow", "unreadable": "red",
 }  # fmt: skip
 TO_RUN: tuple[State, ...] = ("new", "lost", "stale")
 
@@ -28,19 +29,27 @@ class Planned:
     state: State
     to_run: bool
     point_count: int  # number of points of the grid that are this run
+    damage: str = ""  # of an unreadable run: the damaged file, and what to do
 
 
 def make_plan(points: Iterable[Point], retry: bool, live: Live | None = None) -> list[Planned]:
-    """Return one entry per distinct run, in the order of the grid; failed runs are run again only with `retry`."""
+    """Return one entry per distinct run, in the order of the grid; failed runs are run again only with `retry`.
+
+    A run with a damaged file is unreadable, and left alone.
+    """
     by_name: dict[str, list[Point]] = {}
     for point in points:
         by_name.setdefault(Run.of(point.cfg).name, []).append(point)
     plan = []
     for same in by_name.values():
         cfg = same[0].cfg
-        run = Run.of(cfg)
-        state = run.state(cfg, live)
-        plan.append(Planned(run, cfg, state, state in TO_RUN or (retry and state == "failed"), len(same)))
+        run, damage = Run.of(cfg), ""
+        state: State
+        try:
+            state = run.state(cfg, live)
+        except Damaged as error:
+            state, damage = "unreadable", str(error)
+        plan.append(Planned(run, cfg, state, state in TO_RUN or (retry and state == "failed"), len(same), damage))
     return plan
 
 
@@ -57,6 +66,7 @@ def action(planned: Planned) -> str:
         "queued": "left alone (it is queued)",
         "unknown": "left alone (Slurm does not answer)",
         "done": "left alone",
+        "unreadable": "left alone (a file is damaged)",
     }[planned.state]
 
 
@@ -86,6 +96,9 @@ def show(plan: list[Planned], console: Console) -> None:
         state = Text(planned.state, STYLE[planned.state])
         table.add_row(planned.run.name, *map(dial_cell, dials(planned.cfg).values()), state, action(planned) + times)
     console.print(table)
+    for planned in plan:
+        if planned.damage:
+            console.print(Text(f"{planned.run.name}: {planned.damage}", "red"), soft_wrap=True)
     counts = {state: sum(planned.state == state for planned in plan) for state in STYLE}
     totals = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     todo = sum(planned.to_run for planned in plan)

@@ -19,7 +19,7 @@ from rlvr_sweeps.assets.architecture import Architecture, architecture, base_par
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import completions_per_row
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import read_object
 from rlvr_sweeps.planning.hardware import gpu_by_driver_name
 from rlvr_sweeps.planning.timing import forward_operations, update_passes
 from rlvr_sweeps.runs.directory import Run
@@ -61,13 +61,13 @@ class Profile:
 
 def profile(run: Run) -> Profile:
     """Return the profile of a run's last steps; raise Refused for a run without steps or without recorded phases."""
-    cfg, rows = run.config(), last_rows(run, STEPS)
+    cfg, rows = run.config(), last_rows(run, STEPS, ())
     rows = rows[1:] or rows  # the first step of an attempt includes one-time work
     if not rows or "rest_s" not in rows[-1]:
         why = "was trained by a version that did not note its phases" if rows else "has no step yet"
         raise Refused(f"{run.name} {why}. Profile another run; rlvr status {run.path.parent} lists them.")
     rows = [row for row in rows if "rest_s" in row]
-    surroundings = (read_json(run.record_path) or {}).get("surroundings", {})
+    surroundings = (read_object(run.record_path) or {}).get("surroundings", {})
     device, threads = surroundings.get("device"), int(surroundings.get("threads", 1))
     gpu = gpu_by_driver_name(device)
     peak = gpu.bf16_tflops * 1e12 if gpu else None if device else measured_peak(threads)

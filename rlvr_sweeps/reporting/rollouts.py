@@ -15,7 +15,7 @@ def select(run: Run, step: int | None = None, wrong: bool = False) -> list[Row]:
 
     Raises Refused where the run has none, or none of this step.
     """
-    rows = read_rows(run.rollouts_path)
+    rows = read_rows(run.rollouts_path, "step", "correct")
     if not rows:
         raise Refused(
             f"{run.name} has no completions in rollouts.jsonl. Training writes them from its first step on, unless "

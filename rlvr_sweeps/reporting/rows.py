@@ -13,7 +13,8 @@ from typing import Any
 from rlvr_sweeps.config.identity import digest, evaluation_spec, science
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.files import Row, read_json, read_rows
+from rlvr_sweeps.errors import Damaged
+from rlvr_sweeps.files import Row, read_object, read_rows, refuse_incomplete
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import RunStatus
 
@@ -33,10 +34,20 @@ Source = Callable[[Run, Resolved], Result | None]  # None where the run is not e
 
 
 def from_files(run: Run, cfg: Resolved) -> Result | None:
-    """Return a run's result from its directory; None where it is not evaluated as `cfg` specifies."""
+    """Return a run's result from its directory; None where it is not evaluated as `cfg` specifies. Raises Damaged."""
     if run.state(cfg) == "new" or not run.is_done("evaluate", cfg):
         return None
-    return Result(read_json(run.summary_path), read_json(run.right_path) or {})
+    return Result(summary_of(run), run.right_samples() or {})
+
+
+def summary_of(run: Run) -> Row:
+    """Return the summary.json of an evaluated run; raise Damaged where it lacks a column that every summary has."""
+    summary = read_object(run.summary_path, "run", "id", "trainable", "parameters", "evaluation")
+    if summary is None:
+        raise Damaged(run.summary_path, "it is missing")
+    benchmarks = {key.partition("/")[0] for key in summary if "/" in key}
+    refuse_incomplete(run.summary_path, summary, [f"{name}/{key}" for name in sorted(benchmarks) for key in ("n", "k")], "it")
+    return summary
 
 
 @dataclass
@@ -87,7 +98,7 @@ def cells(runs: Sequence[RunStatus]) -> list[Cell]:
             continue
         key = digest(row_of(status.cfg) | {"evaluation": evaluation_spec(status.cfg), "grader": status.summary.get("grader")})
         cell = by_key.setdefault(key, Cell(status.cfg))
-        cell.summaries.append(status.summary)
+        cell.summaries.append(summary_of(status.run))
         cell.runs.append(status.run)
     return sorted(by_key.values(), key=order)
 
@@ -114,4 +125,4 @@ def benchmarks(rows: Sequence[Cell]) -> list[str]:
 
 def reward_curves(cell: Cell) -> list[list[float]]:
     """Return the mean reward of every step, one list per seed."""
-    return [[row["reward_mean"] for row in read_rows(run.metrics_path)] for run in cell.runs]
+    return [[row["reward_mean"] for row in read_rows(run.metrics_path, "reward_mean")] for run in cell.runs]

@@ -1,7 +1,7 @@
 """Read the results of a sweep file's rows (conf/sweep/*.yaml) for one model, from the same overrides as the launch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -9,7 +9,7 @@ from rlvr_sweeps.config.compose import Composer, offline_composer
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.sweeps import Product, RowSpec, key_of, load_product, refuse_fixed_keys
 from rlvr_sweeps.config.sweeps import seeds as first_seeds
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.reporting.rows import Cell, Source, from_files
 from rlvr_sweeps.runs.directory import Run
 
@@ -22,12 +22,24 @@ class RowResult:
     cfg: Resolved  # of its first seed
     cell: Cell | None
     runs: tuple[Run, ...]  # one per seed; a row that trains nothing has one
+    unreadable: tuple[str, ...] = ()  # a sentence for each run with a damaged file; the cell does not contain it
+
+    def without(self, run: Run, sentence: str) -> "RowResult":
+        """Return the row without the results of a run that proved damaged."""
+        assert self.cell
+        cell = Cell(self.cell.cfg)
+        for other, summary, right in zip(self.cell.runs, self.cell.summaries, self.cell.right, strict=True):
+            if other.path != run.path:
+                cell.runs.append(other)
+                cell.summaries.append(summary)
+                cell.right.append(right)
+        return replace(self, cell=cell if cell.runs else None, unreadable=(*self.unreadable, sentence))
 
 
 def read_row_results(
     product: Product, composer: Composer, base: Sequence[str], seeds: Sequence[int] | None = None, source: Source = from_files
 ) -> list[RowResult]:
-    """Return every row of a product with its results.
+    """Return every row of a product with its results; a run with a damaged file is left out and named.
 
     `base`: overrides that all rows share, `model=` and `runs_dir=` among them; `seeds`: by default those of the product.
     """
@@ -40,14 +52,25 @@ def read_row_results(
             cfg = composer.point([*row.overrides, *shared, f"seed={seed}"]).cfg
             by_name.setdefault(Run.of(cfg).name, (Run.of(cfg), cfg))
         first_cfg = next(iter(by_name.values()))[1]
-        cell = Cell(first_cfg)
+        cell, unreadable = Cell(first_cfg), []
         for run, cfg in by_name.values():
-            if result := source(run, cfg):
+            try:
+                result = source(run, cfg)
+            except Damaged as damage:
+                unreadable.append(unreadable_sentence(run, damage))
+                continue
+            if result:
                 cell.runs.append(run)
                 cell.summaries.append(result.summary)
                 cell.right.append(result.right)
-        results.append(RowResult(row, first_cfg, cell if cell.runs else None, tuple(run for run, _ in by_name.values())))
+        runs = tuple(run for run, _ in by_name.values())
+        results.append(RowResult(row, first_cfg, cell if cell.runs else None, runs, tuple(unreadable)))
     return results
+
+
+def unreadable_sentence(run: Run, damage: Damaged) -> str:
+    """Return the sentence on a run that is left out because a file is damaged."""
+    return f"{run.name} is unreadable and left out: {damage}"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ reach.jsonl          at each checkpoint, the relative change of each kind of lay
 stopped_early.json   step and reason of an early stop
 per_device.json      completions per forward pass after out-of-memory errors, where fewer than configured
 start.safetensors    A and B at step 0, where the seed alone does not determine them (PiSSA, MiLoRA)
-checkpoints/         the latest complete training state
-merged/              the trained model as a plain transformers checkpoint;  adapter/  the adapter alone
+checkpoints/         the two latest complete training states, each with checksums.json
+merged/              the trained model as a plain transformers checkpoint;  adapter/  the adapter alone; with checksums.json
 eval/<name>.jsonl    every sample of a benchmark: problem, sample index, seed, text, answer, verdict (shards/: per process)
 eval/right.json      correct samples of each problem, by benchmark;  eval/questions.json  question and gold answer of each
 summary.json         one flat row of results
@@ -38,13 +38,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlvr_sweeps.config.identity import evaluation_spec, run_id, run_name
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import analysis_of, is_trained
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import append_rows, as_yaml, read_json, text_digest, try_lock, write_json, write_text
+from rlvr_sweeps.errors import Damaged, Edited
+from rlvr_sweeps.files import (
+    append_rows,
+    as_yaml,
+    read_json,
+    read_object,
+    read_text,
+    refuse_incomplete,
+    text_digest,
+    try_lock,
+    write_json,
+    write_text,
+)
 
 WAITING_STATES = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
 
@@ -64,7 +77,7 @@ class Job:
 
 
 Live = Mapping[str, Job]  # the jobs that Slurm lists, by id: 12, or 12_3 for a task of an array
-State = Literal["new", "queued", "running", "done", "stale", "failed", "lost", "unknown"]
+State = Literal["new", "queued", "running", "done", "stale", "failed", "lost", "unknown", "unreadable"]
 
 
 class NoAnswer(dict[str, Job]):
@@ -76,6 +89,10 @@ class NoAnswer(dict[str, Job]):
 
 
 STAGES = ("train", "evaluate", "analyse")
+SETTINGS = (  # that every configuration has; where one is missing, config.yaml is cut
+    "model", "peft", "algo", "data", "benchmark", "evaluation", "rollout", "training", "distributed", "cluster", "tracking",
+    "sweep", "lr", "batch_size", "steps", "seed", "runs_dir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -245,52 +262,83 @@ class Run:
     def prepare(self, cfg: Resolved) -> None:
         """Create the directory and write config.yaml; settings outside the id may differ from those of an earlier launch.
 
-        Raises Refused where an existing config.yaml was edited.
+        Raises Damaged where an existing config.yaml was edited or cannot be read.
         """
         if self.config_path.exists():
             self.config()
         text = as_yaml(cfg)
-        write_json(self.parsed_path, {"of": text_digest(text), "config": cfg})
+        write_json(self.parsed_path, {"of": text_digest(text), "config": cfg, "sha256": text_digest(json.dumps(cfg))})
         write_text(self.config_path, text)
 
     def config(self) -> Resolved:
-        """Return the stored configuration; raise Refused where it was edited, so that it always matches the run's id."""
-        text = self.config_path.read_text()
-        parsed = read_json(self.parsed_path)
-        if parsed and parsed["of"] == text_digest(text):
+        """Return the stored configuration, which always matches the run's id.
+
+        Raises Edited where it was edited, and Damaged where it cannot be read.
+        """
+        text = read_text(self.config_path)
+        if text is None:
+            raise Damaged(self.config_path, "it is missing")
+        if (parsed := self.parsed_config()) and parsed["of"] == text_digest(text):
             cfg: Resolved = parsed["config"]
             return cfg
-        stored = OmegaConf.to_container(OmegaConf.create(text))
+        try:
+            stored = OmegaConf.to_container(OmegaConf.create(text))
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+            raise Damaged(self.config_path, f"it is not YAML ({str(error).splitlines()[0]})") from None
+        refuse_incomplete(self.config_path, stored, SETTINGS, "it")
         assert isinstance(stored, dict)
         cfg = {str(key): value for key, value in stored.items()}
-        if run_id(cfg) != self.id:
-            raise Refused(
-                f"{self.config_path} hashes to {run_id(cfg)}, but the directory is named {self.id}: it was edited, and the "
-                "results beside it belong to the old values. Restore the file, or launch the new values as overrides (they get "
-                "their own directory), or delete the directory."
-            )
+        if stored_id(cfg) != self.id:
+            raise Edited(self.config_path, f"hashes to {stored_id(cfg)}, but the directory is named {self.id}")
         return cfg
+
+    def parsed_config(self) -> dict[str, Any] | None:
+        """Return the content of .config.json, a copy that nothing depends on; None where it is missing or damaged."""
+        try:
+            parsed = read_object(self.parsed_path, "of", "config")
+        except Damaged:
+            return None
+        if parsed and parsed.get("sha256", sha256 := text_digest(json.dumps(parsed["config"]))) != sha256:
+            return None
+        return parsed
 
     def stages(self, cfg: Resolved) -> list[str]:
         """Return the run's stages in order: an untrained run is only evaluated, and analysis=none skips the analysis."""
         included = {"train": is_trained(cfg), "evaluate": True, "analyse": is_trained(cfg) and analysis_of(cfg) != "none"}
         return [stage for stage in STAGES if included[stage]]
 
+    def marker(self, stage: str) -> dict[str, Any] | None:
+        """Return what a finished stage recorded: its specification, the time of its end, its seconds; None without it.
+
+        Raises Damaged where the file cannot be read, or is that of another run.
+        """
+        path = self.stage_path(stage)
+        marker = read_object(path, "spec", "finished", "seconds")
+        if marker and (not isinstance(marker["spec"], dict) or marker["spec"].get("run") != self.id):
+            raise Damaged(path, f"it is not a record of run {self.id}")
+        return marker
+
     def spec(self, stage: str, cfg: Resolved) -> dict[str, Any]:
         """Return what a finished stage must have recorded to count as done: its request and the end time of the training."""
         if stage == "train":
             return {"run": self.id}
-        spec = {"run": self.id, "trained": (read_json(self.stage_path("train")) or {}).get("finished")}
+        spec = {"run": self.id, "trained": (self.marker("train") or {}).get("finished")}
         return spec | {"evaluation": evaluation_spec(cfg)} if stage == "evaluate" else spec
 
     def is_done(self, stage: str, cfg: Resolved) -> bool:
-        """Return whether the stage has finished for this configuration and its results exist."""
-        marker = read_json(self.stage_path(stage))
+        """Return whether the stage has finished for this configuration and its results exist.
+
+        Raises Damaged where one of the files that say so cannot be read.
+        """
+        marker = self.marker(stage)
         if marker is None or marker["spec"] != self.spec(stage, cfg):
             return False
         if stage == "train":
-            return read_json(self.record_path) is not None and (self.merged_path / "config.json").exists()
-        return read_json(self.summary_path if stage == "evaluate" else self.analysis_path) is not None
+            model_config = self.merged_path / "config.json"
+            if model_config.is_dir():
+                raise Damaged(model_config, "a folder is in its place")
+            return read_object(self.record_path) is not None and model_config.exists()
+        return read_object(self.summary_path if stage == "evaluate" else self.analysis_path) is not None
 
     def finish(self, stage: str, cfg: Resolved, seconds: float) -> None:
         """Mark a stage as done, its last action; checkpoints are deleted after training."""
@@ -303,8 +351,8 @@ class Run:
         """Return the run's state with respect to `cfg`, by default its stored configuration; `live`: the jobs of Slurm.
 
         stale: trained, but evaluated for other settings, or not analysed. lost: started, but no process or job works on it.
-        unknown: submitted to Slurm, which does not answer.
-        Raises Refused where the stored configuration was edited.
+        unknown: submitted to Slurm, which does not answer. A caller shows a run for which Damaged is raised as unreadable.
+        Raises Edited where the stored configuration was edited, and Damaged where a file cannot be read.
         """
         if not self.config_path.exists():
             return "new"
@@ -322,7 +370,7 @@ class Run:
             return "queued" if all(job.is_pending for job in jobs) else "running"
         if isinstance(live, NoAnswer) and self.jobs():
             return "unknown"
-        if self.failure_path.exists():
+        if self.failure():
             return "failed"
         if done[0] and self.summary_path.exists():
             return "stale"
@@ -330,13 +378,50 @@ class Run:
 
     def jobs(self) -> dict[str, str]:
         """Return the latest Slurm job of each stage, by stage; empty for a run that was never submitted."""
-        submitted = read_json(self.submission_path) or {}
-        return {stage: entry["job"] for stage, entry in submitted.get("stages", {}).items()}
+        submitted = self.submission() or {"stages": {}}
+        return {stage: entry["job"] for stage, entry in submitted["stages"].items()}
+
+    def submission(self, *keys: str) -> dict[str, Any] | None:
+        """Return the content of submission.json; None for a run that was never submitted.
+
+        Raises Damaged where the file cannot be read, or lacks one of `keys`.
+        """
+        submitted = read_object(self.submission_path, "stages", *keys)
+        if submitted and not all("job" in entry for entry in submitted["stages"].values()):
+            raise Damaged(self.submission_path, "a stage has no 'job'")
+        return submitted
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return the content of failure.json: the stage and error of a failed attempt; None without one. Raises Damaged."""
+        return read_object(self.failure_path, "error")
 
     def write_phase(self, phase: str) -> None:
         """Record what the trainer does at present; a display reads it, and nothing depends on it."""
         with contextlib.suppress(OSError):
             self.phase_path.write_text(json.dumps({"phase": phase, "since": time.time()}))
+
+    def right_samples(self) -> dict[str, dict[str, Any]] | None:
+        """Return the content of eval/right.json: by benchmark k, a hash of the golds, and right samples by problem.
+
+        None without the file. Raises Damaged.
+        """
+        right = read_object(self.right_path)
+        for entry in (right or {}).values():
+            refuse_incomplete(self.right_path, entry, ("k", "golds", "right"), "an entry")
+        return right
+
+    def saved_attempt(self) -> int | None:
+        """Return the attempt that saved last on request; None where there is none, or saved.json is damaged."""
+        with contextlib.suppress(Damaged):
+            saved = read_json(self.saved_path)
+            return saved if isinstance(saved, int) else None
+        return None
+
+    def phase(self) -> str | None:
+        """Return what the trainer does at present; None where it is not known, or is being written."""
+        with contextlib.suppress(Damaged):
+            return str((read_object(self.phase_path, "phase") or {"phase": None})["phase"] or "") or None
+        return None
 
     def log_event(self, event: str, **facts: Any) -> None:
         """Append an event to attempts.jsonl, with time and process id."""
@@ -360,6 +445,8 @@ class Run:
                 return not try_lock(lock.fileno(), fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise Damaged(self.path / ".lock", f"it cannot be opened ({error.strerror})") from None
 
     def set_aside(self, paths: list[Path], why: str) -> None:
         """Move results that will be computed again into old/<time>/, so that nothing is lost."""
@@ -374,10 +461,22 @@ class Run:
         if not present:
             return
         archive = self.path / "old" / f"{time.time():.3f}"
+        while archive.exists():  # of another call in the same millisecond
+            time.sleep(0.001)
+            archive = self.path / "old" / f"{time.time():.3f}"
         archive.mkdir(parents=True)
         for path in present:
-            transfer(path, archive / path.name)
+            shares_name = [other.name for other in present].count(path.name) > 1  # train.json and stages/train.json
+            transfer(path, archive / (".".join(path.relative_to(self.path).parts) if shares_name else path.name))
         self.log_event("set_aside", why=why, files=[path.name for path in present], to=str(archive.relative_to(self.path)))
+
+
+def stored_id(cfg: Resolved) -> str | None:
+    """Return the id of a stored configuration; None where it lacks a setting that counts."""
+    try:
+        return run_id(cfg)
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def all_runs(runs_dir: Path) -> list[Run]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.files import read_object, write_json
 from rlvr_sweeps.runs.directory import Run
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: can't allocate")
@@ -19,7 +19,7 @@ OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAlloc
 
 def with_fitting_batch(run: Run, cfg: Resolved) -> Resolved:
     """Return the configuration with the per-device batch that earlier tries reduced it to, for the same requested values."""
-    recorded = read_json(run.per_device_path)
+    recorded = read_object(run.per_device_path, "asked", "fits")
     if recorded is None or recorded["asked"] != requested_passes(cfg):
         return cfg
     fitting = copy.deepcopy(cfg)
@@ -38,7 +38,7 @@ def reduce_batch_after_oom(run: Run, stage: str, since: int) -> str | None:
     Returns a sentence for the log. Returns None where memory was not the reason, and where no smaller batch exists: the record
     is then deleted, and the next launch starts with the configured per-device batch.
     """
-    output = (read_json(run.failure_path) or {}).get("error", "") + log_since(run.log_path(stage), since)
+    output = str((run.failure() or {}).get("error", "")) + log_since(run.log_path(stage), since)
     if stage != "train" or not OUT_OF_MEMORY.search(output):
         return None
     cfg = run.config()

@@ -1,5 +1,6 @@
 """Callbacks of the trainer: rows of metrics.jsonl, stopping on request, complete checkpoints, the worst case before step 1."""
 
+import contextlib
 import json
 import math
 import os
@@ -17,9 +18,9 @@ from transformers import TrainerCallback
 from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import analysis_of, training_of
-from rlvr_sweeps.errors import StoppedInStep, Superseded
-from rlvr_sweeps.files import append_rows, read_json, read_rows, write_json, write_text
-from rlvr_sweeps.runs.checkpoints import checkpoints, mark_complete
+from rlvr_sweeps.errors import Damaged, StoppedInStep, Superseded
+from rlvr_sweeps.files import append_rows, read_object, read_rows, write_json, write_text
+from rlvr_sweeps.runs.checkpoints import mark_complete, superseded
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.methods.reach import changed_tensors, frozen_digests, reach
@@ -48,7 +49,7 @@ class MetricsWriter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        rows = [row for row in read_rows(self.run.metrics_path) if row["step"] <= state.global_step]
+        rows = [row for row in read_rows(self.run.metrics_path, "step") if row["step"] <= state.global_step]
         write_text(self.run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -91,7 +92,7 @@ class RolloutWriter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.run.rollouts_path.exists():
-            rows = [row for row in read_rows(self.run.rollouts_path) if row["step"] <= state.global_step]
+            rows = [row for row in read_rows(self.run.rollouts_path, "step") if row["step"] <= state.global_step]
             write_text(self.run.rollouts_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -158,7 +159,7 @@ class StopOnRequest(TrainerCallback):
 
     def read_request(self, within_step: bool) -> int:
         """Return what the files of the run and the clock ask for."""
-        if self.attempt and str((read_json(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt:
+        if self.attempt and str((read_object(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt:
             return END
         if self.run.stop_path.exists():
             return STOP_NOW if within_step and not self.ends_in_time() else STOP_AFTER_STEP
@@ -168,7 +169,9 @@ class StopOnRequest(TrainerCallback):
 
     def ends_in_time(self) -> bool:
         """Return whether this step, as long as the last one, and its checkpoint end before the stop file's deadline."""
-        deadline = (read_json(self.run.stop_path) or {}).get("deadline")
+        deadline = None
+        with contextlib.suppress(Damaged):  # a stop file that a person made may be empty
+            deadline = (read_object(self.run.stop_path) or {}).get("deadline")
         if deadline is None:
             return True
         if self.step_s is None:
@@ -222,12 +225,14 @@ def finite(value: Any) -> float | None:
 
 def add_row(path: Path, step: int, facts: dict[str, Any]) -> None:
     """Add the row of a checkpoint to a file; rows of this step and later, which a resume repeats, are replaced."""
-    rows = [row for row in read_rows(path) if row["step"] < step]
+    rows = [row for row in read_rows(path, "step") if row["step"] < step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, **facts}]))
 
 
 class CheckpointKeeper(TrainerCallback):
-    """Add the trainer's own state to each checkpoint, mark it complete, and only then delete the previous one.
+    """Add the trainer's own state to each checkpoint, verify it on the disk, mark it complete, and only then delete older ones.
+
+    The one before is kept too: where the newest is damaged later, the training goes on from there.
 
     The reach at each checkpoint of `training.save_every` is measured, and with analysis=checkpoints its spectra.
     The run fails where a frozen tensor moved, since the trained parameters are then not those of the method.
@@ -267,9 +272,8 @@ class CheckpointKeeper(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.trainer.save_own_state(checkpoint)
         mark_complete(checkpoint)
-        for earlier in checkpoints(Path(args.output_dir)):
-            if earlier != checkpoint:
-                shutil.rmtree(earlier)
+        for earlier in superseded(Path(args.output_dir)):
+            shutil.rmtree(earlier)
 
 
 class WorstCaseFirst(TrainerCallback):

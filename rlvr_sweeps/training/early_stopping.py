@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.files import read_json, read_rows, write_json
+from rlvr_sweeps.files import read_object, read_rows, write_json
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.trainer import RlvrTrainer
 
@@ -56,10 +56,10 @@ class EarlyStopping(TrainerCallback):
     def reason_to_stop(self, state: Any) -> str | None:
         """Return the reason to stop after this step, and write it to stopped_early.json; None: continue."""
         step, window = state.global_step, self.settings["window"]
-        stored = read_json(self.run.stopped_early_path)
+        stored = read_object(self.run.stopped_early_path, "step", "why")
         if stored and stored["step"] == step:
             return str(stored["why"])
-        rows = read_rows(self.run.metrics_path)
+        rows = read_rows(self.run.metrics_path, "step", "reward_mean", "loss", "truncated_share")
         is_early = step < state.max_steps
         why = self.collapse(rows) if self.settings["collapse"] and (is_early or rows[-1]["loss"] is None) else None
         if self.competitor:
@@ -81,7 +81,7 @@ class EarlyStopping(TrainerCallback):
 
 def last_step(run: Run, cfg: Resolved) -> int:
     """Return the step at which this training ends: the configured one, or an earlier one that was decided."""
-    stored = read_json(run.stopped_early_path)
+    stored = read_object(run.stopped_early_path, "step", "why")
     return int(stored["step"]) if stored else int(cfg["steps"])
 
 

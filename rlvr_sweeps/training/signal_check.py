@@ -19,7 +19,7 @@ from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import cache_dir
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import grading_of, rules_of, signal_check_of
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import Row, read_json, text_digest, write_json
 from rlvr_sweeps.grading.extraction import POLICIES, MissingReason, Policy
 from rlvr_sweeps.grading.grader import VERSION, grade_all
@@ -75,7 +75,7 @@ class SignalCheck(TrainerCallback):
         ]
         path = cache_dir() / "signal" / f"{text_digest(json.dumps(request))[:32]}.json"
         stored: list[Row] | None = None
-        with suppress(OSError):
+        with suppress(OSError, Damaged):
             stored = read_json(path)
         if stored is None:
             stored = self.sample(chosen, prompts)

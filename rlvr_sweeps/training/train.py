@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -26,7 +27,8 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
 from rlvr_sweeps.errors import Refused, Stopped, StoppedInStep
 from rlvr_sweeps.files import write_json
-from rlvr_sweeps.runs.checkpoints import checkpoints, latest_complete_checkpoint, step_of
+from rlvr_sweeps.runs.checkpoints import choose, step_of
+from rlvr_sweeps.runs.checksums import write_checksums
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training import build_check
 from rlvr_sweeps.training.callbacks import CheckpointKeeper, MetricsWriter, RolloutWriter, StopOnRequest, WorstCaseFirst
@@ -40,19 +42,15 @@ from rlvr_sweeps.training.trainer import RlvrTrainer
 
 
 def train(run: Run, cfg: Resolved) -> None:
-    """Train until `steps`, from the latest complete checkpoint where one exists, and export the merged model.
+    """Train until `steps`, from the newest whole checkpoint where one exists, and export the merged model.
 
     Raises Refused where the built trainer does not match the configuration, and Stopped where the run was asked to stop.
     """
     trainer, facts = build(run, cfg)
     main = trainer.accelerator.is_main_process
-    resume = latest_complete_checkpoint(run.checkpoints_path)
+    (resume,) = broadcast_object_list([checkpoint_to_resume(run) if main else None])
     if main:
         write_json(run.record_path, facts)
-        for folder in checkpoints(run.checkpoints_path):
-            if folder != resume:
-                print(f"Removed the incomplete checkpoint {folder}")
-                shutil.rmtree(folder)
         run.log_event("train", resumed_from=resume.name if resume else None)
     build_check.refuse_differences(facts["asked"], facts["built"])
     build_check.refuse_different_batch_sizes(trainer.accelerator, cfg)
@@ -74,6 +72,21 @@ def train(run: Run, cfg: Resolved) -> None:
     if main:
         export(trainer, run, cfg)
     trainer.accelerator.wait_for_everyone()
+
+
+def checkpoint_to_resume(run: Run) -> Path | None:
+    """Return the newest checkpoint that verifies; None where training begins at step 0.
+
+    Damaged checkpoints are moved to the run's old/, and those that a killed writer left are removed; both are printed.
+    """
+    choice = choose(run.checkpoints_path)
+    for folder in choice.incomplete:
+        print(f"Removed the incomplete checkpoint {folder}")
+        shutil.rmtree(folder)
+    for damage in choice.damaged.values():
+        print(f"{damage} The training goes on from {choice.resume.name if choice.resume else 'step 0'}.")
+    run.set_aside(list(choice.damaged), "; ".join(f"{damage.path}: {damage.why}" for damage in choice.damaged.values()))
+    return choice.resume
 
 
 def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
@@ -209,11 +222,12 @@ def export(trainer: RlvrTrainer, run: Run, cfg: Resolved) -> None:
 
 
 def replace_folder(path: Path, write: Any) -> None:
-    """Call `write` with a temporary folder, then rename it to `path`."""
+    """Call `write` with a temporary folder, add the checksums of its files, then rename it to `path`."""
     temporary = path.with_name(f".{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT tries to read the base's vocabulary size from the hub
         write(temporary)
+    write_checksums(temporary)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)

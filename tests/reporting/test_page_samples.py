@@ -20,7 +20,7 @@ def opened(driver, tmp_path):
     def open_it():
         from selenium.webdriver.support.ui import WebDriverWait
 
-        page, _, rows = write_report(tmp_path / "runs", tmp_path / "report.html")
+        page, _, rows, _ = write_report(tmp_path / "runs", tmp_path / "report.html")
         assert page.stat().st_size < PAGE_BYTES
         driver.get("about:blank")
         requested(driver)

@@ -27,8 +27,7 @@ def labels_of(rows):
 
 
 def page_of(tmp_path):
-    page, _, _ = write_report(tmp_path / "runs", tmp_path / "report.html")
-    return page.read_text()
+    return write_report(tmp_path / "runs", tmp_path / "report.html").page.read_text()
 
 
 def test_every_state_is_shown(evaluated, prepared, tmp_path):

@@ -12,10 +12,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import append_rows, as_yaml, read_json, read_rows, write_json
 from rlvr_sweeps.runs.checkpoints import checkpoints, latest_complete_checkpoint, mark_complete
 from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.reading import status_of
 
 HOLD = """
 import sys, time
@@ -85,13 +86,15 @@ def test_a_run_without_its_model_is_not_trained(run):
 
 
 @pytest.mark.parametrize("name", ["summary.json", "stages/train.json", "stages/evaluate.json", "train.json"])
-def test_a_run_with_an_incomplete_file_is_not_done_and_no_file_is_changed(run, name):
+def test_a_run_with_a_cut_file_is_unreadable_and_no_file_is_changed(run, name):
     finish(run)
     finish(run, "evaluate")
     text = (run.path / name).read_text()
     (run.path / name).write_text(text[: len(text) // 2])
     contents = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    assert run.state() not in ("done", "new")
+    with pytest.raises(Damaged, match=name):
+        run.state()
+    assert status_of(run).state == "unreadable"
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == contents
 
 

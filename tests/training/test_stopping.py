@@ -59,7 +59,8 @@ def test_a_stop_within_a_step_saves_the_step_before_and_loses_only_the_begun_one
     request_stop(run, step, phase, deadline=time.time())
     with pytest.raises(Stopped):
         train_stage.train(run, cfg)
-    assert [path.name for path in checkpoints(run.checkpoints_path)] == [f"checkpoint-{step - 1}"]
+    kept = [f"checkpoint-{saved}" for saved in (step - 1, step - 2) if saved]  # the last one, and the one before
+    assert [path.name for path in checkpoints(run.checkpoints_path)] == kept
     assert len(read_rows(run.metrics_path)) == step - 1
     run.stop_path.unlink()
     train_stage.train(run, cfg)
@@ -71,7 +72,7 @@ def test_a_step_that_ends_before_the_deadline_is_completed(shortest, request_sto
     request_stop(run, 3, "updating", deadline=time.time() + 10_000)
     with pytest.raises(Stopped):
         train_stage.train(run, cfg)
-    assert [path.name for path in checkpoints(run.checkpoints_path)] == ["checkpoint-3"]
+    assert [path.name for path in checkpoints(run.checkpoints_path)] == ["checkpoint-3", "checkpoint-2"]
 
 
 def test_a_stop_in_the_first_step_has_nothing_to_save(shortest, request_stop):

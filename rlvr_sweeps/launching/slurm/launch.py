@@ -18,11 +18,10 @@ from rich.markup import escape
 from rlvr_sweeps.config.compose import Point, point_of
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import gpu_count, is_trained
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.launching.progress import ProgressDisplay
 from rlvr_sweeps.launching.slurm import queue, records
-from rlvr_sweeps.launching.slurm.manage import save_sbatch_options
+from rlvr_sweeps.launching.slurm.manage import has_active_job, save_sbatch_options, sweep_of
 from rlvr_sweeps.launching.slurm.options import gres_gpus, resources, with_environment
 from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, submit
 from rlvr_sweeps.planning.notice import notice_s
@@ -30,7 +29,7 @@ from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Live, NoAnswer, Run, State, all_runs
 from rlvr_sweeps.runs.launches import CANARY, record_launch, submission_lock
-from rlvr_sweeps.runs.reading import failed_canary
+from rlvr_sweeps.runs.reading import failed_canary, status_of
 
 # Types of file systems that other machines never see, and those that they see only where they are exported.
 UNSHARED_FILESYSTEMS = ("tmpfs", "ramfs", "overlay", "squashfs")
@@ -129,7 +128,7 @@ def submit_canary(todo: Sequence[Planned], params: Mapping[str, Any], folder: Pa
     if in_queue := [job for job in run.jobs().values() if job in active]:
         console.print(f"canary: job {in_queue[-1]} of an earlier launch, {state}; the others wait for it", highlight=False)
         return in_queue[-1]
-    if failure := read_json(run.failure_path):
+    if failure := run.failure():
         console.print(f"[yellow]the canary failed before: {escape(failure['error'])}[/yellow]", highlight=False, soft_wrap=True)
     run.prepare(cfg)
     (*_, last) = submit([Planned(run, cfg, "new", True, 1)], params, folder, report=False).jobs
@@ -164,10 +163,7 @@ def show_removed_runs(plan: Sequence[Planned], active: Live, console: Console) -
     planned_names, labels = {planned.run.name for planned in plan}, {planned.cfg["sweep"] for planned in plan}
     for folder in sorted({Path(planned.cfg["runs_dir"]).absolute() for planned in plan}):
         others = [run for run in all_runs(folder) if run.name not in planned_names]
-        with_jobs = [run for run in others if any(job in active for job in run.jobs().values())]
-        removed = [
-            run.name for run in with_jobs if (read_json(run.parsed_path) or {"config": {}})["config"].get("sweep") in labels
-        ]
+        removed = [run.name for run in others if has_active_job(run, active) and sweep_of(run) in labels]
         if removed:
             console.print(
                 f"[yellow]Still in the queue, and no longer in this sweep's grid (they go on). To stop them: rlvr cancel "
@@ -201,7 +197,7 @@ def wait(plan: Sequence[Planned], poll_s: float, console: Console) -> None:
                 console.print(f"[yellow]{refusal}[/yellow]", soft_wrap=True)
                 time.sleep(poll_s)
                 continue
-            before, states = states, {planned.run.name: planned.run.state(planned.cfg, active) for planned in plan}
+            before, states = states, {planned.run.name: state_of(planned, active) for planned in plan}
             for planned in plan:
                 if states[planned.run.name] != before.get(planned.run.name):
                     display.run_changed(planned.run, states[planned.run.name])
@@ -215,9 +211,19 @@ def wait(plan: Sequence[Planned], poll_s: float, console: Console) -> None:
         raise Refused(f"{len(unfinished)} of {len(plan)} runs are not done.\n" + "\n".join([*filter(None, [canary]), *errors]))
 
 
+def state_of(planned: Planned, active: Live) -> State:
+    """Return the state of a run of the plan; unreadable where one of its files is damaged."""
+    try:
+        return planned.run.state(planned.cfg, active)
+    except Damaged:
+        return "unreadable"
+
+
 def error_of(run: Run, state: str) -> str:
-    """Return the error in a run's failure.json, else its state."""
-    return str((read_json(run.failure_path) or {}).get("error", state))
+    """Return the error in a run's failure.json, or the damaged file of an unreadable run, else its state."""
+    if state == "unreadable":
+        return status_of(run).error
+    return str((run.failure() or {}).get("error", state))
 
 
 def refuse_impossible_jobs(todo: Sequence[Planned], params: Mapping[str, Any], folder: Path, console: Console) -> None:

@@ -8,12 +8,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json
 from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.slurm.submit import job_log, submit
 from rlvr_sweeps.planning.plan import Planned
-from rlvr_sweeps.runs.directory import Run, all_runs
+from rlvr_sweeps.runs.directory import Live, Run, State, all_runs
+from rlvr_sweeps.runs.examination import damaged, examine, repair
 from rlvr_sweeps.runs.launches import CANARY, submission_lock
 from rlvr_sweeps.runs.reading import log_files, tail
 
@@ -96,8 +97,8 @@ def cancel_all(runs_dir: Path, sweep: str | None = None) -> dict[str, list[str]]
     """
     active = queue.active_jobs()
     runs = [run for folder in (runs_dir, runs_dir / CANARY) for run in all_runs(folder)]
-    in_queue = [run for run in runs if any(job in active for job in run.jobs().values())]
-    labels = {run.path: (read_json(run.parsed_path) or {}).get("config", {}).get("sweep") for run in in_queue}
+    in_queue = [run for run in runs if has_active_job(run, active)]
+    labels = {run.path: sweep_of(run) for run in in_queue}
     chosen = [run for run in in_queue if sweep is None or labels[run.path] == sweep]
     if not chosen:
         others = sorted({label for label in labels.values() if label})
@@ -106,9 +107,23 @@ def cancel_all(runs_dir: Path, sweep: str | None = None) -> dict[str, list[str]]
     return cancel(chosen)
 
 
+def has_active_job(run: Run, active: Live) -> bool:
+    """Return whether one of a run's jobs is queued or running; print the name of a damaged submission.json."""
+    try:
+        return any(job in active for job in run.jobs().values())
+    except Damaged as damage:
+        print(f"{damage} Whether the run has a job in the queue is not known.", file=sys.stderr)
+        return False
+
+
+def sweep_of(run: Run) -> Any:
+    """Return the sweep label of a run; None where its configuration has not been parsed yet."""
+    return (run.parsed_config() or {"config": {}})["config"].get("sweep")
+
+
 def launches_of(runs: Sequence[Run]) -> set[Path]:
     """Return the folders of the launches that submitted the runs."""
-    submissions = [read_json(run.submission_path) or {} for run in runs]
+    submissions = [run.submission() or {} for run in runs]
     return {Path(submission["launch"]) for submission in submissions if submission.get("launch")}
 
 
@@ -134,6 +149,8 @@ def report_jobs(launches: Collection[Path], cancelled: Collection[str]) -> dict[
 def retry(runs: Sequence[Run]) -> list[str]:
     """Submit failed, lost and stale runs again with their own configuration; returns the heads of the new job arrays.
 
+    A run with damaged files is repaired first, where no new training is needed (see `rlvr doctor RUN`).
+
     Raises Refused for a run in another state, for one that was never submitted to Slurm, and where Slurm or the launch's folder
     does not allow it.
     """
@@ -150,14 +167,13 @@ def resubmit(runs: Sequence[Run]) -> list[str]:
     active = queue.active_jobs()
     by_launch: dict[str, list[Planned]] = {}
     for run in runs:
-        cfg = run.config()
-        state = run.state(cfg, active)
-        submission = read_json(run.submission_path)
+        state = state_after_repair(run, active)
+        cfg, submitted = run.config(), run.submission("launch")
         if state not in ("failed", "lost", "stale"):
             raise Refused(f"{run.name} is {state}: there is nothing to run again.")
-        if submission is None:
+        if submitted is None:
             raise Refused(f"{run.name} was never submitted to Slurm. Launch it: python launch.py … cluster=slurm retry=true.")
-        by_launch.setdefault(submission["launch"], []).append(Planned(run, cfg, state, True, 1))
+        by_launch.setdefault(submitted["launch"], []).append(Planned(run, cfg, state, True, 1))
     options = {folder: saved_sbatch_options(Path(folder), todo) for folder, todo in by_launch.items()}
     jobs = []
     for folder, todo in by_launch.items():
@@ -169,6 +185,26 @@ def resubmit(runs: Sequence[Run]) -> list[str]:
                 f"Submitted as jobs {', '.join(jobs) or 'none'}; not {names}: {submission.refusal or submission.reason}"
             )
     return jobs
+
+
+def state_after_repair(run: Run, active: Live) -> State:
+    """Return a run's state, after a repair of its damaged files; raise Refused where they cannot be repaired.
+
+    Checkpoints are not read here: the training verifies them, and goes on from the newest that is whole.
+    """
+    try:
+        state = run.state(run.config(), active)
+        failed_by_damage = state == "failed" and "Damaged" in str((run.failure() or {}).get("error"))
+        if not failed_by_damage:
+            return state
+    except Damaged:
+        failed_by_damage = False
+    verdicts = examine(run, weights=failed_by_damage)
+    if not damaged(verdicts):
+        return run.state(run.config(), active)
+    for sentence in repair(run, verdicts):
+        print(f"{run.name}: {sentence}", file=sys.stderr)
+    return run.state(run.config(), active)
 
 
 def saved_sbatch_options(folder: Path, todo: Sequence[Planned]) -> Mapping[str, Any]:
@@ -201,9 +237,9 @@ def unstarted_job_log(run: Run, stage: str | None = None) -> Path | None:
 
     It has the errors of the setup lines and of Slurm. None where a job has started the run, and where there is no output.
     """
-    submission, jobs = read_json(run.submission_path) or {}, run.jobs()
+    submission, jobs = run.submission() or {}, run.jobs()
     if "launch" not in submission or any(
-        event["event"] == "start" and event.get("job") in jobs.values() for event in read_rows(run.attempts_path)
+        event["event"] == "start" and event.get("job") in jobs.values() for event in read_rows(run.attempts_path, "event")
     ):
         return None
     logs = [job_log(submission, job) for name, job in jobs.items() if stage in (None, name)]

@@ -12,6 +12,7 @@ Also after that a job with the token may appear: sbatch may time out although Sl
 that started it. No record names it, and it does not start: an orphan, which `rlvr status` counts and the next launch cancels.
 """
 
+import contextlib
 import re
 import time
 import uuid
@@ -20,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.files import read_object, write_json
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.runs.directory import Job, all_runs
 
@@ -57,8 +58,10 @@ def begin(runs_dir: Path, start: str = "now") -> SubmissionRecord:
 
 
 def load(path: Path) -> SubmissionRecord:
-    """Return the record of a file that exists."""
-    stored = read_json(path)
+    """Return the record of a file; raise Damaged where it cannot be read."""
+    stored = read_object(path, "start", "state", "jobs")
+    if stored is None:
+        raise Damaged(path, "it is missing")
     return SubmissionRecord(path, stored["start"], stored["state"], stored["jobs"])
 
 
@@ -126,8 +129,9 @@ def recover(runs_dir: Path, active: Mapping[str, Job]) -> list[str]:
 def undo(record: SubmissionRecord) -> None:
     """Mark a record as cancelled, after its jobs were; its runs are then as if they had not been submitted."""
     for run in all_runs(record.path.parent.parent):
-        if (read_json(run.submission_path) or {}).get("record") == record.token:
-            run.submission_path.unlink()
+        with contextlib.suppress(Damaged):  # a damaged submission.json stays; rlvr status names it
+            if (run.submission() or {}).get("record") == record.token:
+                run.submission_path.unlink()
     record.write("cancelled")
 
 
@@ -139,7 +143,10 @@ def named(jobs: Iterable[str]) -> str:
 
 def warning(runs_dir: Path, active: Mapping[str, Job]) -> str | None:
     """Return a sentence on jobs in the queue that belong to no run, for a display; None without such jobs."""
-    unknown = orphans(runs_dir, active, begun=False)
+    try:
+        unknown = orphans(runs_dir, active, begun=False)
+    except Damaged as damage:
+        return str(damage)
     if not unknown:
         return None
     return (

@@ -214,8 +214,8 @@ class ReportTask:
     def __call__(self) -> str:
         from rlvr_sweeps.reporting.page.report import write_report
 
-        page, _, rows = write_report(Path(self.runs_dir), Path(self.runs_dir) / "report.html")
-        return f"{page}: {len(rows)} rows"
+        report = write_report(Path(self.runs_dir), Path(self.runs_dir) / "report.html")
+        return "\n".join([f"{report.page}: {len(report.rows)} rows", *report.unreadable])
 
 
 def submit_report(cfg: Resolved, target: Target, submission: Submission) -> list[str]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
+from rlvr_sweeps.files import read_object, read_rows, write_json, write_text
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.launching.stages import (
     ELSEWHERE,
@@ -82,7 +82,7 @@ class StageTask:
             if analyse_too and submitit.JobEnvironment().global_rank == 0:  # takes minutes, on the evaluation's first node
                 outcome = Supervisor(replace(self, stage="analyse"), submitit.JobEnvironment()).supervise()
             return outcome
-        except OSError as error:  # the disk is full, or the folder is gone
+        except (OSError, Refused) as error:  # the disk is full, the folder is gone, or a file is damaged
             if not run.failure_path.exists():
                 record_failure(run, self.stage, f"{type(error).__name__}: {error}")
             raise RunError(f"{run.name}: {error}") from error
@@ -142,7 +142,7 @@ class Supervisor:
         """Write this attempt's number, which stops an older attempt from writing, and log its start."""
         self.run.stop_path.unlink(missing_ok=True)
         self.run.failure_path.unlink(missing_ok=True)
-        number = (read_json(self.run.attempt_path) or {"attempt": 0})["attempt"] + 1
+        number = (read_object(self.run.attempt_path, "attempt") or {"attempt": 0})["attempt"] + 1
         self.attempt = str(number)
         reserve_space(self.run)
         write_json(self.run.attempt_path, {"attempt": number, "job": self.job, "restarts": self.restarts})
@@ -159,7 +159,7 @@ class Supervisor:
         """On another node than the first: join the first node's attempt, and start the stage again whenever it does."""
         deadline = time.monotonic() + CLAIM_TIMEOUT_S
         while True:
-            attempt = read_json(self.run.attempt_path) or {}
+            attempt = read_object(self.run.attempt_path, "attempt") or {}
             if (attempt.get("job"), attempt.get("restarts")) == (self.job, self.restarts):
                 break
             if time.monotonic() > deadline:
@@ -178,7 +178,7 @@ class Supervisor:
 
     def retry_count(self) -> int:
         """Return how often this run's stages were started again within their jobs, over all attempts."""
-        return sum(row["event"] == "again" for row in read_rows(self.run.attempts_path))
+        return sum(row["event"] == "again" for row in read_rows(self.run.attempts_path, "event"))
 
     def on_signal(self, number: int, _: Any) -> None:
         """Request a stop from the child. Only writes a file and sends a signal, since it may interrupt any other code."""
@@ -247,7 +247,7 @@ class Supervisor:
 
     def superseded(self) -> bool:
         """Return whether a newer attempt has started."""
-        return str((read_json(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt
+        return str((read_object(self.run.attempt_path) or {}).get("attempt", self.attempt)) != self.attempt
 
     def write_heartbeat(self) -> None:
         """Update the heartbeat file of a running job; `rlvr status` shows its age."""
@@ -257,7 +257,7 @@ class Supervisor:
 
     def requeue_or_exit(self) -> None:
         """After SIGUSR2 requeue the job; after SIGTERM exit. Raise RunError where requeues bring no step any more."""
-        saved = self.task.stage != "train" or read_json(self.run.saved_path) == int(self.attempt)
+        saved = self.task.stage != "train" or self.run.saved_attempt() == int(self.attempt)
         self.run.log_event("stopped", stage=self.task.stage, signal=self.stop_signal, saved=saved, job=self.job)
         if self.stop_signal == "SIGUSR2":
             step = step_of(latest_complete_checkpoint(self.run.checkpoints_path)) if self.task.stage == "train" else None
@@ -282,7 +282,7 @@ class Supervisor:
 
     def refuse_endless_requeues(self, step: int | None) -> None:
         """Raise RunError, with the failure recorded, where the last requeues and this one are at one and the same step."""
-        before = [row.get("step") for row in read_rows(self.run.attempts_path) if row["event"] == "requeue"]
+        before = [row.get("step") for row in read_rows(self.run.attempts_path, "event") if row["event"] == "requeue"]
         if step is None or [*before[1 - REQUEUES_WITHOUT_A_STEP :], step] != [step] * REQUEUES_WITHOUT_A_STEP:
             return
         record_failure(
@@ -295,11 +295,11 @@ class Supervisor:
 
     def fail_job(self, status: int) -> None:
         """Record the failure unless the stage did, and raise RunError with its error and traceback."""
-        failure = read_json(self.run.failure_path)
+        failure = self.run.failure()
         if failure is None:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
             log = self.run.log_path(self.task.stage)
             record_failure(self.run, self.task.stage, f"the stage's process {how} without an error message. Its output: {log}")
-            failure = read_json(self.run.failure_path)
+            failure = self.run.failure() or {"error": how}
         self.run.log_event("failed", stage=self.task.stage, job=self.job)
         raise RunError(f"{self.run.name}: {failure['error']}\n{failure.get('traceback', '')}")

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvr_sweeps.config.settings import averaged_benchmarks
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import Row, read_json
+from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.files import Row
 from rlvr_sweeps.reporting.differences.bootstrap import Array, Difference, difference, holm
-from rlvr_sweeps.reporting.rows import Right, row_of
+from rlvr_sweeps.reporting.rows import Right, row_of, summary_of
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import named_run
 
@@ -45,6 +45,29 @@ def read_sides(arguments: Sequence[str], runs_dir: Path) -> list[Side]:
     ]
 
 
+def readable(arguments: Sequence[str], runs_dir: Path) -> tuple[list[str], list[str]]:
+    """Return the arguments whose runs can be read, and a sentence on each of the others.
+
+    Raises Damaged where nothing is left to compare: the first run, or all others, are damaged.
+    """
+    kept: list[str] = []
+    sentences: list[str] = []
+    first_damage: Damaged | None = None
+    for argument in arguments:
+        try:
+            for run in (named_run(name, runs_dir) for name in argument.split(",")):
+                run.config()
+                if run.summary_path.exists():
+                    request_of(run)
+            kept.append(argument)
+        except Damaged as damage:
+            first_damage = first_damage or damage
+            sentences.append(f"{argument} is unreadable and left out: {damage}")
+    if first_damage and (len(kept) < 2 or kept[0] != arguments[0]):
+        raise first_damage
+    return kept, sentences
+
+
 def refuse_no_seeds(runs: Sequence[Run]) -> None:
     """Raise Refused where runs named as one arm are one run twice, or differ in more than their seed."""
     if len({run.path for run in runs}) < len(runs):
@@ -70,7 +93,7 @@ def scores_of(counts: Sequence[Right]) -> dict[str, Array]:
 
 def right_of(run: Run) -> Right:
     """Return by benchmark: k, a hash of the gold answers, and the number of right samples of each problem."""
-    counts: Right | None = read_json(run.right_path)
+    counts = run.right_samples()
     if counts is None:
         raise Refused(f"{run.name} has no {run.right_path.name} beside its samples. To write it: rlvr regrade {run.name}.")
     return counts
@@ -78,10 +101,9 @@ def right_of(run: Run) -> Right:
 
 def request_of(run: Run) -> tuple[Any, ...]:
     """Return `request` of a run, read from its directory."""
-    summary = read_json(run.summary_path)
-    if summary is None:
+    if not run.summary_path.exists():
         raise Refused(f"{run.name} is not evaluated yet.")
-    return request(summary, right_of(run))
+    return request(summary_of(run), right_of(run))
 
 
 def request(summary: Row, right: Right) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rlvr_sweeps.config.settings import averaged_benchmarks
 from rlvr_sweeps.config.sweeps import paper_models
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.reporting.differences.baselines import Family
 from rlvr_sweeps.reporting.figures.drawing import Interactive, as_svg, svg_and_interactive, write_pictures
@@ -21,7 +21,7 @@ from rlvr_sweeps.reporting.figures.tradeoffs import costs, forest, learning_rate
 from rlvr_sweeps.reporting.figures.training_curves import batch_sizes, rewards
 from rlvr_sweeps.reporting.labels import ReportRow, report_rows
 from rlvr_sweeps.reporting.rows import Cell
-from rlvr_sweeps.reporting.sweep_results import read_sweep_results
+from rlvr_sweeps.reporting.sweep_results import RowResult, SweepResults, read_sweep_results, unreadable_sentence
 
 Make = Callable[[Sequence[ReportRow]], Plot | None]
 
@@ -88,32 +88,55 @@ def hardest(rows: Sequence[ReportRow]) -> str:
 def make_figure(name: str, overrides: Sequence[str]) -> tuple[str, Plot]:
     """Return (the model's name, the figure), drawn from the product's runs that were launched with these overrides.
 
-    Raises Refused for an unknown name, and where no run has the numbers that the figure shows.
+    A run with a damaged file is left out and named in the caption. Raises Refused for an unknown name, and where no run has the
+    numbers that the figure shows.
     """
     if name not in FIGURES:
         raise Refused(f"There is no figure {name}. The figures are: {', '.join(FIGURES)}.")
     results = read_sweep_results(FIGURES[name].product, overrides)
-    rows = [
-        ReportRow(
-            result.cell,
-            result.row.label,
-            result.row.section,
-            printed=result.row.printed if results.model in paper_models() else {},
-        )
-        for result in results.rows
-        if result.cell
-    ]
-    plot = FIGURES[name].make(rows)
+    plot, shown = plot_of(FIGURES[name].make, results)
+    unreadable = list(dict.fromkeys(sentence for row in shown for sentence in row.unreadable))
+    count = sum(row.cell is not None for row in shown)
     if plot is None:
         command = f"python launch.py sweep={results.product.name} {' '.join(results.overrides)}"
         raise Refused(
-            f"{len(rows)} of the {len(results.rows)} rows of {results.product.name} have finished, and none has the "
-            f"numbers that figure {name} shows. Run the missing rows: {command}"
+            f"{count} of the {len(results.rows)} rows of {results.product.name} have finished, and none has the "
+            f"numbers that figure {name} shows. Run the missing rows: {command}" + "".join(f"\n{text}" for text in unreadable)
         )
-    finished = f"{len(rows)} of {len(results.rows)} rows have finished." if len(rows) < len(results.rows) else ""
+    finished = f"{count} of {len(results.rows)} rows have finished." if count < len(results.rows) else ""
     return results.model, replace(
-        plot, caption=" ".join(part for part in (plot.caption, finished, *results.product.notes) if part)
+        plot, caption=" ".join(part for part in (plot.caption, finished, *unreadable, *results.product.notes) if part)
     )
+
+
+def plot_of(make: Make, results: SweepResults) -> tuple[Plot | None, list[RowResult]]:
+    """Return what is drawn, and the rows it shows: without the runs of which a file proves damaged while it is drawn."""
+    shown = list(results.rows)
+    while True:
+        rows = [
+            ReportRow(
+                result.cell,
+                result.row.label,
+                result.row.section,
+                printed=result.row.printed if results.model in paper_models() else {},
+            )
+            for result in shown
+            if result.cell
+        ]
+        try:
+            return make(rows), shown
+        except Damaged as damage:
+            shown = [without_damaged(result, damage) for result in shown]
+            if not any(result.unreadable and str(damage) in result.unreadable[-1] for result in shown):
+                raise
+
+
+def without_damaged(result: RowResult, damage: Damaged) -> RowResult:
+    """Return a row without the run that the damaged file belongs to."""
+    for run in result.cell.runs if result.cell else ():
+        if run.path == damage.run_path:
+            return result.without(run, unreadable_sentence(run, damage))
+    return result
 
 
 def write_figure(plot: Plot, name: str, out: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import read_object
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
 from rlvr_sweeps.reporting.labels import ReportRow, coverage_note, trained_rows
 
@@ -20,7 +20,7 @@ ENERGY = (
 
 def spectra_of(row: ReportRow) -> list[dict[str, Any]]:
     """Return, by seed, the spectra of the kinds of layer that changed; empty where any seed has none (or no analysis)."""
-    spectra = [(read_json(run.analysis_path) or {}).get("spectra", {}) for run in row.cell.runs]
+    spectra = [(read_object(run.analysis_path, "spectra") or {"spectra": {}})["spectra"] for run in row.cell.runs]
     moved = [{kind: curves for kind, curves in kinds.items() if curves["layers"]} for kinds in spectra]
     return moved if all(moved) else []
 

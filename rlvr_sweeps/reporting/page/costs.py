@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.files import read_json, read_rows
+from rlvr_sweeps.files import read_object, read_rows
 from rlvr_sweeps.reporting.rows import Cell
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import PHASES
@@ -31,9 +31,9 @@ class Cost:
 def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
     """Return the cost of a finished run of the row `cell`, over all of its attempts."""
     cfg = cell.cfg
-    steps = read_rows(run.metrics_path)
-    wall_s, open_attempts, attempts = time_of_attempts(read_rows(run.attempts_path))
-    record = read_json(run.record_path) or {}
+    steps = read_rows(run.metrics_path, "completion_tokens_mean", "sampled_groups")
+    wall_s, open_attempts, attempts = time_of_attempts(read_rows(run.attempts_path, "event", "time"))
+    record = read_object(run.record_path) or {}
     processes = record.get("built", {}).get("processes", cfg["distributed"]["processes"])
     device = record.get("surroundings", {}).get("device")
     sharing = cfg["cluster"].get("runs_per_gpu", 1) if device else 1
@@ -47,7 +47,7 @@ def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
         wall_s=wall_s, open_attempts=open_attempts, attempts=attempts, device_hours=wall_s * processes / sharing / 3600,
         device=device,
         phases_s={phase: sum(row.get(phase, 0.0) for row in steps) for phase in PHASES} if steps else {},
-        evaluate_s=(read_json(run.stage_path("evaluate")) or {}).get("seconds"),
+        evaluate_s=(run.marker("evaluate") or {}).get("seconds"),
         trained_tokens=sum(sampled) if steps or is_trained(cfg) else None,
         evaluated_tokens=sum(evaluated) if evaluated else None,
     )  # fmt: skip

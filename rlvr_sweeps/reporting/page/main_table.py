@@ -9,7 +9,7 @@ from rich.table import Table
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.config.sweeps import DIAL_LABELS
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.files import read_object
 from rlvr_sweeps.reporting.labels import percent
 from rlvr_sweeps.reporting.rows import Cell
 
@@ -100,7 +100,7 @@ def overlaps(rows: Sequence[Cell]) -> dict[str, set[str]]:
     """Return, by benchmark, the problems that overlap with a training prompt of any run in the table."""
     problems: dict[str, set[str]] = {}
     for run in (run for cell in rows for run in cell.runs):
-        for name, ids in ((read_json(run.record_path) or {}).get("data", {}).get("overlap") or {}).items():
+        for name, ids in ((read_object(run.record_path) or {}).get("data", {}).get("overlap") or {}).items():
             problems.setdefault(name, set()).update(ids)
     return problems
 

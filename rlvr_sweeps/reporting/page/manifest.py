@@ -9,7 +9,8 @@ from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.errors import Damaged
+from rlvr_sweeps.files import read_object
 from rlvr_sweeps.reporting.rows import Cell
 from rlvr_sweeps.runs.directory import Run
 
@@ -40,7 +41,7 @@ def manifest(rows: Sequence[Cell]) -> list[Entry]:
 
 def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     """Return the facts of one run, from its configuration, train.json, right.json and summary."""
-    record = read_json(run.record_path) or {}
+    record = read_object(run.record_path) or {}
     entries: Facts = {}
     if is_trained(cfg):
         surroundings = record.get("surroundings", {})
@@ -63,7 +64,7 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     entries["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
     answers = [grading_of(cfg), *(f"{rule} {value}" for rule, value in asdict(rules_of(cfg)).items())]
     entries["Evaluation", "answers"] = f"{', '.join(answers)}, grader version {summary.get('grader', 'not recorded')}"
-    right = read_json(run.right_path) or {}
+    right = run.right_samples() or {}
     for name, benchmark in cfg["benchmark"].items():
         text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"
         entries["Evaluation", name] = text + (f", golds {right[name]['golds']}" if name in right else "")
@@ -104,10 +105,14 @@ def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
     """Return the launches of these runs, oldest first: from launches/ beside the folder and from the runs' submissions."""
     names = {run.name for run in runs}
     folders = {path.parent.resolve() for path in (runs_dir.absolute().parent / "launches").rglob("launch.json")}
-    folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := read_json(run.submission_path))}
+    folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := run.submission("launch"))}
     dated_launches = []
     for folder in folders:
-        record = read_json(folder / "launch.json")
+        try:
+            record = read_object(folder / "launch.json", "command", "started", "points")
+        except Damaged as damage:
+            dated_launches.append((0.0, Launch("-", str(damage), 0, "unreadable")))
+            continue
         if record is None:
             continue
         launched = {Path(point["run"]).name for point in record["points"] if Path(point["run"]).parent == runs_dir.absolute()}

@@ -8,14 +8,14 @@ from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlvr_sweeps import __version__
 from rlvr_sweeps.config.settings import is_trained
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import write_text
 from rlvr_sweeps.reporting.differences.baselines import Family, families
 from rlvr_sweeps.reporting.figures.catalogue import figures_for_report
@@ -29,20 +29,54 @@ from rlvr_sweeps.reporting.page.training_samples import training_samples
 from rlvr_sweeps.reporting.rows import Cell, benchmarks, cells
 from rlvr_sweeps.reporting.tables.formats import rows_as_csv
 from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.runs.examination import small_damages
 from rlvr_sweeps.runs.reading import RunStatus, find_runs, latest_step, log_files, tail
 
 PAGE_BYTES = 4_900_000  # most bytes of a page; mail and issue trackers often accept five million
 LAST_LINES = 15  # of a failed run's log
 
 
-def write_report(runs_dir: Path, out: Path) -> tuple[Path, Path, list[Cell]]:
-    """Write `out` (HTML) and a .csv beside it; return both paths and their rows."""
-    statuses = find_runs(runs_dir)
-    rows = cells(statuses)
-    write_text(out, page(runs_dir, statuses, rows))
+class Report(NamedTuple):
+    """A written report: the page, the .csv, its rows, and a sentence for each run that was left out as unreadable."""
+
+    page: Path
+    table: Path
+    rows: list[Cell]
+    unreadable: list[str]
+
+
+def write_report(runs_dir: Path, out: Path) -> Report:
+    """Write `out` (HTML) and a .csv beside it; damaged runs are named and left out."""
+    statuses, rows, text = readable_page(runs_dir)
+    write_text(out, text)
     table = out.with_suffix(".csv")
     write_text(table, as_csv(statuses))
-    return out, table, rows
+    damaged = [f"{status.run.name} is unreadable: {status.error}" for status in statuses if status.state == "unreadable"]
+    return Report(out, table, rows, damaged)
+
+
+def readable_page(runs_dir: Path) -> tuple[list[RunStatus], list[Cell], str]:
+    """Return the states of a folder's runs, the rows, and the page, made from the runs of which every file can be read.
+
+    Files are read once. Only where one proves damaged, all files of all runs are examined, and the page is made again.
+    """
+    statuses, is_examined = find_runs(runs_dir), False
+    while True:
+        try:
+            rows = cells(statuses)
+            return statuses, rows, page(runs_dir, statuses, rows)
+        except Damaged as damage:
+            marked = [status.unreadable(damage) if status.run.path == damage.run_path else status for status in statuses]
+            if [status.state for status in marked] == [status.state for status in statuses]:
+                raise  # the file belongs to no run, or its run is left out already
+            statuses = marked if is_examined else [examined(status) for status in marked]
+            is_examined = True
+
+
+def examined(status: RunStatus) -> RunStatus:
+    """Return the status of a run after a look at all of its small files: unreadable where one is damaged."""
+    damages = [] if status.state == "unreadable" else small_damages(status.run)
+    return status.unreadable(damages[0]) if damages else status
 
 
 def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) -> str:
@@ -74,7 +108,7 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
         deviations=deviations(rows, labels),
         choices=choices(rows, labels),
         manifest=manifest(rows),
-        launches=launches(runs_dir, [status.run for status in statuses]),
+        launches=launches(runs_dir, [status.run for status in statuses if status.state != "unreadable"]),
         folder=runs_dir,
         created=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,

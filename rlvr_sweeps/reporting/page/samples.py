@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.errors import Damaged
+from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS
+from rlvr_sweeps.files import parse_row, read_object
 from rlvr_sweeps.reporting.differences.compare import right_of
 from rlvr_sweeps.runs.directory import Run
 
@@ -113,7 +115,7 @@ def page_data(columns: Sequence[Column], matrices: Sequence[Matrix]) -> dict[str
     """Return the payload without completions: runs, benchmarks and questions."""
     questions_of: dict[str, dict[str, list[str]]] = {}
     for column in columns:
-        for name, questions in (read_json(column.run.questions_path) or {}).items():
+        for name, questions in (read_object(column.run.questions_path) or {}).items():
             questions_of.setdefault(name, {}).update(questions)
     return {
         "runs": [{"name": column.run.name, "label": column.label} for column in columns],
@@ -195,16 +197,20 @@ def read_samples(
     entry, path = column.right[benchmark], column.run.samples_path(benchmark)
     if not path.exists():  # large samples may be deleted while the summaries remain
         return
+    if not path.is_file():
+        raise Damaged(path, "a folder is in its place")
+    number = 0
     with path.open("rb") as file:
         for problem, right in entry["right"].items():
             lines = list(islice(file, entry["k"]))
+            first_number, number = number + 1, number + len(lines)
             if problems is not None and problem not in problems:
                 continue
             verdicts = 2 if 0 < right < entry["k"] else 1
             rows: list[dict[str, Any]] = []
             first: dict[bool, dict[str, Any]] = {}
-            for line in lines:
-                rows.append(json.loads(line))
+            for line_number, line in enumerate(lines, first_number):
+                rows.append(parse_row(path, line_number, line, SAMPLE_KEYS))
                 if rows[-1]["problem"] != problem:  # the file does not match right.json
                     return
                 first.setdefault(bool(rows[-1]["correct"]), rows[-1])

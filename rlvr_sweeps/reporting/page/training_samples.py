@@ -7,6 +7,7 @@ from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.rollouts import reason_shares, without_middle
 
+ROLLOUT_KEYS = ("step", "prompt", "text", "correct", "reason", "tokens", "truncated")  # of a row of rollouts.jsonl
 MAX_STEPS = 6  # of each run, fewer where the runs are many
 CHARACTERS = 1500  # of a prompt or a completion
 BUDGET = 600_000  # characters of all runs
@@ -14,7 +15,10 @@ BUDGET = 600_000  # characters of all runs
 
 def training_samples(labelled: Sequence[tuple[Run, str]]) -> list[dict[str, Any]]:
     """Return, for each run with a rollouts.jsonl, its label and its chosen steps with reward, reasons and completions."""
-    runs = [(label, read_rows(run.rollouts_path), read_rows(run.metrics_path)) for run, label in labelled]
+    runs = [
+        (label, read_rows(run.rollouts_path, *ROLLOUT_KEYS), read_rows(run.metrics_path, "step", "reward_mean"))
+        for run, label in labelled
+    ]
     for count in range(MAX_STEPS, 0, -1):
         chosen = [(label, steps_of(rows, metrics, count)) for label, rows, metrics in runs if rows]
         samples = [sample for _, steps in chosen for step in steps for sample in step["samples"]]

@@ -1,4 +1,4 @@
-"""Write the lines below a table: missing runs, the meaning of ±, bold, Δ and the star, the smallest detectable difference."""
+"""Write the lines below a table: missing and unreadable runs, the meaning of ±, bold, Δ and the star, what it can detect."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +16,7 @@ def footnotes(
     return [
         *product.notes,
         presence(product, overrides, rows),
+        *dict.fromkeys(sentence for row in rows for sentence in row.unreadable),
         *early,
         *errors(rows),
         *differences(rows, contrasts),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.config.settings import dial_values, is_trained
-from rlvr_sweeps.files import read_json, read_rows, try_lock, write_json
+from rlvr_sweeps.files import read_object, read_rows, try_lock, write_json
 from rlvr_sweeps.reporting.tracking.names import (
     CURVES,
     STEP,
@@ -111,7 +111,7 @@ class Mirror:
 
     def send_rows(self) -> None:
         """Send every complete row that W&B lacks."""
-        reaches = [reach_point(row) for row in read_rows(self.run.reach_path)]
+        reaches = [reach_point(row) for row in read_rows(self.run.reach_path, "step", "reach")]
         for key, points in ((STEP, [step_point(row) for row in self.steps()]), ("reach/step", reaches)):
             for values in points:
                 if values[key] > self.sent[key]:
@@ -120,7 +120,7 @@ class Mirror:
 
     def steps(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl; before training truncates it to its checkpoint, only those that it keeps."""
-        rows = read_rows(self.run.metrics_path)
+        rows = read_rows(self.run.metrics_path, "step")
         if rows and self.run.metrics_path.stat().st_ino == self.task.rewritten:
             return [row for row in rows if row["step"] <= self.task.last_kept_step]
         return rows
@@ -129,7 +129,7 @@ class Mirror:
         """Send the summary, the table and the files of a completed stage, then finish the W&B run."""
         import wandb
 
-        summary: dict[str, Any] = read_json(self.run.summary_path) or {}
+        summary: dict[str, Any] = read_object(self.run.summary_path) or {}
         if outcome == "done":
             if summary:
                 columns, rows = benchmark_rows(self.cfg, summary)

@@ -10,22 +10,34 @@ from typing import Any
 from rich.console import Console
 
 from rlvr_sweeps.config.schema import TrackingConf
-from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import read_json
+from rlvr_sweeps.errors import Damaged, Refused
+from rlvr_sweeps.files import read_object
 from rlvr_sweeps.reporting.tracking.stage import Task, command
 from rlvr_sweeps.runs.directory import Run, all_runs
+from rlvr_sweeps.runs.examination import small_damages
 
 REQUEST_S = 30  # time limit of a request to W&B's server
 
 
 def not_uploaded(runs_dir: Path) -> list[Run]:
-    """Return the runs with tracking=wandb of which W&B has not confirmed all files."""
-    return [run for run in all_runs(runs_dir) if run.config()["tracking"]["name"] == "wandb" and not is_uploaded(run)]
+    """Return the runs with tracking=wandb of which W&B has not confirmed all files, among them the unreadable ones."""
+    return [run for run in all_runs(runs_dir) if not is_sent_elsewhere(run) and not is_uploaded(run)]
+
+
+def is_sent_elsewhere(run: Run) -> bool:
+    """Return whether a run has no tracking=wandb; False where its configuration cannot be read, which `sync` then says."""
+    try:
+        return run.config()["tracking"]["name"] != "wandb"
+    except Damaged:
+        return False
 
 
 def is_uploaded(run: Run) -> bool:
     """Return whether the server has confirmed the current files of the run."""
-    if not (read_json(run.mirror_path) or {}).get("confirmed"):
+    try:
+        if not (read_object(run.mirror_path) or {}).get("confirmed"):
+            return False
+    except Damaged:
         return False
     mirrored_at = run.mirror_path.stat().st_mtime
     return all(path.stat().st_mtime <= mirrored_at for path in run.small_files)
@@ -34,17 +46,25 @@ def is_uploaded(run: Run) -> bool:
 def sync(runs: Sequence[Run], target: dict[str, str], console: Console) -> None:
     """Upload the rows and files of each run that W&B does not have; `target` may set the entity or project.
 
-    Raises Refused at the end if any run failed.
+    A run with a damaged file is named and not sent. Raises Refused at the end if any run failed.
     """
-    require_key()
     failed = []
+    readable = []
     for run in runs:
+        if damages := small_damages(run):
+            failed.append(run.name)
+            console.print(f"{run.name} is not sent: {damages[0]}", highlight=False, soft_wrap=True, markup=False)
+        else:
+            readable.append(run)
+    if readable:
+        require_key()
+    for run in readable:
         tracking = asdict(TrackingConf(name="wandb")) | run.config()["tracking"] | target | {"mode": "online"}
         if run.is_claimed():
             console.print(f"{run.name} is running; its own mirror sends it", highlight=False, soft_wrap=True)
             continue
         subprocess.run(command(Task(str(run.path), tracking, 0, 0, 0)), stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        state = read_json(run.mirror_path) or {}
+        state = read_object(run.mirror_path) or {}
         if state.get("confirmed"):
             console.print(f"{run.name}  {state['url']}", highlight=False, soft_wrap=True)
         else:
