@@ -76,9 +76,9 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
                 notify(sentence)
         plan = prepare(points, params, folder, queue.active_jobs(), console)
         todo = [planned for planned in plan if planned.to_run]
+        unwritable = prepare_directories(todo)
+        todo = [planned for planned in todo if planned.run.name not in unwritable]
         if todo:
-            with ThreadPoolExecutor(WRITER_THREADS) as pool:
-                list(pool.map(lambda planned: planned.run.prepare(planned.cfg), todo))
             save_sbatch_options(folder, params)
             canary = submit_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
             submission = submit(todo, params, folder, after=canary, notify=notify)
@@ -86,11 +86,29 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
             if submission.refused:
                 names = ", ".join(run.name for run in submission.refused[:3]) + " …" * (len(submission.refused) > 3)
                 raise Refused(f"Slurm refuses {len(submission.refused)} of {len(todo)} runs ({names}): {submission.refusal}")
+        if unwritable:
+            errors = "; ".join(f"{name}: {error}" for name, error in sorted(unwritable.items()))
+            raise Refused(f"The directories of {len(unwritable)} runs cannot be written, and these were left out: {errors}")
     console.print(f"\nthe runs' states:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
     console.print(f"a run's output:    rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
     if any(point.cfg["wait"] for point in points):
         wait(plan, float(params.get("poll_s") or 5.0), console)
     return plan
+
+
+def prepare_directories(todo: Sequence[Planned]) -> dict[str, str]:
+    """Make the runs' directories, many at the same time; return the error of each that cannot be written, by the run's name."""
+
+    def error_of_directory(planned: Planned) -> str | None:
+        try:
+            planned.run.prepare(planned.cfg)
+        except OSError as error:
+            return f"{error.filename or planned.run.path}: {error.strerror}"
+        return None
+
+    with ThreadPoolExecutor(WRITER_THREADS) as pool:
+        errors = pool.map(error_of_directory, todo)
+        return {planned.run.name: error for planned, error in zip(todo, errors, strict=True) if error}
 
 
 def prepare(

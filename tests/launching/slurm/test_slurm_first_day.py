@@ -92,6 +92,16 @@ def test_a_retry_without_its_launchs_folder_is_refused(checkout, slurm):
     assert not queue()
 
 
+def test_a_run_whose_directory_cannot_be_made_is_left_out_and_named(slurm, closed_partition):
+    slurm.runs.mkdir()
+    plan = slurm("-m", "seed=1,2", "plan=true").stdout
+    first = next(line.split()[0] for line in plan.splitlines() if line.startswith("tiny-"))
+    (slurm.runs / first).write_text("a file in the place of the directory")
+    refused = slurm("-m", "seed=1,2", expect=1)
+    assert "submitted 1 runs" in refused.stdout
+    assert "directories of 1 runs cannot be written" in refused.stderr and first in refused.stderr
+
+
 def test_gpus_by_type(slurm, closed_partition):
     """Slurm's type by cluster.train.gpus_per_node, all GPUs by gres; the report job requests none."""
     slurm("cluster.train.gpus_per_node=h100:1", "cluster.evaluate.gpus_per_node=1", gpus=True)
