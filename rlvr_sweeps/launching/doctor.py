@@ -32,6 +32,7 @@ IF_UNREACHABLE = {
     "wandb": "Curves and tables are written to files only.",
 }
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+MIN_DRIVER = {"12": 525, "13": 580}  # by the first part of CUDA's version: NVIDIA's table of minor version compatibility
 MEMORY_GB, TEMPORARY_GB = 16, 5  # float32 weights of 1.5B parameters twice while they are loaded, and Python; compiled kernels
 SPACE_GB = 50  # a run of the 1.5B model keeps its merged weights (7 GB) and one checkpoint
 
@@ -144,6 +145,7 @@ def check_node(runs_dir: Path, gpu: bool) -> Iterator[Finding]:
         granted, visible = len(facts["gpus"]), facts["torch_gpus"] or "none: importing it fails"
         cure = "Install a CUDA build of torch; load the driver's module in the setup lines of conf/site/slurm.yaml."
         yield finding("GPUs on the node", visible == str(granted), f"Slurm gave {granted}, torch sees {visible}", cure)
+        yield check_driver(facts)
     yield from check_memory(facts)
     observed = "in the path of the job" if facts["scontrol"] else "not in the path of the job, as in a container"
     yield Finding("scontrol", "good", f"{observed}; {'the job' if facts['scontrol'] else 'the batch script'} requeues itself")
@@ -167,6 +169,19 @@ def check_time_limits(cfg: Resolved, params: Mapping[str, Any]) -> Iterator[Find
         cure = f"Set cluster.{stage}.timeout_min={longest:g} in conf/site/slurm.yaml; a run that takes longer is requeued."
         observed = f"{limit} minutes in {' or '.join(names)}, which {allowed}"
         yield finding(f"time limit ({stage})", limit <= longest, observed, cure)
+
+
+def check_driver(facts: Mapping[str, Any]) -> Finding:
+    """Check that the node's driver is new enough for the CUDA version of its torch."""
+    driver, cuda = facts["driver"], facts["cuda"]
+    needed = MIN_DRIVER.get(cuda.partition(".")[0])
+    observed = (
+        f"driver {driver or 'none'}, torch {facts['versions'].get('torch')} with CUDA {cuda}, NCCL {facts['nccl'] or 'none'}"
+    )
+    if needed is None:
+        return finding("driver and CUDA", False, observed, "Install a CUDA build of torch: constraints-cuda.txt.")
+    enough = driver is not None and int(driver.partition(".")[0]) >= needed
+    return finding("driver and CUDA", enough, observed, f"CUDA {cuda} needs driver {needed} or newer on the nodes.")
 
 
 def check_memory(facts: Mapping[str, Any]) -> Iterator[Finding]:

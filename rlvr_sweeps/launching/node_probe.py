@@ -29,7 +29,6 @@ HOSTS = {"hub": "huggingface.co", "wandb": "api.wandb.ai"}
 JOB_TIMEOUT_S = 180
 JOB_LIMIT_MIN, NOTICE_S = 5, 60  # of the job
 CONNECT_TIMEOUT_S = 3.0
-COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,34 @@ def write_facts(folder: Path) -> None:
         "seen": (folder / "word").read_text() if (folder / "word").exists() else None,
         "versions": package_versions(),
         "gpus": [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu],
-        "torch_gpus": subprocess.run([sys.executable, "-c", COUNT_GPUS], capture_output=True, text=True).stdout.strip(),
+        "torch_gpus": printed_by_torch("torch.cuda.device_count()"),
         "reached": {name: connection_error(host) is None for name, host in HOSTS.items()},
         "problem_sets": len(list((cache_dir() / "data").glob("*.jsonl"))),
+        "driver": driver_version(),
+        "cuda": printed_by_torch("torch.version.cuda"),
+        "nccl": printed_by_torch("'.'.join(map(str, torch.cuda.nccl.version()))"),
         "scontrol": shutil.which("scontrol") is not None,
         "memory_gb": int(memory_mb) / 1024 if memory_mb else None,
         "temporary_gb": shutil.disk_usage(tempfile.gettempdir()).free / 1e9,
     }
     write_text(folder / "word", "from the node")
     write_json(folder / "answer.json", facts)
+
+
+def printed_by_torch(expression: str) -> str:
+    """Return what a new process prints for an expression of torch; empty where it fails."""
+    program = f"import torch; print({expression})"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip()
+
+
+def driver_version() -> str | None:
+    """Return the version of the NVIDIA driver, as nvidia-smi prints it; None where there is none."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return lines[0].strip() if lines else None
 
 
 def package_versions() -> dict[str, str | None]:

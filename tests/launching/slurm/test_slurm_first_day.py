@@ -66,7 +66,7 @@ def test_the_doctors_job_has_the_options_of_a_real_run(checkout, slurm):
     rows = checkout.doctor("    mem_gb: 20\n    gres: gpu:h100:1\n", 1)
     assert rows[job]["verdict"] == "good" and "gres=gpu:h100:1" in rows[job]["found"] and "mem-gb=20" in rows[job]["found"]
     assert rows["memory of a job"]["found"] == "Slurm gave 20 GB"
-    assert [row["what"] for row in rows.values() if row["verdict"] == "bad"] == ["GPUs on the node"]  # they are simulated
+    assert [row["what"] for row in rows.values() if row["verdict"] == "bad"] == ["GPUs on the node", "driver and CUDA"]
     assert not queue() and not list(slurm.runs.iterdir())  # nothing is left
 
 
