@@ -220,7 +220,8 @@ def examine(arguments: argparse.Namespace, console: Console) -> None:
     from rlvr_sweeps.launching import doctor
 
     target = arguments.target
-    if target is not None and (not Path(target).is_dir() or is_run_folder(Path(target))):
+    is_path = target is not None and ("/" in target or Path(target).is_dir())  # a folder of runs need not exist yet
+    if target is not None and not arguments.job and (not is_path or is_run_folder(Path(target))):
         examine_run(arguments, console)
         return
     if arguments.repair or arguments.train_again:
