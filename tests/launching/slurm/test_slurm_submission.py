@@ -122,8 +122,9 @@ def test_ctrl_c_during_a_submission_leaves_no_half_submitted_run(slurm, closed_p
     """Ctrl-C reaches the launch and sbatch, as a terminal sends it; the first runs stay submitted."""
     sbatch('trap "exit 130" INT; $REAL "$@"; code=$?; if (( $(wc -l < $CALLS) == 3 )); then sleep 30 & wait; fi; exit $code')
     process = subprocess.Popen(
-        slurm.command(*GRID), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        slurm.command(*GRID), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored where a shell's & started the tests
+    )  # fmt: skip
     wait_until(lambda: calls(tmp_path) == 3)
     time.sleep(0.5)  # Slurm has accepted the third array, and its sbatch has not ended
     os.killpg(process.pid, signal.SIGINT)
