@@ -123,7 +123,7 @@ def test_ctrl_c_during_a_submission_leaves_no_half_submitted_run(slurm, closed_p
     sbatch('trap "exit 130" INT; $REAL "$@"; code=$?; if (( $(wc -l < $CALLS) == 3 )); then sleep 30 & wait; fi; exit $code')
     process = subprocess.Popen(
         slurm.command(*GRID), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored where a shell's & started the tests
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored after a shell's &
     )  # fmt: skip
     wait_until(lambda: calls(tmp_path) == 3)
     time.sleep(0.5)  # Slurm has accepted the third array, and its sbatch has not ended
