@@ -156,6 +156,16 @@ def test_verdicts_that_differ_from_the_tables_are_left_out(copies):
     assert loaded.samples.run.nunique() == 6 and "right.json" in loaded.unreadable[0]
 
 
+def test_values_of_another_type_do_not_hide_the_other_runs(copies):
+    """Test a summary that is valid JSON, which no check can recognise as damaged."""
+    path = copies / "smollm2_135m-lora-dapo-3c6ff2e9" / "summary.json"
+    summary = json.loads(path.read_text())
+    changed = {"finished": "soon", "avg": [0.1], "trainable": 1.5, "reasoning_gym/share_wrong": "most", "method": 7}
+    path.write_text(json.dumps(summary | changed))
+    loaded = rlvr_sweeps.load(copies)
+    assert len(loaded.runs) == 7 and loaded.runs.avg.notna().all() and len(loaded.steps) == 180
+
+
 def test_a_run_that_is_not_evaluated_has_its_settings_and_steps(prepared, tmp_path):
     run, _ = prepared("peft=lora")
     run.metrics_path.write_text('{"step": 1, "reward_mean": 0.5}\n{"step": 2, "rewa')

@@ -144,10 +144,11 @@ class LoadedRuns:
             facts |= {"evaluated": "evaluation" in result, "sweep": status.cfg["sweep"] if status.cfg else None}
             rows.append({**facts, **self._settings.get(name, {}), **result})
         table = dtypes.frame(rows, dtypes.RUNS, [*KEYS[1:], *self.settings, *RESULTS])
-        shares = [column for column in table if column.partition("/")[2].startswith(SHARE)]
+        numbers = [column for column in table if table[column].dtype == dtypes.FLOAT]
+        shares = [column for column in numbers if column.partition("/")[2].startswith(SHARE)]
         for column in shares:  # a reason that no sample has is not in the summary of the run
             table[column] = table[column].mask(table[f"{column.partition('/')[0]}/n"].notna() & table[column].isna(), 0.0)
-        if "finished" in table:
+        if "finished" in numbers:
             table["finished"] = pd.to_datetime(table["finished"], unit="s", utc=True)
         table.insert(0, "run", self._names(list(self._statuses)))
         return table

@@ -41,6 +41,8 @@ def varying_settings(configurations: Sequence[Resolved]) -> list[Row]:
     defaults = schema_defaults()
     chosen = []
     for key in sorted({key for values in settings for key in values}):
+        if len({repr(values.get(key, ABSENT)) for values in settings}) == 1:  # of most keys: saves the comparison by groups
+            continue
         groups: dict[str, set[str]] = {}
         for cfg, values in zip(configurations, settings, strict=True):
             if (value := values.get(key, defaults.get(key, ABSENT) if is_used(key, cfg) else ABSENT)) is not ABSENT:
