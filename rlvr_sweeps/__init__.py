@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | Path, sweep: str | None = None) -> "LoadedRuns":
-    """Return the runs of a folder as pandas tables: `.runs`, `.steps`, `.samples`, `.rollouts` (docs/analysis.md).
+    """Return the runs of a folder as pandas tables: `.runs`, `.cells`, `.steps`, `.samples`, `.rollouts` (docs/analysis.md).
 
     `sweep`: only the runs whose last launch had this label. A damaged run is a row of `.runs` with its state and error. Raise
     Refused where there is no such folder, or no run with the label.

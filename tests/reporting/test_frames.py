@@ -75,17 +75,38 @@ def test_samples_give_the_numbers_of_the_report_and_of_the_table(real, tmp_path,
                 )
 
 
-def test_seeds_give_the_mean_and_error_of_the_reports_row(evaluated, tmp_path):
+@pytest.mark.slow
+def test_a_sweep_of_seeds_has_the_numbers_of_its_report_and_table(launch, tmp_path, capsys):
+    """Test a launched sweep of two methods with two seeds: means from the samples, and errors, are those of the table."""
+    dials = ["model=tiny", "seed=1,2", "steps=2", "batch_size=16", "rollout.group_size=8", "rollout.max_tokens=14"]
+    few = ["benchmark.tier1.k=2", "benchmark.tier2.k=2", *(f"~benchmark.tier{tier}" for tier in (3, 4, 5))]
+    launch("-m", "sweep=seeds", "signal_check=off", *dials, *few)
+    loaded = rlvr_sweeps.load(launch.runs, sweep="seeds")
+    rlvr(["table", "seeds", *dials, *few, f"runs_dir={launch.runs}", "--out", str(tmp_path), "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    shares = loaded.with_settings(loaded.samples).groupby(["method", "seed", "benchmark"], observed=True)["correct"].mean()
+    means = shares.groupby("method", observed=True).mean()
+    table = loaded.cells.set_index("method")
+    assert len(rows) == len(table) == 2 and set(table.seeds) == {2} and len(loaded.runs) == 4
+    for row in rows:
+        method = loaded.runs.set_index("run").loc[row["runs"].split()[0].strip(","), "method"]
+        assert row["overall/avg"] == pytest.approx(100 * means[method]) == pytest.approx(100 * table.avg[method])
+        assert row["overall/avg_se"] == pytest.approx(100 * table.avg_se[method])
+
+
+def test_cells_are_the_rows_of_the_report(evaluated, tmp_path):
     for seed, right in ((1, 1), (2, 3), (3, 4)):
         evaluated("peft=lora", f"seed={seed}", right=right)
+    evaluated("peft=dora")
     loaded = rlvr_sweeps.load(tmp_path / "runs")
-    (cell,) = cells(find_runs(tmp_path / "runs"))
-    averages = loaded.runs["avg"]
-    by_benchmark = (
-        loaded.samples.groupby(["run", "benchmark"], observed=True)["correct"].mean().groupby("run", observed=True).mean()
-    )
-    assert by_benchmark.tolist() == pytest.approx(averages.tolist())
-    assert averages.mean() == pytest.approx(cell.value("avg")) and averages.sem() == pytest.approx(cell.error("avg"))
+    by_method = loaded.cells.set_index("method")
+    for cell in cells(find_runs(tmp_path / "runs")):
+        row = by_method.loc[cell.cfg["peft"]["title"]]
+        assert row.seeds == len(cell.runs)
+        for column in ("avg", "tier1/avg", "tier2/avg"):
+            assert (row[column], row[f"{column}_se"]) == (cell.value(column), cell.error(column))
+    averages = loaded.runs[loaded.runs.method == "LoRA"].avg
+    assert by_method.avg["LoRA"] == pytest.approx(averages.mean()) and by_method.avg_se["LoRA"] == pytest.approx(averages.sem())
 
 
 def test_steps_are_those_of_metrics_with_the_settings_of_the_run(real):
@@ -113,7 +134,7 @@ def test_dtypes_do_not_depend_on_missing_values(real):
 
 def test_an_empty_folder_has_tables_without_rows(tmp_path):
     loaded = rlvr_sweeps.load(tmp_path)
-    assert {len(table) for table in (loaded.runs, loaded.steps, loaded.samples, loaded.rollouts)} == {0}
+    assert {len(table) for table in (loaded.runs, loaded.cells, loaded.steps, loaded.samples, loaded.rollouts)} == {0}
     assert {"run", "state", "lr", "avg"} <= set(loaded.runs) and {"run", "correct"} <= set(loaded.samples)
     with pytest.raises(Refused, match="not a folder"):
         rlvr_sweeps.load(tmp_path / "missing")
@@ -192,7 +213,7 @@ def test_parquet_holds_the_same_tables(real, tmp_path, capsys):
 
 def test_every_column_is_documented(real):
     documented = set(re.findall(r"`([^`]+)`", (ROOT / "docs" / "analysis.md").read_text()))
-    tables = (real.runs, real.steps, real.read_samples(text=True), real.read_rollouts(text=True))
+    tables = (real.runs, real.cells, real.steps, real.read_samples(text=True), real.read_rollouts(text=True))
     names = {re.sub(r"^.*/", "NAME/", column) for table in tables for column in table}
     names = {re.sub(r"share_(?!REASON).*", "share_REASON", name) for name in names}
     assert names - documented == set()

@@ -18,6 +18,7 @@ RUNS = {  # columns of the table of runs
     **dict.fromkeys(("alpha", "dropout", "lr", "train_seconds", "reach"), FLOAT),
     "evaluated": BOOLEAN,
 }
+CELLS = {"seeds": INTEGER, "runs": TEXT, "avg": FLOAT, "avg_se": FLOAT}
 COUNTS = ("completion_tokens_max", "sampling_rounds", "sampled_groups", "update_positions", "update_tokens", "tokens_seen")
 STEPS = {"step": INTEGER, **dict.fromkeys(COUNTS, NULLABLE_INTEGER)}
 SAMPLES = {

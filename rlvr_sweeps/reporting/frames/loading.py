@@ -12,7 +12,7 @@ from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS, right_by_problem
 from rlvr_sweeps.files import Row, read_object, read_rows
 from rlvr_sweeps.reporting.frames import dtypes
 from rlvr_sweeps.reporting.frames.settings import NAMED, named_settings, varying_settings
-from rlvr_sweeps.reporting.rows import summary_of
+from rlvr_sweeps.reporting.rows import benchmarks, cells, summary_of
 from rlvr_sweeps.runs.reading import RunStatus, find_runs
 from rlvr_sweeps.runs.rollouts import SHARE
 
@@ -29,9 +29,9 @@ T = TypeVar("T")
 class LoadedRuns:
     """The runs of a folder as pandas tables. docs/analysis.md lists the columns with their units.
 
-    runs: one row per run. steps: one row per run and optimizer step. samples: one row per evaluation sample. rollouts: one row
-    per completion that the training kept. Each table is read from the files at its first use and then kept; `run`, the name of
-    the run's directory, is the key that joins them.
+    runs: one row per run. cells: one row per row of the report, with the means over its seeds. steps: one row per run and
+    optimizer step. samples: one row per evaluation sample. rollouts: one row per completion that the training kept. Each table is
+    read from the files at its first use and then kept; `run`, the name of the run's directory, is the key that joins them.
 
     A run with a damaged file is a row of `runs` with the state `unreadable`, the file in `error`, and no numbers; it has no
     rows in the other tables. A file is examined when its table is read: such a run may appear after `steps` or `samples`.
@@ -59,6 +59,15 @@ class LoadedRuns:
     def runs(self) -> pd.DataFrame:
         """One row per run, sorted by name: its state, its settings, and its results once it is evaluated."""
         return self._kept("runs", self._read_runs)
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """One row per row of the report, the evaluated runs that differ only in their seed: means and their standard errors.
+
+        The errors are those of the tables: seeds share the random numbers of their evaluation, so the standard deviation over
+        seeds alone may be too small.
+        """
+        return self._kept("cells", self._read_cells)
 
     @property
     def steps(self) -> pd.DataFrame:
@@ -131,7 +140,8 @@ class LoadedRuns:
         """Mark a run as unreadable, and remove its numbers from the tables that were read before."""
         self._statuses[name] = self._statuses[name].unreadable(damage)
         self._results[name] = {}
-        self._tables.pop("runs", None)
+        for table_of_runs in ("runs", "cells"):
+            self._tables.pop(table_of_runs, None)
         for kept, table in self._tables.items():
             self._tables[kept] = table[table["run"] != name].reset_index(drop=True)
 
@@ -152,6 +162,21 @@ class LoadedRuns:
             table["finished"] = pd.to_datetime(table["finished"], unit="s", utc=True)
         table.insert(0, "run", self._names(list(self._statuses)))
         return table
+
+    def _read_cells(self) -> pd.DataFrame:
+        """Return the table of cells."""
+        rows = cells([status for name, status in self._statuses.items() if "evaluation" in self._results[name]])
+        means = ["avg", *(f"{name}/avg" for name in benchmarks(rows))]
+        entries = []
+        for cell in rows:
+            entry = {name: value for name, value in self._settings[cell.runs[0].name].items() if name != "seed"}
+            entry |= {"seeds": len(cell.runs), "runs": ", ".join(run.name for run in cell.runs)}
+            for column in means:
+                entry |= {column: cell.value(column), f"{column}_se": cell.error(column)}
+            entries.append(entry)
+        return dtypes.frame(
+            entries, dtypes.RUNS | dtypes.CELLS, [*(name for name in self.settings if name != "seed"), *dtypes.CELLS]
+        )
 
     def _read(
         self,
@@ -217,7 +242,7 @@ def result_of(status: RunStatus) -> Row:
     return {"trainable": counts.get("trainable"), "parameters": counts.get("base")}
 
 
-def samples_of(status: RunStatus, text: bool, benchmarks: Sequence[str] | None) -> pd.DataFrame:
+def samples_of(status: RunStatus, text: bool, only: Sequence[str] | None) -> pd.DataFrame:
     """Return the samples of an evaluated run; none where it is not evaluated, or where the files of samples were deleted.
 
     Raises Damaged where a file cannot be read, or its verdicts are not those of right.json, from which tables are made.
@@ -227,7 +252,7 @@ def samples_of(status: RunStatus, text: bool, benchmarks: Sequence[str] | None) 
     right = (status.run.right_samples() or {}) if evaluated else {}
     for name in status.cfg["benchmark"] if status.cfg is not None and evaluated else ():
         path = status.run.samples_path(name)
-        if (benchmarks is not None and name not in benchmarks) or not path.exists():
+        if (only is not None and name not in only) or not path.exists():
             continue
         rows = read_rows(path, *SAMPLE_KEYS)
         if name in right and right_by_problem(rows) != right[name]["right"]:
