@@ -30,8 +30,8 @@ class LoadedRuns:
     """The runs of a folder as pandas tables. docs/analysis.md lists the columns with their units.
 
     runs: one row per run. cells: one row per row of the report, with the means over its seeds. steps: one row per run and
-    optimizer step. samples: one row per evaluation sample. rollouts: one row per completion that the training kept. Each table is
-    read from the files at its first use and then kept; `run`, the name of the run's directory, is the key that joins them.
+    optimizer step. samples: one row per evaluation sample. rollouts: one row per completion that the training kept. Each table
+    is read from the files at its first use and then kept; `run`, the name of the run's directory, is the key that joins them.
 
     A run with a damaged file is a row of `runs` with the state `unreadable`, the file in `error`, and no numbers; it has no
     rows in the other tables. A file is examined when its table is read: such a run may appear after `steps` or `samples`.
