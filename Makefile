@@ -13,7 +13,7 @@ RUNS ?=
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair real
-.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke notebook
+.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -152,6 +152,7 @@ gpu-smoke: .venv-cuda/ready ## try LoRA and DoRA with vLLM on this machine's GPU
 bench-sweep: venv ## compare twelve runs with twelve plain TRL scripts, one by one and one per core: most of an hour
 	$(BIN)/python bench/quickstart.py --seeds 42 43
 
+.PHONY: notebook
 notebook: venv ## execute docs/analysis.ipynb and store its outputs
 	$(BIN)/python bench/notebook.py
 
