@@ -165,5 +165,9 @@ gpu-smoke: .venv-cuda/ready ## try LoRA and DoRA with vLLM on this machine's GPU
 bench-sweep: venv ## compare twelve runs with twelve plain TRL scripts, one by one and one per core: most of an hour
 	$(BIN)/python bench/quickstart.py --seeds 42 43
 
+.PHONY: notebook
+notebook: venv ## execute docs/analysis.ipynb and store its outputs
+	$(BIN)/python bench/notebook.py
+
 clean: ## remove .venv, .venv-vllm and caches; keep runs
 	rm -rf .venv .venv-vllm .venv-cuda .venv-uv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -16,4 +16,21 @@ The ground modules errors, files, paths, gpus, versions and patches are open to 
 patches); `cli` is the `rlvr` command.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlvr_sweeps.reporting.frames.loading import LoadedRuns
+
 __version__ = "0.1.0"
+
+
+def load(folder: str | Path, sweep: str | None = None) -> "LoadedRuns":
+    """Return the runs of a folder as pandas tables: `.runs`, `.cells`, `.steps`, `.samples`, `.rollouts` (docs/analysis.md).
+
+    `sweep`: only the runs whose last launch had this label. A damaged run is a row of `.runs` with its state and error. Raise
+    Refused where there is no such folder, or no run with the label.
+    """
+    from rlvr_sweeps.reporting.frames import loading  # here: pandas would delay every command by half a second
+
+    return loading.load(folder, sweep)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
 
@@ -90,24 +90,34 @@ def show_status(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def show_report(arguments: argparse.Namespace, console: Console) -> None:
-    """Print a table of the finished runs, write it as CSV and as an HTML page, and print the paths of both files."""
+    """Print a table of the finished runs, write it as CSV and as an HTML page, and print the paths of all written files.
+
+    With --parquet, runs, steps and samples are written beside the page too.
+    """
     from rlvr_sweeps.reporting.page import main_table, report
 
     folder = existing(arguments.runs_dir, "report")
     page, table, rows, unreadable = report.write_report(folder, arguments.out or folder / "report.html")
+    parquet: dict[str, Path] = {}
+    if arguments.parquet:
+        from rlvr_sweeps.reporting.frames.loading import load
+
+        loaded = load(folder)
+        parquet = loaded.write_parquet(page.parent)
+        unreadable = list(dict.fromkeys([*unreadable, *loaded.unreadable]))
     if arguments.json:
         summaries = [summary for row in rows for summary in row.summaries]
-        print(
-            json.dumps(
-                {"page": str(page.absolute()), "table": str(table.absolute()), "runs": summaries, "unreadable": unreadable},
-                indent=1,
-            )
-        )
+        files: dict[str, Any] = {"page": str(page.absolute()), "table": str(table.absolute())}
+        if parquet:
+            files["parquet"] = {name: str(path.absolute()) for name, path in parquet.items()}
+        print(json.dumps({**files, "runs": summaries, "unreadable": unreadable}, indent=1))
         return
     main_table.show(rows, console)
     for sentence in unreadable:
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {page.absolute()}\ntable:  {table.absolute()}", soft_wrap=True, highlight=False)
+    for name, path in parquet.items():
+        console.print(f"{name}: {path.absolute()}", soft_wrap=True, highlight=False)
 
 
 def show_comparison(arguments: argparse.Namespace, console: Console) -> None:
@@ -348,6 +358,9 @@ def parser() -> argparse.ArgumentParser:
             "runs_dir", nargs="?", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default"
         )
     report.add_argument("--out", type=Path, help="file of the page; RUNS_DIR/report.html by default")
+    report.add_argument(
+        "--parquet", action="store_true", help="also write runs.parquet, steps.parquet and samples.parquet beside the page"
+    )
     table = commands.add_parser("table", help="print and write a table of the paper or of a sweep")
     table.add_argument("name", metavar="TABLE", help="3 4 5 6, or a sweep: released, lr_fair, seeds, …")
     table.add_argument(
