@@ -20,6 +20,7 @@ from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
+from rlvr_sweeps.training.random_state import kept_random_state
 
 
 class VllmRollouts(VLLMGeneration):
@@ -49,7 +50,10 @@ class VllmRollouts(VLLMGeneration):
         elif not torch.cuda.is_available():
             raise Refused("rollout=vllm needs a GPU, and no GPU is visible. Use rollout=hf, or a node with GPUs.")
         try:
-            self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
+            # vLLM's worker sets all generators to the engine's seed, so that every training seed and every rank would draw the
+            # same dropout masks.
+            with kept_random_state():
+                self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
         except ValueError as error:
             raise Refused(
                 f"vLLM does not start with these settings: {str(error).splitlines()[0]} Change rollout.vllm, or use rollout=hf."
@@ -73,10 +77,15 @@ class VllmRollouts(VLLMGeneration):
         return policy_weights(self.accelerator.unwrap_model(self.model))
 
     def sync_weights(self) -> None:
-        """Load the trainer's policy into the engine."""
-        if self.cfg["rollout"]["sync"] == "merged":
-            super().sync_weights()
-            return
+        """Load the trainer's policy into the engine; the random number generators are restored."""
+        with kept_random_state():
+            if self.cfg["rollout"]["sync"] == "merged":
+                super().sync_weights()
+            else:
+                self.load_adapter()
+
+    def load_adapter(self) -> None:
+        """Load the policy's adapter into the engine, in place of the one of the last sync."""
         with tempfile.TemporaryDirectory(prefix="rlvr-adapter-", dir=memory_backed()) as folder:
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, save_embedding_layers=False)
             self.llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
@@ -112,12 +121,11 @@ class VllmRollouts(VLLMGeneration):
     def generate_outputs(self, prompts: Sequence[Sequence[int]], parameters: Sequence[SamplingParams]) -> Any:
         """Return the engine's outputs, in the order of the prompts.
 
-        The state of the process's random numbers is restored: vLLM draws some at its first use, and dropout would then differ
+        The random number generators are restored: vLLM draws some numbers at its first use, and dropout would then differ
         between a resumed run and an uninterrupted one.
         """
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
-        device = self.accelerator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with kept_random_state():
             return self.llm.generate(inputs, list(parameters), use_tqdm=False, lora_request=self.adapter)
 
 
