@@ -22,6 +22,8 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
 from rlvr_sweeps.training.random_state import kept_random_state
 
+CHECKED_COMPLETIONS, CHECKED_TOKENS = 4, 32  # sampled at each comparison of the sampler with the trainer
+
 
 class VllmRollouts(VLLMGeneration):
     """One engine per process, beside the trainer on its GPU.
@@ -66,6 +68,38 @@ class VllmRollouts(VLLMGeneration):
         """vLLM's torch module, with its fused layers."""
         return patches.vllm_module(self.llm)
 
+    def engine_facts(self) -> dict[str, Any]:
+        """Return the settings that vLLM resolved, as plain values of JSON, for train.json."""
+        config = self.llm.llm_engine.vllm_config
+        model, cache, scheduler, compilation = (
+            config.model_config, config.cache_config, config.scheduler_config, config.compilation_config,
+        )  # fmt: skip
+        layers: list[Any] = [layer for layer in self.engine_model.modules() if hasattr(layer, "get_attn_backend")]
+        return {
+            "model_runner": "V2" if config.use_v2_model_runner else "V1",
+            "model_runner_class": class_name(patches.vllm_model_runner(self.llm)),
+            "model_class": class_name(self.engine_model),
+            "attention_backends": sorted({layer.get_attn_backend().get_name() for layer in layers}),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": model.quantization,
+            "max_model_len": model.max_model_len,
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "chunked_prefill": scheduler.enable_chunked_prefill,
+            "async_scheduling": scheduler.async_scheduling,
+            "prefix_caching": cache.enable_prefix_caching,
+            "kv_cache_dtype": cache.cache_dtype,
+            "kv_cache_blocks": cache.num_gpu_blocks,
+            "kv_cache_block_tokens": cache.block_size,
+            "enforce_eager": model.enforce_eager,
+            "compilation_mode": compilation.mode.name,
+            "cudagraph_mode": compilation.cudagraph_mode.name,
+            "cudagraph_capture_sizes": list(compilation.cudagraph_capture_sizes or []),
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+            "logprobs_mode": model.logprobs_mode,
+            "sync": self.cfg["rollout"]["sync"],
+        }
+
     def expected_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of what the engine should hold: the policy's weights, or the base's beside a loaded adapter."""
         policy = self.accelerator.unwrap_model(self.model)
@@ -83,6 +117,7 @@ class VllmRollouts(VLLMGeneration):
                 super().sync_weights()
             else:
                 self.load_adapter()
+            self.reset_prefix_cache()  # TRL does so too, and ignores whether it succeeded
 
     def load_adapter(self) -> None:
         """Load the policy's adapter into the engine, in place of the one of the last sync."""
@@ -90,7 +125,21 @@ class VllmRollouts(VLLMGeneration):
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, save_embedding_layers=False)
             self.llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
         self.adapter = LoRARequest("policy", 1, folder)  # it is loaded, so the deleted folder is not read again
-        self.llm.reset_prefix_cache()
+
+    def reset_prefix_cache(self) -> None:
+        """Remove the keys and values of earlier weights and texts from vLLM's prefix cache.
+
+        Raises RuntimeError where a request still holds some of them: later completions would be computed from them.
+        """
+        if self.llm.reset_prefix_cache():
+            return
+        unfinished = self.llm.llm_engine.get_num_unfinished_requests()
+        raise RuntimeError(
+            f"vLLM did not empty its prefix cache ({unfinished} requests are unfinished), so completions would be computed from "
+            "keys and values of earlier weights. Nothing was sampled from them. Run the launch command again with retry=true, "
+            "which continues from the last checkpoint; if this happens again, use rollout=hf, and report this with the run's "
+            "train.json."
+        )
 
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], end_ids: Sequence[int]
@@ -103,20 +152,38 @@ class VllmRollouts(VLLMGeneration):
             )
             for seed in seeds
         ]  # fmt: skip
-        outputs = [output.outputs[0] for output in self.generate_outputs(prompts, parameters)]
-        ids = [list(output.token_ids) for output in outputs]
-        scores = [
-            [scored[token].logprob for token, scored in zip(tokens, output.logprobs, strict=True)]
-            for tokens, output in zip(ids, outputs, strict=True)
+        return sampled(self.generate_outputs(prompts, parameters))
+
+    def sample_for_check(self, prompt: Sequence[int]) -> tuple[list[list[int]], list[list[float]]]:
+        """Return completions of one prompt at temperature 1, as `sample` does, and remove them from the prefix cache.
+
+        They do not end at an end token, so that all of them have the same number of tokens, and leave room for `score`.
+        """
+        tokens = min(CHECKED_TOKENS, self.max_completion_length - 1)
+        if tokens < 1:
+            return [], []
+        parameters = [
+            SamplingParams(max_tokens=tokens, seed=seed, logprobs=0, ignore_eos=True, detokenize=False)
+            for seed in range(CHECKED_COMPLETIONS)
         ]
-        return ids, scores
+        outputs = self.generate_outputs([prompt] * len(parameters), parameters)
+        self.reset_prefix_cache()
+        return sampled(outputs)
 
     def score(self, ids: Sequence[int]) -> Tensor:
         """Return the log-probabilities of a text's tokens from the second on, at temperature 1: (len(ids) - 1,)."""
-        (output,) = self.generate_outputs([ids], [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False)])
-        self.llm.reset_prefix_cache()  # rollouts must not depend on whether a text was scored before them
-        scored = output.prompt_logprobs[1:]
-        return torch.tensor([logprobs[token].logprob for logprobs, token in zip(scored, ids[1:], strict=True)])
+        (scores,) = self.score_all([ids])
+        return scores
+
+    def score_all(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return what `score` does of each text, computed together."""
+        parameters = [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False) for _ in texts]
+        outputs = self.generate_outputs(texts, parameters)
+        self.reset_prefix_cache()  # rollouts must not depend on whether a text was scored before them
+        return [
+            torch.tensor([scored[token].logprob for scored, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)])
+            for output, ids in zip(outputs, texts, strict=True)
+        ]
 
     def generate_outputs(self, prompts: Sequence[Sequence[int]], parameters: Sequence[SamplingParams]) -> Any:
         """Return the engine's outputs, in the order of the prompts.
@@ -127,6 +194,17 @@ class VllmRollouts(VLLMGeneration):
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
         with kept_random_state():
             return self.llm.generate(inputs, list(parameters), use_tqdm=False, lora_request=self.adapter)
+
+
+def sampled(outputs: Sequence[Any]) -> tuple[list[list[int]], list[list[float]]]:
+    """Return the token ids of vLLM's outputs, and the log-probabilities of these tokens."""
+    completions = [output.outputs[0] for output in outputs]
+    ids = [list(completion.token_ids) for completion in completions]
+    scores = [
+        [scored[token].logprob for token, scored in zip(tokens, completion.logprobs, strict=True)]
+        for tokens, completion in zip(ids, completions, strict=True)
+    ]
+    return ids, scores
 
 
 def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
@@ -147,6 +225,11 @@ def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
     if cfg["rollout"]["sync"] == "adapter":
         derived |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_slots(cfg["peft"]["config"]["r"])}
     return derived | cfg["rollout"]["vllm"]
+
+
+def class_name(instance: object) -> str:
+    """Return the module and the name of an object's class."""
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
 def lora_slots(rank: int) -> int:
