@@ -73,12 +73,12 @@ def refuse_sampling_gap(sampler: Any, ids: Sequence[int], tolerance: float) -> f
         return difference
     facts = sampler.engine_facts()
     raise Refused(
-        "vLLM samples from another distribution than the one it scores: its log-probabilities of tokens that it sampled differ by "
-        f"{difference:.3g} nats per token from those that it computes for the same text (allowed: rollout.tolerance_nats="
-        f"{tolerance:g}). Its weights are right, so its decoding is wrong on this machine (model runner {facts['model_runner']}, "
-        f"attention {', '.join(facts['attention_backends'])}, CUDA graphs {facts['cudagraph_mode']}). Try the environment variable "
-        "VLLM_USE_V2_MODEL_RUNNER=0, rollout.vllm.enforce_eager=true or +rollout.vllm.attention_backend=, or use rollout=hf, and "
-        "report this with the run's train.json."
+        "vLLM samples from another distribution than the one it scores: its log-probabilities of tokens that it sampled differ "
+        f"by {difference:.3g} nats per token from those that it computes for the same text (allowed: rollout.tolerance_nats="
+        f"{tolerance:g}). Its weights are right, so its decoding is wrong on this machine (model runner "
+        f"{facts['model_runner']}, attention {', '.join(facts['attention_backends'])}, CUDA graphs {facts['cudagraph_mode']}). "
+        "Try the environment variable VLLM_USE_V2_MODEL_RUNNER=0, rollout.vllm.enforce_eager=true or another backend "
+        "(+rollout.vllm.attention_backend=), or use rollout=hf, and report this with the run's train.json."
     )
 
 

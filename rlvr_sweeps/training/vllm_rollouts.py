@@ -135,10 +135,10 @@ class VllmRollouts(VLLMGeneration):
             return
         unfinished = self.llm.llm_engine.get_num_unfinished_requests()
         raise RuntimeError(
-            f"vLLM did not empty its prefix cache ({unfinished} requests are unfinished), so completions would be computed from "
-            "keys and values of earlier weights. Nothing was sampled from them. Run the launch command again with retry=true, "
-            "which continues from the last checkpoint; if this happens again, use rollout=hf, and report this with the run's "
-            "train.json."
+            f"vLLM did not empty its prefix cache ({unfinished} requests are unfinished), so completions would be computed "
+            "from keys and values of earlier weights. Nothing was sampled from them. Run the launch command again with "
+            "retry=true, which continues from the last checkpoint; if this happens again, use rollout=hf, and report this with "
+            "the run's train.json."
         )
 
     def sample(
