@@ -238,7 +238,11 @@ class CheckpointKeeper(TrainerCallback):
         """Add a row to reach.jsonl; raise RuntimeError where a frozen tensor changed."""
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
         moved = changed_tensors(self.frozen, policy)
-        add_row(self.run.reach_path, step, {"reach": reach(policy, self.published), "frozen_tensors_changed": len(moved)})
+        moved_by_kind, lost_by_kind = reach(policy, self.published)
+        facts: dict[str, Any] = {"reach": moved_by_kind, "frozen_tensors_changed": len(moved)}
+        if self.trainer.cfg["model"]["autocast_bf16"]:  # else nothing computes in bfloat16
+            facts["bfloat16_error"] = lost_by_kind
+        add_row(self.run.reach_path, step, facts)
         if moved:
             raise RuntimeError(f"frozen tensors changed during training: {', '.join(moved[:5])}")
 
