@@ -61,8 +61,8 @@ def sampling_gap(sampler: Any, ids: Sequence[int]) -> float:
     completions, sampled = sampler.sample_for_check(ids)
     if not completions:
         return 0.0
-    scored = sampler.score_all([[*ids, *completion] for completion in completions])
-    differences = torch.tensor(sampled) - torch.stack([scores[len(ids) - 1 :] for scores in scored])
+    scored = [sampler.score([*ids, *completion])[len(ids) - 1 :] for completion in completions]
+    differences = torch.tensor(sampled) - torch.stack(scored)
     return float(differences.abs().mean())
 
 

@@ -172,18 +172,10 @@ class VllmRollouts(VLLMGeneration):
 
     def score(self, ids: Sequence[int]) -> Tensor:
         """Return the log-probabilities of a text's tokens from the second on, at temperature 1: (len(ids) - 1,)."""
-        (scores,) = self.score_all([ids])
-        return scores
-
-    def score_all(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Return what `score` does of each text, computed together."""
-        parameters = [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False) for _ in texts]
-        outputs = self.generate_outputs(texts, parameters)
+        (output,) = self.generate_outputs([ids], [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False)])
         self.reset_prefix_cache()  # rollouts must not depend on whether a text was scored before them
-        return [
-            torch.tensor([scored[token].logprob for scored, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)])
-            for output, ids in zip(outputs, texts, strict=True)
-        ]
+        scored = output.prompt_logprobs[1:]
+        return torch.tensor([logprobs[token].logprob for logprobs, token in zip(scored, ids[1:], strict=True)])
 
     def generate_outputs(self, prompts: Sequence[Sequence[int]], parameters: Sequence[SamplingParams]) -> Any:
         """Return the engine's outputs, in the order of the prompts.
