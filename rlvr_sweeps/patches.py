@@ -231,14 +231,24 @@ def keep_cpu_weights_unpacked() -> None:
     layers.dispatch_cpu_unquantized_gemm = use_torch_linear
 
 
-def vllm_module(llm: Any) -> Any:
-    """Return the torch module, with fused layers, of an engine that runs in this process.
+def vllm_model_runner(llm: Any) -> Any:
+    """Return what computes the steps of an engine that runs in this process: it has `model`, `sampler` and the KV cache.
 
-    vLLM 0.31.0 has no public way to read an engine's weights. TRL writes them through the same attributes.
+    vLLM 0.31.0 has no public way to read an engine's weights, or the class of its model runner. TRL writes the weights through
+    the same attributes.
     https://github.com/vllm-project/vllm/issues/5723
     Remove when vLLM publishes the weights of an engine.
     """
-    return llm.llm_engine.model_executor.driver_worker.model_runner.model
+    return llm.llm_engine.model_executor.driver_worker.model_runner
+
+
+def vllm_module(llm: Any) -> Any:
+    """Return the torch module, with fused layers, of an engine that runs in this process.
+
+    vLLM 0.31.0: see `vllm_model_runner`. https://github.com/vllm-project/vllm/issues/5723
+    Remove when vLLM publishes the weights of an engine.
+    """
+    return vllm_model_runner(llm).model
 
 
 # Hydra and OmegaConf

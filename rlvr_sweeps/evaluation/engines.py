@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.assets.problems import Problem
+from rlvr_sweeps.assets.tokenizer_check import refuse_other_tokenizer
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
@@ -55,8 +56,15 @@ def engine_name(cfg: Resolved) -> str:
 
 
 def tokenizer_of(run: Run, cfg: Resolved) -> Any:
-    """Return the tokenizer of the trained model, or of the base for peft=none."""
-    return AutoTokenizer.from_pretrained(run.merged_path) if is_trained(cfg) else load_tokenizer(cfg)
+    """Return the tokenizer of the trained model, or of the base for peft=none.
+
+    Raises Refused where transformers does not load the tokenizer that was saved with the model.
+    """
+    if not is_trained(cfg):
+        return load_tokenizer(cfg)
+    tokenizer = AutoTokenizer.from_pretrained(run.merged_path)
+    refuse_other_tokenizer(tokenizer, run.merged_path / "tokenizer.json", str(run.merged_path))
+    return tokenizer
 
 
 def make_engine(run: Run, cfg: Resolved, tokenizer: Any, longest_prompt: int) -> Engine:

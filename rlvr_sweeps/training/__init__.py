@@ -2,7 +2,8 @@
 
 `train` is the stage: it builds the trainer, compares it with the configuration (`build_check`), trains and exports. `trainer`
 extends TRL's GRPOTrainer: prompts and dynamic sampling (`dynamic_sampling`), rollouts (`seeded_sampling`, `vllm_rollouts`), the
-check of vLLM (`sampler_agreement`), forward passes (`micro_batches`, `shared_prompts`). `rewards` holds the reward functions;
+check of vLLM (`sampler_agreement`), forward passes (`micro_batches`, `shared_prompts`). `random_state` keeps vLLM from the
+generators that dropout draws from. `rewards` holds the reward functions;
 `signal_check` grades the start policy before step 1. `callbacks` writes metrics, readable completions and checkpoints;
 `early_stopping` and `successive_halving` end runs early; `models` loads models without TRL and PEFT; `methods` holds what a
 method trains.

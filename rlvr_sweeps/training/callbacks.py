@@ -4,14 +4,12 @@ import contextlib
 import json
 import math
 import os
-import random
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -27,6 +25,7 @@ from rlvr_sweeps.training.methods.reach import changed_tensors, frozen_digests, 
 from rlvr_sweeps.training.methods.spectra import spectra
 from rlvr_sweeps.training.methods.svd import cached_smaller_side
 from rlvr_sweeps.training.models import PublishedWeights
+from rlvr_sweeps.training.random_state import RandomState, kept_random_state
 from rlvr_sweeps.training.trainer import RlvrTrainer
 
 ROW_OF_LOG = {
@@ -195,25 +194,18 @@ class StopOnRequest(TrainerCallback):
 class StepEnd:
     """What changes within a step before the optimizer does: random number generators, prompt position, count of tokens."""
 
-    generators: dict[str, Any]
+    generators: RandomState
     position: int
     tokens: int
 
     @classmethod
     def of(cls, trainer: RlvrTrainer) -> "StepEnd":
         """Return the present values."""
-        generators = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            generators["cuda"] = torch.cuda.get_rng_state()
-        return cls(generators, trainer.prompts.position, int(trainer.state.num_input_tokens_seen))
+        return cls(RandomState.now(), trainer.prompts.position, int(trainer.state.num_input_tokens_seen))
 
     def restore(self, trainer: RlvrTrainer) -> None:
         """Set these values again."""
-        random.setstate(self.generators["python"])
-        np.random.set_state(self.generators["numpy"])
-        torch.set_rng_state(self.generators["torch"])
-        if "cuda" in self.generators:
-            torch.cuda.set_rng_state(self.generators["cuda"])
+        self.generators.restore()
         trainer.prompts.position = self.position
         trainer.state.num_input_tokens_seen = self.tokens
 
@@ -246,7 +238,11 @@ class CheckpointKeeper(TrainerCallback):
         """Add a row to reach.jsonl; raise RuntimeError where a frozen tensor changed."""
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
         moved = changed_tensors(self.frozen, policy)
-        add_row(self.run.reach_path, step, {"reach": reach(policy, self.published), "frozen_tensors_changed": len(moved)})
+        moved_by_kind, lost_by_kind = reach(policy, self.published)
+        facts: dict[str, Any] = {"reach": moved_by_kind, "frozen_tensors_changed": len(moved)}
+        if self.trainer.cfg["model"]["autocast_bf16"]:  # else nothing computes in bfloat16
+            facts["bfloat16_error"] = lost_by_kind
+        add_row(self.run.reach_path, step, facts)
         if moved:
             raise RuntimeError(f"frozen tensors changed during training: {', '.join(moved[:5])}")
 
@@ -294,7 +290,7 @@ class WorstCaseFirst(TrainerCallback):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         has_state = bool(getattr(kwargs.get("optimizer"), "state", None))  # of a resumed run, in memory already
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with kept_random_state():
             dry_step(self.trainer, self.trainer.cfg, has_state)
         facts: dict[str, Any] = {"seconds": time.perf_counter() - start}
         if device.type == "cuda":

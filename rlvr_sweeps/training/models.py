@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlvr_sweeps.assets import model_folder
 from rlvr_sweeps.assets.locations import model_location
+from rlvr_sweeps.assets.tokenizer_check import refuse_other_tokenizer
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 
@@ -17,11 +19,13 @@ from rlvr_sweeps.errors import Refused
 def load_tokenizer(cfg: Resolved) -> Any:
     """Return the base model's tokenizer.
 
-    Raises Refused where it has no chat template, or where the template does not open <think> although the model is configured
-    to begin its answer there.
+    Raises Refused where it is not the tokenizer of the model's tokenizer.json, where it has no chat template, or where the
+    template does not open <think> although the model is configured to begin its answer there.
     """
     path, revision = model_location(cfg)
     tokenizer = AutoTokenizer.from_pretrained(path, **revision)
+    if file := tokenizer_file(path, revision.get("revision")):
+        refuse_other_tokenizer(tokenizer, file, path)
     if tokenizer.chat_template is None:
         raise Refused(model_folder.missing_template_message(path))
     if cfg["model"]["opens_think"]:
@@ -30,6 +34,15 @@ def load_tokenizer(cfg: Resolved) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_file(path: str, revision: str | None) -> Path | None:
+    """Return the tokenizer.json of a local folder, or of a hub model in the hub's cache; None where it has none."""
+    if Path(path).is_dir():
+        file: Any = Path(path) / "tokenizer.json"
+        return file if file.exists() else None
+    file = try_to_load_from_cache(path, "tokenizer.json", revision=revision)
+    return Path(file) if isinstance(file, str) else None
 
 
 def load_model(cfg: Resolved) -> tuple[Any, Any]:

@@ -2,7 +2,8 @@
 
 A sampler with weights of an earlier step, or with wrong ones, raises no error: the loss falls, rewards look plausible, and the
 gradient is that of another policy. So both score a fixed text at the start and every `rollout.check_every` steps, and the run
-stops where they differ. Sampled tokens are scored by the trainer too, for the importance correction and its metrics.
+stops where they differ. vLLM samples and scores by different code, so it also scores what it has sampled itself. Sampled
+tokens are scored by the trainer too, for the importance correction and its metrics.
 """
 
 import math
@@ -49,6 +50,35 @@ def refuse_disagreement(policy: Any, sampler: Any, ids: Sequence[int], tolerance
         f"vLLM and the trainer are not the same policy: their log-probabilities of a fixed text differ by {difference:.3g} "
         f"nats per token (allowed: rollout.tolerance_nats={tolerance:g}). {reason}. Use rollout=hf, or report this with the "
         "run's train.json."
+    )
+
+
+def sampling_gap(sampler: Any, ids: Sequence[int]) -> float:
+    """Return the mean absolute difference of vLLM's two log-probabilities of tokens that it samples, in nats per token.
+
+    One is returned with the sampled token, computed step by step in a batch; the other is computed from the whole text.
+    """
+    completions, sampled = sampler.sample_for_check(ids)
+    if not completions:
+        return 0.0
+    scored = [sampler.score([*ids, *completion])[len(ids) - 1 :] for completion in completions]
+    differences = torch.tensor(sampled) - torch.stack(scored)
+    return float(differences.abs().mean())
+
+
+def refuse_sampling_gap(sampler: Any, ids: Sequence[int], tolerance: float) -> float:
+    """Return `sampling_gap`; raise Refused where it exceeds `tolerance` nats per token."""
+    difference = sampling_gap(sampler, ids)
+    if difference <= tolerance:
+        return difference
+    facts = sampler.engine_facts()
+    raise Refused(
+        "vLLM samples from another distribution than the one it scores: its log-probabilities of tokens that it sampled differ "
+        f"by {difference:.3g} nats per token from those that it computes for the same text (allowed: rollout.tolerance_nats="
+        f"{tolerance:g}). Its weights are right, so its decoding is wrong on this machine (model runner "
+        f"{facts['model_runner']}, attention {', '.join(facts['attention_backends'])}, CUDA graphs {facts['cudagraph_mode']}). "
+        "Try the environment variable VLLM_USE_V2_MODEL_RUNNER=0, rollout.vllm.enforce_eager=true or another backend "
+        "(+rollout.vllm.attention_backend=), or use rollout=hf, and report this with the run's train.json."
     )
 
 

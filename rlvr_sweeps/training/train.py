@@ -131,6 +131,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
         },
         "model_key": key,
         "surroundings": build_check.surroundings(),
+        "vllm": trainer.vllm_generation.engine_facts() if trainer.use_vllm else None,
     }
     if cfg["peft"]["not_the_base_in_training"] and trainer.accelerator.is_main_process and not run.start_path.exists():
         start = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}

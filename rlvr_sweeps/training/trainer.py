@@ -27,7 +27,7 @@ from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
-from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement
+from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement, refuse_sampling_gap
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of
 from rlvr_sweeps.training.shared_prompts import SharedPrompts, refuse_other_attention
 
@@ -212,6 +212,7 @@ class RlvrTrainer(GRPOTrainer):
             with self.autocast():
                 tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
                 self.columns["sync_gap_nats"] = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
+            self.columns["sampling_gap_nats"] = refuse_sampling_gap(self.vllm_generation, text, tolerance)
 
     def autocast(self) -> Any:
         """Return bfloat16 autocast as the model's configuration sets it; accelerate's own is off under DeepSpeed."""

@@ -20,6 +20,9 @@ from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
+from rlvr_sweeps.training.random_state import kept_random_state
+
+CHECKED_COMPLETIONS, CHECKED_TOKENS = 4, 32  # sampled at each comparison of the sampler with the trainer
 
 
 class VllmRollouts(VLLMGeneration):
@@ -49,7 +52,10 @@ class VllmRollouts(VLLMGeneration):
         elif not torch.cuda.is_available():
             raise Refused("rollout=vllm needs a GPU, and no GPU is visible. Use rollout=hf, or a node with GPUs.")
         try:
-            self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
+            # vLLM's worker sets all generators to the engine's seed, so that every training seed and every rank would draw the
+            # same dropout masks.
+            with kept_random_state():
+                self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
         except ValueError as error:
             raise Refused(
                 f"vLLM does not start with these settings: {str(error).splitlines()[0]} Change rollout.vllm, or use rollout=hf."
@@ -62,6 +68,38 @@ class VllmRollouts(VLLMGeneration):
         """vLLM's torch module, with its fused layers."""
         return patches.vllm_module(self.llm)
 
+    def engine_facts(self) -> dict[str, Any]:
+        """Return the settings that vLLM resolved, as plain values of JSON, for train.json."""
+        config = self.llm.llm_engine.vllm_config
+        model, cache, scheduler, compilation = (
+            config.model_config, config.cache_config, config.scheduler_config, config.compilation_config,
+        )  # fmt: skip
+        layers: list[Any] = [layer for layer in self.engine_model.modules() if hasattr(layer, "get_attn_backend")]
+        return {
+            "model_runner": "V2" if config.use_v2_model_runner else "V1",
+            "model_runner_class": class_name(patches.vllm_model_runner(self.llm)),
+            "model_class": class_name(self.engine_model),
+            "attention_backends": sorted({layer.get_attn_backend().get_name() for layer in layers}),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": model.quantization,
+            "max_model_len": model.max_model_len,
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "chunked_prefill": scheduler.enable_chunked_prefill,
+            "async_scheduling": scheduler.async_scheduling,
+            "prefix_caching": cache.enable_prefix_caching,
+            "kv_cache_dtype": cache.cache_dtype,
+            "kv_cache_blocks": cache.num_gpu_blocks,
+            "kv_cache_block_tokens": cache.block_size,
+            "enforce_eager": model.enforce_eager,
+            "compilation_mode": compilation.mode.name,
+            "cudagraph_mode": compilation.cudagraph_mode.name,
+            "cudagraph_capture_sizes": list(compilation.cudagraph_capture_sizes or []),
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+            "logprobs_mode": model.logprobs_mode,
+            "sync": self.cfg["rollout"]["sync"],
+        }
+
     def expected_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of what the engine should hold: the policy's weights, or the base's beside a loaded adapter."""
         policy = self.accelerator.unwrap_model(self.model)
@@ -73,15 +111,35 @@ class VllmRollouts(VLLMGeneration):
         return policy_weights(self.accelerator.unwrap_model(self.model))
 
     def sync_weights(self) -> None:
-        """Load the trainer's policy into the engine."""
-        if self.cfg["rollout"]["sync"] == "merged":
-            super().sync_weights()
-            return
+        """Load the trainer's policy into the engine; the random number generators are restored."""
+        with kept_random_state():
+            if self.cfg["rollout"]["sync"] == "merged":
+                super().sync_weights()
+            else:
+                self.load_adapter()
+            self.reset_prefix_cache()  # TRL does so too, and ignores whether it succeeded
+
+    def load_adapter(self) -> None:
+        """Load the policy's adapter into the engine, in place of the one of the last sync."""
         with tempfile.TemporaryDirectory(prefix="rlvr-adapter-", dir=memory_backed()) as folder:
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, save_embedding_layers=False)
             self.llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
         self.adapter = LoRARequest("policy", 1, folder)  # it is loaded, so the deleted folder is not read again
-        self.llm.reset_prefix_cache()
+
+    def reset_prefix_cache(self) -> None:
+        """Remove the keys and values of earlier weights and texts from vLLM's prefix cache.
+
+        Raises RuntimeError where a request still holds some of them: later completions would be computed from them.
+        """
+        if self.llm.reset_prefix_cache():
+            return
+        unfinished = self.llm.llm_engine.get_num_unfinished_requests()
+        raise RuntimeError(
+            f"vLLM did not empty its prefix cache ({unfinished} requests are unfinished), so completions would be computed "
+            "from keys and values of earlier weights. Nothing was sampled from them. Run the launch command again with "
+            "retry=true, which continues from the last checkpoint; if this happens again, use rollout=hf, and report this with "
+            "the run's train.json."
+        )
 
     def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], end_ids: Sequence[int]
@@ -94,31 +152,51 @@ class VllmRollouts(VLLMGeneration):
             )
             for seed in seeds
         ]  # fmt: skip
-        outputs = [output.outputs[0] for output in self.generate_outputs(prompts, parameters)]
-        ids = [list(output.token_ids) for output in outputs]
-        scores = [
-            [scored[token].logprob for token, scored in zip(tokens, output.logprobs, strict=True)]
-            for tokens, output in zip(ids, outputs, strict=True)
+        return sampled(self.generate_outputs(prompts, parameters))
+
+    def sample_for_check(self, prompt: Sequence[int]) -> tuple[list[list[int]], list[list[float]]]:
+        """Return completions of one prompt at temperature 1, as `sample` does, and remove them from the prefix cache.
+
+        They do not end at an end token, so that all of them have the same number of tokens, and leave room for `score`.
+        """
+        tokens = min(CHECKED_TOKENS, self.max_completion_length - 1)
+        if tokens < 1:
+            return [], []
+        parameters = [
+            SamplingParams(max_tokens=tokens, seed=seed, logprobs=0, ignore_eos=True, detokenize=False)
+            for seed in range(CHECKED_COMPLETIONS)
         ]
-        return ids, scores
+        outputs = self.generate_outputs([prompt] * len(parameters), parameters)
+        self.reset_prefix_cache()
+        return sampled(outputs)
 
     def score(self, ids: Sequence[int]) -> Tensor:
         """Return the log-probabilities of a text's tokens from the second on, at temperature 1: (len(ids) - 1,)."""
         (output,) = self.generate_outputs([ids], [SamplingParams(max_tokens=1, seed=0, prompt_logprobs=0, detokenize=False)])
-        self.llm.reset_prefix_cache()  # rollouts must not depend on whether a text was scored before them
+        self.reset_prefix_cache()  # rollouts must not depend on whether a text was scored before them
         scored = output.prompt_logprobs[1:]
         return torch.tensor([logprobs[token].logprob for logprobs, token in zip(scored, ids[1:], strict=True)])
 
     def generate_outputs(self, prompts: Sequence[Sequence[int]], parameters: Sequence[SamplingParams]) -> Any:
         """Return the engine's outputs, in the order of the prompts.
 
-        The state of the process's random numbers is restored: vLLM draws some at its first use, and dropout would then differ
+        The random number generators are restored: vLLM draws some numbers at its first use, and dropout would then differ
         between a resumed run and an uninterrupted one.
         """
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
-        device = self.accelerator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with kept_random_state():
             return self.llm.generate(inputs, list(parameters), use_tqdm=False, lora_request=self.adapter)
+
+
+def sampled(outputs: Sequence[Any]) -> tuple[list[list[int]], list[list[float]]]:
+    """Return the token ids of vLLM's outputs, and the log-probabilities of these tokens."""
+    completions = [output.outputs[0] for output in outputs]
+    ids = [list(completion.token_ids) for completion in completions]
+    scores = [
+        [scored[token].logprob for token, scored in zip(tokens, completion.logprobs, strict=True)]
+        for tokens, completion in zip(ids, completions, strict=True)
+    ]
+    return ids, scores
 
 
 def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
@@ -139,6 +217,11 @@ def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
     if cfg["rollout"]["sync"] == "adapter":
         derived |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_slots(cfg["peft"]["config"]["r"])}
     return derived | cfg["rollout"]["vllm"]
+
+
+def class_name(instance: object) -> str:
+    """Return the module and the name of an object's class."""
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
 def lora_slots(rank: int) -> int:

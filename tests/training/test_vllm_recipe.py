@@ -90,7 +90,10 @@ def test_the_recipe_trains_and_evaluates(recipe_run):
     built = read_json(recipe_run.record_path)["built"]
     assert (built["processes"], built["completions_per_step"], built["rollout.engine"]) == (2, 32, "vllm")
     assert read_json(recipe_run.summary_path)["engine"] == "vllm" and len(read_rows(recipe_run.samples_path("local"))) == 8
-    assert read_rows(recipe_run.reach_path)[-1]["reach"]["q_proj"] > 0
+    assert rows[0]["sampling_gap_nats"] < 0.1 and read_json(recipe_run.record_path)["vllm"]["dtype"] == "bfloat16"
+    reach = read_rows(recipe_run.reach_path)[-1]
+    assert reach["reach"]["q_proj"] > 0 and reach["bfloat16_error"]["q_proj"] > 0
+    assert read_json(recipe_run.summary_path)["bfloat16_error"] == reach["bfloat16_error"]["all"]
 
 
 @pytest.mark.exhaustive

@@ -1,7 +1,10 @@
 """Test with vLLM on the CPU that the sampler equals every method's policy after every sync and that differences are refused."""
 
 import gc
+import json
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,11 +14,21 @@ from tests.training.test_merging import adapted
 pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
 
+from vllm import SamplingParams, TokensPrompt  # noqa: E402
+
+from rlvr_sweeps import patches  # noqa: E402
 from rlvr_sweeps.assets.problems import load_problems, prompt_ids  # noqa: E402
 from rlvr_sweeps.errors import Refused  # noqa: E402
 from rlvr_sweeps.grading.grader import grade_all  # noqa: E402
 from rlvr_sweeps.training.models import load_model  # noqa: E402
-from rlvr_sweeps.training.sampler_agreement import differing, gap, mismatch, refuse_disagreement  # noqa: E402
+from rlvr_sweeps.training.sampler_agreement import (  # noqa: E402
+    differing,
+    gap,
+    mismatch,
+    refuse_disagreement,
+    refuse_sampling_gap,
+    sampling_gap,
+)
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of  # noqa: E402
 
 METHODS = [name for name in choices("peft") if name != "none"]
@@ -133,6 +146,84 @@ def test_a_sampler_that_differs_from_the_policy_is_refused_with_the_tensors_name
     for tolerance in (1e-4, 1e9):  # weights of an earlier step are an error, however small the difference
         with pytest.raises(Refused, match=r"model\.layers\.2\.mlp\.down_proj\.weight"):
             refuse_disagreement(policy, sampler, text, tolerance)
+
+
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+def test_a_sampler_that_scores_and_samples_differently_is_refused(engines, embedded, composer, sync):
+    """vLLM's real sampler gets logits that are too sharp; prompts are scored without it, so the weights' check sees nothing."""
+    model, _, _, prompts = embedded
+    sampler = engines(sync)
+    sampler.model = policy = policy_of("lora", model, composer)
+    sampler.sync_weights()
+    assert refuse_sampling_gap(sampler, prompts[0], 1e-4) < 1e-5
+    hook = patches.vllm_model_runner(sampler.llm).sampler.register_forward_pre_hook(
+        lambda _, args, kwargs: (tuple(1.2 * value if isinstance(value, torch.Tensor) else value for value in args),
+                                 kwargs | {"logits": 1.2 * kwargs["logits"]} if "logits" in kwargs else kwargs),
+        with_kwargs=True,
+    )  # fmt: skip
+    try:
+        assert refuse_disagreement(policy, sampler, prompts[0], 1e-4) < 1e-5
+        assert sampling_gap(sampler, prompts[0]) > 0.01
+        with pytest.raises(
+            Refused, match=r"samples from another distribution .* nats per token .*model runner V1, attention CPU"
+        ):
+            refuse_sampling_gap(sampler, prompts[0], 1e-4)
+    finally:
+        hook.remove()
+    assert sampling_gap(sampler, prompts[0]) < 1e-5
+
+
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+def test_a_prefix_cache_that_is_not_emptied_stops_the_run(engines, embedded, composer, sync):
+    """An unfinished request holds blocks of the cache, and vLLM only warns."""
+    model, _, _, prompts = embedded
+    sampler = engines(sync)
+    sampler.model = policy_of("lora", model, composer)
+    sampler.sync_weights()
+    engine = sampler.llm.llm_engine
+    held = engine.add_request(
+        "held", TokensPrompt(prompt_token_ids=prompts[0]), SamplingParams(max_tokens=8, ignore_eos=True, detokenize=False)
+    )
+    engine.step()
+    try:
+        with pytest.raises(RuntimeError, match=r"did not empty its prefix cache \(1 requests are unfinished\).*retry=true"):
+            sampler.sync_weights()
+    finally:
+        while engine.has_unfinished_requests():
+            engine.step()
+    sampler.sync_weights()
+    assert held and sampling_gap(sampler, prompts[0]) < 1e-5
+
+
+def test_no_call_of_the_engine_changes_the_random_numbers_of_the_process(engines, embedded):
+    model, _, _, prompts = embedded
+    sampler = engines("merged")
+    sampler.model = model
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    expected = torch.rand(3), random.random(), np.random.rand()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    sampler.sync_weights()
+    sampler.sample(prompts[:4], [1, 2, 3, 4], [0])
+    sampling_gap(sampler, prompts[0])
+    sampler.score(prompts[0])
+    numbers = torch.rand(3), random.random(), np.random.rand()
+    assert torch.equal(numbers[0], expected[0]) and numbers[1:] == expected[1:]
+
+
+def test_the_settings_that_vllm_resolved_are_plain_values(engines):
+    facts = engines("merged").engine_facts()
+    assert json.loads(json.dumps(facts)) == facts
+    expected = {
+        "model_runner": "V1", "model_runner_class": "vllm.v1.worker.cpu_model_runner.CPUModelRunner",
+        "model_class": "vllm.model_executor.models.qwen2.Qwen2ForCausalLM", "attention_backends": ["CPU_ATTN"],
+        "dtype": "float32", "quantization": None, "max_num_seqs": 256, "max_num_batched_tokens": 16384, "enforce_eager": True,
+        "prefix_caching": True, "cudagraph_mode": "NONE", "logprobs_mode": "processed_logprobs", "sync": "merged",
+    }  # fmt: skip
+    assert {name: facts[name] for name in expected} == expected and facts["kv_cache_blocks"] > 1
 
 
 def test_a_completion_depends_only_on_its_seed(engines, embedded):

@@ -29,6 +29,7 @@ CURVES = {
     "sampler_ratio_p99": "sampler/ratio_p99",
     "sampler_kl": "sampler/kl",
     "sync_gap_nats": "sampler/sync_gap_nats",
+    "sampling_gap_nats": "sampler/sampling_gap_nats",
     "tokens_seen": "progress/tokens",
     "rollout_s": "seconds/rollout",
     "reward_s": "seconds/reward",

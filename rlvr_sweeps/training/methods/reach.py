@@ -1,8 +1,11 @@
-"""Measure how far training moved the weights (the reach), and check that frozen tensors did not move.
+"""Measure how far training moved the weights (the reach), what bfloat16 keeps of it, and that frozen tensors did not move.
 
 Reach is ‖ΔW‖/‖W0‖ per kind of layer, where ΔW is the merged policy minus the published W0, also for methods that begin with
 another split of W0 (PiSSA, MiLoRA). At one shared learning rate it differs between methods by orders of magnitude, so a ranking
 of methods is confounded with it.
+
+vLLM samples and evaluates with weights in bfloat16. Published weights have bfloat16 values, so an update smaller than half a
+step of this format is rounded away, and one of small reach is mostly lost there, while the trainer computes with all of it.
 """
 
 import hashlib
@@ -17,19 +20,29 @@ from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.models import PublishedWeights
 
 
-def reach(model: Any, published: PublishedWeights) -> dict[str, float]:
-    """Return ‖ΔW‖/‖W0‖ (Frobenius norms) over all layers of a kind, by the layers' name, and over everything as `all`."""
+def reach(model: Any, published: PublishedWeights) -> tuple[dict[str, float], dict[str, float]]:
+    """Return ‖ΔW‖/‖W0‖ and ‖bf16(W) − W‖/‖ΔW‖ with W = W0 + ΔW (Frobenius norms), by kind of layer and for `all`.
+
+    The norms are over all layers of a kind, by the layers' name. The second quotient is 0 where sampling in bfloat16 loses
+    nothing of the update and about 1 where it loses all; kinds of layers that did not move are left out of it.
+    """
     moved: dict[str, float] = defaultdict(float)
     size: dict[str, float] = defaultdict(float)
+    lost: dict[str, float] = defaultdict(float)
     for name, weight in policy_weights(model):
         if name not in published:  # tied to another tensor, which is published
             continue
-        origin = published[name]
+        origin, present = published[name], weight.detach().float().cpu()
         kind = name.split(".")[-2]
-        for key in (kind, "all"):
-            moved[key] += float((weight.detach().float().cpu() - origin).double().square().sum())
-            size[key] += float(origin.double().square().sum())
-    return {key: math.sqrt(moved[key] / size[key]) for key in sorted(size)}
+        for total, value in ((moved, present - origin), (size, origin), (lost, present.bfloat16().float() - present)):
+            square = float(value.double().square().sum())
+            total[kind] += square
+            total["all"] += square
+    kinds = sorted(size)
+    return (
+        {kind: math.sqrt(moved[kind] / size[kind]) for kind in kinds},
+        {kind: math.sqrt(lost[kind] / moved[kind]) for kind in kinds if moved[kind]},
+    )
 
 
 def frozen_digests(model: Any) -> dict[str, str]:
