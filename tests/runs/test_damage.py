@@ -187,6 +187,11 @@ def sent_by_sync(run):
     return text.getvalue()
 
 
+def is_named(path, run, text):
+    """Return whether a text names the damaged file of a run; runs with equal damage may share a line."""
+    return path in text or (path.replace(run.name, "…") in text and run.id in text)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_named_and_its_run_alone_is_unreadable(name, composer, runs_dir, by_seed, tmp_path, capsys):
@@ -200,7 +205,7 @@ def test_a_damaged_file_is_named_and_its_run_alone_is_unreadable(name, composer,
         path, is_empty_log = str(run.path / name), damage is empty and name.endswith(".jsonl")
         if PROMISED[damage] and not is_empty_log:
             for command in READERS[name] & texts.keys():
-                assert path in texts[command], (damage.__name__, command, texts[command][:4000])
+                assert is_named(path, run, texts[command]), (damage.__name__, command, texts[command][:4000])
             if "sync" in READERS[name]:
                 assert path in (sent_by_sync(run) or ""), damage.__name__
         if PROMISED[damage] and "status" in READERS[name] and not is_empty_log:
