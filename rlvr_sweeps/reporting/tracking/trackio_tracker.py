@@ -77,7 +77,9 @@ class TrackioTracker:
 
     def finish(self, outcome: str, files: Sequence[Path]) -> None:
         """Wait for the SDK's last rows and close the run."""
-        self.trackio.finish()
+        import trackio
+
+        trackio.finish()  # the run's own finish() would be called again, and print, at the end of the process
 
     def missing(self, sent: Mapping[str, int], summary: Mapping[str, Any]) -> str | None:
         """Read the local database again: the SDK only warns of rows that it could not write."""
