@@ -31,7 +31,15 @@ from tests.launching.test_launch import SHORT, have_equal_results
 from tests.reporting.test_mirror import write_steps
 from tests.reporting.wandb_files import read
 
+TOKEN = "secret-token-of-the-test"
 QUICK = ("tracking.init_timeout_s=3", "tracking.finish_timeout_s=20")
+SERVE_TRACKIO = """
+import sys, time
+import trackio
+trackio.show(open_browser=False, block_thread=False, server_port=int(sys.argv[1]), share=False)
+print("ready", flush=True)
+time.sleep(600)
+"""
 READ_TRACKIO = """
 import json, sys
 from trackio.sqlite_storage import SQLiteStorage
@@ -68,11 +76,13 @@ def scalars(run, tag):
     return [(event.step, event.value) for event in events(run).Scalars(tag)]
 
 
-def stored_by_trackio(run, project="rlvr_sweeps"):
+def stored_by_trackio(run, project="rlvr_sweeps", folder=None):
     """Return (rows, configuration) of the run in Trackio; in a process of its own, as the SDK reads TRACKIO_DIR once."""
+    environment = os.environ | ({"TRACKIO_DIR": str(folder)} if folder else {})
     process = subprocess.run(
-        [sys.executable, "-c", READ_TRACKIO, project, run.name], capture_output=True, text=True, check=True, timeout=60
-    )
+        [sys.executable, "-c", READ_TRACKIO, project, run.name], capture_output=True, text=True, check=True, timeout=60,
+        env=environment,
+    )  # fmt: skip
     stored = json.loads(process.stdout)
     return stored["logs"], stored["config"]
 
@@ -241,6 +251,47 @@ def test_a_trackio_server_that_does_not_answer_delays_a_stage_by_the_time_limit_
                 raise Stopped
         assert time.monotonic() - started < (3 if stops else 9)
         assert ended(run, "tensorboard")["sent"]["step"] == 3
+
+
+@contextlib.contextmanager
+def trackio_server(folder, port):
+    """Run Trackio's own server on a port, with its database in a folder; TOKEN gives write access."""
+    environment = os.environ | {"TRACKIO_DIR": str(folder), "TRACKIO_WRITE_TOKEN": TOKEN}
+    environment.pop("TRACKIO_SERVER_URL", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE_TRACKIO, str(port)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        text = ""
+        while "ready" not in text:
+            line = process.stdout.readline()
+            assert line, text
+            text += line
+        yield text
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_trackio_server_gets_the_rows_of_an_outage_later_and_the_token_is_in_no_file(evaluated, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url, folder = f"http://127.0.0.1:{port}", tmp_path / "server"
+    run = evaluated("tracking=trackio", *QUICK)
+    monkeypatch.setenv("TRACKIO_SERVER_URL", f"{url}?write_token={TOKEN}")
+    write_steps(run, 5)
+    mirror(run, "trackio")  # no server listens yet
+    write_steps(run, 9)
+    with trackio_server(folder, port):
+        mirror(run, "trackio")
+        write_steps(run, 12)
+        mirror(run, "trackio")
+    logs, _ = stored_by_trackio(run, folder=folder)
+    assert sorted(curve_of(logs, "reward/accuracy")) == expected(run, "reward_mean")
+    record = read_json(run.tracker_record_path("trackio"))
+    assert (record["mode"], record["url"], record["sent"]["step"]) == ("online", url, 12)
+    assert not [path for path in run.path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow

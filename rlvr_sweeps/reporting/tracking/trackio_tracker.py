@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import leaves
 from rlvr_sweeps.reporting.tracking.names import REACH_STEP, STEP
 from rlvr_sweeps.reporting.tracking.tracker import Facts, last_steps, numbers
@@ -17,7 +18,7 @@ REMOTE_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 class TrackioTracker:
-    """One Trackio run, found by its name, which contains the run's id."""
+    """One Trackio run, under the name and the id of the run."""
 
     is_complete_each_time = False
     remedy = "the mirror of the next stage writes the rest"
@@ -43,6 +44,9 @@ class TrackioTracker:
             self.project, name=self.facts.run.name, group=self.facts.cfg["sweep"], config=config, resume="allow",
             space_id=self.space, embed=False, auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
+        self.trackio.id = self.facts.run.id  # the SDK draws one, and a server that was away would get a second run of this name
+        if not self.is_local:
+            patches.send_what_trackio_kept(self.trackio)
         return steps
 
     def stored_steps(self) -> dict[str, int]:
@@ -50,7 +54,7 @@ class TrackioTracker:
         from trackio.sqlite_storage import SQLiteStorage
 
         steps = {STEP: 0, REACH_STEP: 0}
-        for row in SQLiteStorage.get_logs(self.project, self.facts.run.name):
+        for row in SQLiteStorage.get_logs(self.project, run_id=self.facts.run.id):
             families = {name.partition("/")[0] for name in row}
             if not families & {"summary", "table"}:
                 axis = REACH_STEP if "reach" in families else STEP
@@ -89,7 +93,8 @@ class TrackioTracker:
         return "" if steps == dict(sent) else f"it has step {steps[STEP]} of {sent[STEP]}"
 
     def connection(self) -> dict[str, Any]:
-        """Return the mode, and the Space."""
-        return (
-            {"mode": "offline"} if self.is_local else {"mode": "online", "url": self.space or os.environ["TRACKIO_SERVER_URL"]}
-        )
+        """Return the mode, and where the run can be seen: the Space, or the server without its write token."""
+        if self.is_local:
+            return {"mode": "offline"}
+        server = self.space or os.environ.get("TRACKIO_SPACE_ID") or os.environ["TRACKIO_SERVER_URL"].partition("?")[0]
+        return {"mode": "online", "url": server}
