@@ -172,7 +172,6 @@ def test_a_missing_package_is_refused_with_the_pip_command(tmp_path):
     (tmp_path / "trackio").mkdir()
     code = (
         "import importlib.metadata, sys\n"
-        "sys.path[:] = [path for path in sys.path]\n"
         "from rlvr_sweeps.errors import Refused\n"
         "from rlvr_sweeps.planning.preflight import refuse_missing_trackers\n"
         "sys.path[:] = ['', *(path for path in sys.path if 'site-packages' not in path)]\n"
