@@ -25,6 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --config-settings editable_mode=compat
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps trackio
 	@touch $(READY)
 
 quickstart: venv ## run six trainings on this machine, print a table and write a report: about four minutes on two cores

@@ -402,3 +402,15 @@ def set_pool_interval(seconds: float) -> None:
     from pebble import CONSTS
 
     CONSTS.sleep_unit = seconds
+
+
+def send_what_trackio_kept(run: Any) -> None:
+    """Let a Trackio run send the rows that an earlier process could not send to its server, and that Trackio keeps in a file.
+
+    Trackio 0.43.0 sends them for a Hugging Face Space only, not for a server of one's own (TRACKIO_SERVER_URL).
+    https://github.com/gradio-app/trackio/blob/trackio%400.43.0/trackio/__init__.py
+    Remove when trackio.init looks for kept rows for every server.
+    """
+    from trackio.sqlite_storage import SQLiteStorage
+
+    run._has_local_buffer = SQLiteStorage.has_pending_data(run.project)

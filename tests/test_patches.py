@@ -40,6 +40,8 @@ SOURCES = {
     "latex2sympy2_extended.latex2sympy2:_Latex2Sympy.create_parser": "42eb8609ed9c",
     "latex2sympy2_extended.latex2sympy2:_Latex2Sympy.parse": "3f9c529b2e6c",
     "latex2sympy2_extended.latex2sympy2:_Latex2Sympy.parse_number": "187dd6174122",
+    "trackio:init": "7681dc04c8a9",
+    "trackio.run:Run._batch_sender": "dac70b7d8582",
 }  # fmt: skip
 FUNCTIONS = [
     function for _, function in inspect.getmembers(patches, inspect.isfunction) if function.__module__ == patches.__name__

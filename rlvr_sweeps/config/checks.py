@@ -13,7 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_sweeps.assets.architecture import architecture, linear_shapes
 from rlvr_sweeps.config.schema import Resolved, leaves
-from rlvr_sweeps.config.settings import HELD_OUT, METHOD_DIALS, dials_read, gpu_count, is_trained, rank_of
+from rlvr_sweeps.config.settings import (
+    HELD_OUT,
+    METHOD_DIALS,
+    TRACKERS,
+    dials_read,
+    gpu_count,
+    is_trained,
+    rank_of,
+    trackers_of,
+)
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading import rules
 from rlvr_sweeps.grading.extraction import POLICIES
@@ -26,6 +35,8 @@ CHOICES = {
     "training.micro_batches": ("by_length", "by_prompt", "equal"),
     "training.log_probabilities": ("once", "twice"),
     "training.worst_case_first": ("gpu", "always", "never"),
+    "tracking.name": ("none", *TRACKERS),
+    "tracking.mode": ("auto", "online", "offline"),
 }
 
 
@@ -63,6 +74,9 @@ def refuse(cfg: Resolved) -> None:
     for key, choices in CHOICES.items():
         if values[key] not in choices:
             raise Refused(f"{key}={values[key]} is not possible. Allowed: {', '.join(choices)}.")
+    for name in trackers_of(cfg):
+        if name not in TRACKERS:
+            raise Refused(f"tracking.also=[{name}] is not possible. Allowed: {', '.join(TRACKERS)}.")
     refuse_wrong_held_out(cfg)
     refuse_uneven_resources(cfg)
     refuse_too_long(cfg)

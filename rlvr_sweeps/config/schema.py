@@ -187,12 +187,14 @@ class ClusterConf:
 
 @dataclass
 class TrackingConf:
-    """Mirror of the run directory on Weights & Biases: conf/tracking/*.yaml."""
+    """Trackers that mirror the run directory: conf/tracking/*.yaml."""
 
-    name: str = MISSING  # none | wandb
-    mode: str = "auto"  # online | offline | auto: online where an API key is configured
-    entity: str | None = None  # None: the default entity of the API key
-    project: str = "rlvr_sweeps"
+    name: str = MISSING  # none | wandb | tensorboard | trackio
+    also: list[str] = field(default_factory=list)  # further trackers of the same run: [tensorboard]
+    mode: str = "auto"  # online | offline | auto. W&B: online where an API key is configured; Trackio: where space_id is set
+    entity: str | None = None  # W&B; None: the default entity of the API key
+    project: str = "rlvr_sweeps"  # W&B and Trackio
+    space_id: str | None = None  # Trackio: a Hugging Face Space, user/name; None: the local database of TRACKIO_DIR
     init_timeout_s: float = 30.0  # wait for the server's first answer; offline after that
     finish_timeout_s: float = 30.0  # wait at the end of a stage for the last rows to be uploaded
 

@@ -20,6 +20,7 @@ from rlvr_sweeps.grading.rules import Rules
 from rlvr_sweeps.paths import conf_dir
 
 METHOD_DIALS = ("rank", "alpha", "dropout")  # the dials that only some methods have
+TRACKERS = ("wandb", "tensorboard", "trackio")
 HELD_OUT = "heldout"  # the benchmark of held-out training prompts; it is not part of the overall average
 
 
@@ -61,6 +62,12 @@ def gpu_count(gpus: int | str) -> int:
     if not count.isdigit():
         raise Refused(f"gpus_per_node={gpus} is not possible. Allowed: a number, or Slurm's type and a number: h100:2.")
     return int(count)
+
+
+def trackers_of(cfg: Resolved) -> list[str]:
+    """Return the names of the run's trackers: that of `tracking`, then those of `tracking.also`, each once."""
+    names = dict.fromkeys((cfg["tracking"]["name"], *cfg["tracking"].get("also", ())))
+    return [name for name in names if name != "none"]
 
 
 def rank_of(cfg: Resolved) -> int | None:

@@ -1,5 +1,6 @@
 """Plan a grid and reject what could not run, with and without plan=true, before a launcher writes or submits anything."""
 
+import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from rlvr_sweeps import versions
 from rlvr_sweeps.assets import locations, model_folder, procedural
 from rlvr_sweeps.config.compose import Point
+from rlvr_sweeps.config.settings import trackers_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning import estimates
 from rlvr_sweeps.planning.plan import Planned, make_plan, show
@@ -21,8 +23,8 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
 
     `active` holds the user's active Slurm jobs. Raises Refused where the runs to do need a missing model or problem file, a
     task of reasoning-gym that cannot work or whose training and test sets have common questions, a model folder that cannot be
-    trained, package versions that are no known set, or more memory than their GPU has. Checks of the machine or the cluster
-    that runs the stages belong to the launchers.
+    trained, package versions that are no known set, a tracker whose package is missing, or more memory than their GPU has.
+    Checks of the machine or the cluster that runs the stages belong to the launchers.
     """
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=active)
     cfgs: list[Mapping[str, Any]] = [planned.cfg for planned in plan if planned.to_run]
@@ -34,6 +36,7 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
     model_folder.refuse_unfit(cfgs)
     if cfgs:
         versions.refuse_unknown(cfgs[0])
+    refuse_missing_trackers(cfgs)
     show(plan, console)
     if with_estimates:
         estimates.show(plan, console)
@@ -41,6 +44,18 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
         console.print(f"[yellow]{warning}[/yellow]", highlight=False, soft_wrap=True)
     estimates.refuse_unfit(plan)
     return plan
+
+
+def refuse_missing_trackers(cfgs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise Refused where the package of a tracker is not installed."""
+    for name in dict.fromkeys(name for cfg in cfgs for name in trackers_of(dict(cfg))):
+        try:
+            importlib.metadata.version(name)  # not find_spec, for which a folder of that name would be a package
+        except importlib.metadata.PackageNotFoundError:
+            source = name if name == "wandb" else f"'.[{name}]'"
+            raise Refused(
+                f"tracking={name} needs the package {name}, which is not installed. Install it: pip install {source}."
+            ) from None
 
 
 def refuse_unwritable(folders: set[str]) -> None:

@@ -23,6 +23,7 @@ stop, saved.json     the request to a trainer to save and stop, and its answer: 
 attempts.jsonl       every start and end;  failure.json  the error of a failed attempt (.room: disk space reserved for it)
 logs/                output of the stages
 wandb/               files of the W&B SDK;  wandb/mirror.json  what W&B has received
+tensorboard/         event files, and mirror.json;  trackio/mirror.json  what Trackio has received
 old/<time>/          results that were replaced;  .lock  held by the process that works on the run
 """
 
@@ -193,13 +194,22 @@ class Run:
     def spectra_path(self) -> Path:
         return self.path / "spectra.jsonl"
 
+    def tracker_path(self, tracker: str) -> Path:
+        """Return the folder of a tracker: `wandb`, `tensorboard` or `trackio`."""
+        return self.path / tracker
+
+    def tracker_record_path(self, tracker: str) -> Path:
+        """Return the file that records what a tracker has received."""
+        return self.tracker_path(tracker) / "mirror.json"
+
     @property
     def wandb_path(self) -> Path:
-        return self.path / "wandb"
+        return self.tracker_path("wandb")
 
     @property
     def mirror_path(self) -> Path:
-        return self.path / "wandb" / "mirror.json"
+        """The record of what W&B has received."""
+        return self.tracker_record_path("wandb")
 
     @property
     def attempts_path(self) -> Path:

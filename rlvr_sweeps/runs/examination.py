@@ -66,9 +66,14 @@ FORMATS = {  # the small files; weights have checksums, and config.yaml, train.j
     "saved.json": Format((), "nothing depends on it between attempts"),
     "failure.json": Format(("error",), "the error of the last attempt is lost; its log may show it"),
     "wandb/mirror.json": Format((), "rlvr wandb sync sends the run again"),
+    "tensorboard/mirror.json": Format((), "the summary is written again; the steps are in the event files"),
+    "trackio/mirror.json": Format((), "the summary is written again; the steps are in Trackio's database"),
 }
 # Files on which no state and no number depends once a stage has ended.
-NOT_SHOWN = (".config.json", "phase.json", "signal.json", "saved.json", "attempt.json", "per_device.json", "eval/request.json")
+NOT_SHOWN = (
+    ".config.json", "phase.json", "signal.json", "saved.json", "attempt.json", "per_device.json", "eval/request.json",
+    "tensorboard/mirror.json", "trackio/mirror.json",
+)  # fmt: skip
 PLAIN = ("heartbeat", "stop", ".room")  # files without a content that is read; a folder may be in their place
 
 

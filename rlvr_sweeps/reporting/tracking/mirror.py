@@ -1,102 +1,83 @@
-"""Send a run's files to W&B from a separate process, so that no failure of W&B affects training.
+"""Send a run's files to one tracker from a separate process, so that no failure of the tracker affects training.
 
-    python -m rlvr_sweeps.reporting.tracking.mirror '{"run": path, "mode": "auto", …}'
+    python -m rlvr_sweeps.reporting.tracking.mirror '{"run": path, "tracker": "wandb", …}'
 
-Online, it sends only the rows after the last step in W&B's summary, so a requeued run continues its curve and repeated steps
-are sent once. Offline, each process writes the complete run again from its files and removes earlier offline folders: the
-newest is always complete. If the server refuses or does not answer, the mirror restarts offline, with one line in the stage's
-log; any other error ends this process only.
+Only the rows after the last step that the tracker has are sent, so a requeued run continues its curves and repeated steps are
+sent once. If W&B's server refuses or does not answer, the mirror restarts offline, with one line in the stage's log; any other
+error ends this process only. Each tracker has its own process and its own mirror file.
 """
 
 import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlvr_sweeps.config.settings import dial_values, is_trained
-from rlvr_sweeps.files import read_object, read_rows, try_lock, write_json
-from rlvr_sweeps.reporting.tracking.names import (
-    CURVES,
-    STEP,
-    benchmark_rows,
-    reach_point,
-    sample_rows,
-    step_point,
-    tags,
-    wandb_config,
-)
+from rlvr_sweeps.errors import Damaged
+from rlvr_sweeps.files import read_object, read_rows, text_digest, try_lock, write_json
+from rlvr_sweeps.reporting.tracking.names import REACH_STEP, STEP, TITLES, benchmark_rows, reach_point, sample_rows, step_point
 from rlvr_sweeps.reporting.tracking.stage import Task, command
+from rlvr_sweeps.reporting.tracking.tensorboard_tracker import TensorboardTracker
+from rlvr_sweeps.reporting.tracking.tracker import Facts, Tracker
+from rlvr_sweeps.reporting.tracking.trackio_tracker import TrackioTracker
+from rlvr_sweeps.reporting.tracking.wandb_tracker import WandbTracker
 from rlvr_sweeps.runs.directory import Run
 
+TRACKERS: dict[str, type[Tracker]] = {
+    "wandb": WandbTracker,
+    "tensorboard": TensorboardTracker,
+    "trackio": TrackioTracker,
+}
 POLL_S = 2.0
-MAX_SAMPLES = 1000  # the last completions of rollouts.jsonl that W&B gets as a table
+MAX_SAMPLES = 1000  # the last completions of rollouts.jsonl that a tracker gets as a table
 GRACE_S = 30.0  # added to the SDK's own time-outs, which it may exceed
-REMOVED_VARIABLES = ("WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_NOTES")
+AGAIN_S = 5.0  # after which the alarm rings again, because an SDK may catch the first TimeoutError and block again
 
 
 class Mirror:
-    """One W&B run and the run directory that it copies."""
+    """One run at one tracker and the run directory that it copies."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.tracking = task, task.tracking
         self.run = Run(Path(task.run))
         self.cfg = self.run.config()
-        self.sent = {STEP: 0, "reach/step": 0}
-        self.wandb: Any = None  # the SDK's run
-        self.confirmed = False  # whether the server has all rows and the summary
+        self.folder, self.record_path = self.run.tracker_path(task.tracker), self.run.tracker_record_path(task.tracker)
+        self.tracker = TRACKERS[task.tracker](Facts(self.run, self.cfg, task.tracking, task.parent))
+        self.sent = {STEP: 0, REACH_STEP: 0}
+        self.summary_digest = ""  # of the summary that the tracker has
+        self.is_open = False
+        self.confirmed = False  # whether the tracker has all rows and the summary
 
     def work(self) -> None:
-        """Open the W&B run, send rows until the stage ends, and finish; raises TimeoutError and what the SDK raises."""
-        self.run.wandb_path.mkdir(exist_ok=True)
-        with (self.run.wandb_path / ".lock").open("w") as lock:
+        """Open the run, send rows until the stage ends, and finish; raises TimeoutError and what the SDK raises."""
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
             patience_s = self.tracking["finish_timeout_s"]
-            self.limit(self.tracking["init_timeout_s"] + patience_s)
+            limit(self.tracking["init_timeout_s"] + patience_s)
             if not try_lock(lock.fileno(), fcntl.LOCK_EX, patience_s):  # the previous stage's mirror may still be sending
                 raise TimeoutError("another mirror of this run is still running")
-            previous_folders = [path for path in self.run.wandb_path.glob("*run-*") if path.is_dir()]
-            self.begin(online(self.tracking["mode"]))
+            record = self.record()
+            self.sent, self.summary_digest = self.tracker.begin(record), record.get("summary", "")
+            self.is_open = True
+            self.note()
             self.send_rows()
-            for folder in previous_folders:
-                shutil.rmtree(folder)
-            signal.alarm(0)
+            remove_limit()
             outcome = self.follow() if self.task.parent else "done"
-            self.limit(2 * patience_s)
+            limit(2 * patience_s)
             self.end(outcome)
+            remove_limit()
 
-    def limit(self, seconds: float) -> None:
-        """Set an alarm that interrupts a blocked call after `seconds` and GRACE_S."""
-        signal.alarm(int(seconds + GRACE_S))
-
-    def begin(self, connects: bool) -> None:
-        """Open the W&B run; raises what the SDK raises."""
-        import wandb
-
-        settings = wandb.Settings(
-            console="off", silent=True, disable_git=True, save_code=False, x_save_requirements=False,
-            init_timeout=self.tracking["init_timeout_s"], finish_timeout=self.tracking["finish_timeout_s"],
-            x_disable_stats=not self.task.parent, x_stats_pid=self.task.parent or os.getpid(),
-        )  # fmt: skip
-        self.wandb = wandb.init(
-            id=self.run.id, name=self.run.name, resume="allow", mode="online" if connects else "offline",
-            entity=self.tracking["entity"], project=self.tracking["project"], dir=str(self.run.path),
-            group=self.cfg["sweep"], job_type="train" if is_trained(self.cfg) else "evaluate",
-            tags=tags(self.cfg, dial_values(self.cfg)), config=wandb_config(self.cfg), allow_val_change=True,
-            settings=settings,
-        )  # fmt: skip
-        if connects:
-            self.sent = {key: int(self.wandb.summary.get(key) or 0) for key in self.sent}
-        for key in self.sent:
-            self.wandb.define_metric(key, hidden=True)
-        self.wandb.define_metric("reach/*", step_metric="reach/step")
-        for family in sorted({name.partition("/")[0] for name in CURVES.values()} | {"other", "reasons"}):
-            self.wandb.define_metric(f"{family}/*", step_metric=STEP)
-        self.note()
+    def record(self) -> dict[str, Any]:
+        """Return the content of the mirror file; empty where it is missing or cannot be read."""
+        try:
+            return read_object(self.record_path) or {}
+        except Damaged:
+            return {}
 
     def follow(self) -> str:
         """Send rows until the stage ends; return its outcome (`done`, `saved`, `failed`), or `gone` if it ended without one."""
@@ -110,13 +91,17 @@ class Mirror:
                 return outcome
 
     def send_rows(self) -> None:
-        """Send every complete row that W&B lacks."""
+        """Send every complete row that the tracker lacks."""
+        before = dict(self.sent)
         reaches = [reach_point(row) for row in read_rows(self.run.reach_path, "step", "reach")]
-        for key, points in ((STEP, [step_point(row) for row in self.steps()]), ("reach/step", reaches)):
+        for axis, points in ((STEP, [step_point(row) for row in self.steps()]), (REACH_STEP, reaches)):
             for values in points:
-                if values[key] > self.sent[key]:
-                    self.wandb.log(values)
-                    self.sent[key] = values[key]
+                if values[axis] > self.sent[axis]:
+                    self.tracker.log(axis, values)
+                    self.sent[axis] = values[axis]
+        self.tracker.flush()
+        if self.sent != before:
+            self.note()
 
     def steps(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl; before training truncates it to its checkpoint, only those that it keeps."""
@@ -126,87 +111,81 @@ class Mirror:
         return rows
 
     def end(self, outcome: str) -> None:
-        """Send the summary, the table and the files of a completed stage, then finish the W&B run."""
-        import wandb
-
+        """Send the summary, the tables and the files of a completed stage, then finish the run at the tracker."""
         summary: dict[str, Any] = read_object(self.run.summary_path) or {}
+        digest = text_digest(json.dumps(summary))
+        if outcome == "done" and summary and (self.tracker.is_complete_each_time or digest != self.summary_digest):
+            self.tracker.log_table(self.sent[STEP], "table/benchmarks", *benchmark_rows(self.cfg, summary))
+            self.tracker.log_summary(self.sent[STEP], summary)
+            if samples := read_rows(self.run.rollouts_path)[-MAX_SAMPLES:]:
+                self.tracker.log_table(self.sent[STEP], "table/training_samples", *sample_rows(samples))
+            self.summary_digest = digest
+        self.tracker.finish(outcome, self.run.small_files if outcome == "done" else [])
         if outcome == "done":
-            if summary:
-                columns, rows = benchmark_rows(self.cfg, summary)
-                self.wandb.log({"table/benchmarks": wandb.Table(columns=columns, data=rows)})
-                self.wandb.summary.update(summary)
-                if samples := read_rows(self.run.rollouts_path)[-MAX_SAMPLES:]:
-                    columns, rows = sample_rows(samples)
-                    self.wandb.log({"table/training_samples": wandb.Table(columns=columns, data=rows)})
-            for path in self.run.small_files:
-                self.wandb.save(str(path), base_path=str(self.run.path.parent), policy="now")
-        if outcome == "saved":
-            self.wandb.mark_preempting()
-        self.wandb.finish(exit_code=0 if outcome == "done" else 1)
-        if outcome == "done" and not self.wandb.offline:
-            self.confirm(summary)
+            lack = self.tracker.missing(self.sent, summary)
+            self.confirmed = lack == ""
+            if lack:
+                warn(self.task.tracker, f"{lack}; {self.tracker.remedy}")
         self.note(outcome)
 
-    def confirm(self, summary: dict[str, Any]) -> None:
-        """Compare the server's summary with the sent rows: the SDK reports some failures (a full quota) only in its log."""
-        import wandb
-
-        remote: Any = wandb.Api(timeout=int(self.tracking["finish_timeout_s"])).run(self.wandb.path).summary
-        step = int(remote.get(STEP) or 0)
-        self.confirmed = step == self.sent[STEP] and all(remote.get(key) == value for key, value in summary.items())
-        if not self.confirmed:
-            summary_note = " and not this summary" if summary else ""
-            warn(f"it has step {step} of {self.sent[STEP]}{summary_note}; `rlvr wandb sync` sends the rest")
-
     def note(self, outcome: str = "") -> None:
-        """Write the mode, the address and the last sent steps to the run's mirror file."""
-        connection = {"mode": "offline"} if self.wandb.offline else {"mode": "online", "url": self.wandb.url}
-        write_json(self.run.mirror_path, connection | {"sent": self.sent, "ended": outcome, "confirmed": self.confirmed})
+        """Write the mode, the address and the last sent steps to the mirror file."""
+        state = {"sent": self.sent, "summary": self.summary_digest, "ended": outcome, "confirmed": self.confirmed}
+        write_json(self.record_path, self.tracker.connection() | state)
 
 
-def warn(text: str) -> None:
+def limit(seconds: float) -> None:
+    """Set an alarm that interrupts a blocked call after `seconds` and GRACE_S, and then every AGAIN_S."""
+    signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_S, AGAIN_S)
+
+
+def remove_limit() -> None:
+    """Switch the alarm off."""
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+def warn(tracker: str, text: str) -> None:
     """Print one line into the stage's log."""
-    print(f"W&B: {text}", flush=True)
-
-
-def online(mode: str) -> bool:
-    """Return whether to connect to the server: as `mode` sets it; for `auto`, if a key is available."""
-    import wandb
-
-    if mode != "auto":
-        return mode == "online"
-    return os.environ.get("WANDB_MODE", "online") == "online" and wandb.login(prompt=False, verify=False)
-
-
-def isolate(run: Run) -> None:
-    """Keep the SDK's files in the run's folder, and remove other runs' settings from the environment."""
-    for name in REMOVED_VARIABLES:
-        os.environ.pop(name, None)
-    os.environ |= {name: str(run.wandb_path / "data") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")}
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    print(f"{TITLES[tracker]}: {text}", file=sys.__stdout__, flush=True)
 
 
 def main(task: Task) -> None:
     """Mirror one run; after an error before the W&B run was open, restart offline."""
     run = Run(Path(task.run))
-    isolate(run)
     signal.signal(signal.SIGALRM, raise_timeout)
     mirror = Mirror(task)
     try:
-        mirror.work()
+        with redirect_stdout(sys.stderr):  # what an SDK prints belongs into the mirror's log, not into the stage's
+            mirror.work()
     except Exception as error:
-        restarts = task.tracking["mode"] != "offline" and mirror.wandb is None
+        remove_limit()
+        restarts = task.tracker == "wandb" and task.tracking["mode"] != "offline" and not mirror.is_open
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        warn(f"{message}: {'offline' if restarts else 'the mirror is off'} from here on; `rlvr wandb sync` sends the rest")
-        write_json(run.mirror_path, {"mode": "off", "warning": message})
+        rest = f"{'offline' if restarts else 'the mirror is off'} from here on; {mirror.tracker.remedy}"
+        warn(task.tracker, f"{message}: {rest}")
+        note_error(run, task.tracker, message)
         if restarts:
             os.execv(sys.executable, command(replace(task, tracking=task.tracking | {"mode": "offline"})))
         os._exit(1)  # skip the SDK's exit handlers, which would wait for the server
 
 
+def note_error(run: Run, tracker: str, message: str) -> None:
+    """Write the error to the mirror file, if its folder can be written; the steps that were sent are kept."""
+    path = run.tracker_record_path(tracker)
+    try:
+        record = read_object(path) or {}
+    except Damaged:
+        record = {}
+    kept = {key: record[key] for key in ("sent", "summary") if key in record}
+    try:
+        write_json(path, kept | {"mode": "off", "warning": message})
+    except OSError as error:
+        print(error, file=sys.stderr)
+
+
 def raise_timeout(*_: object) -> None:
     """Raise TimeoutError (the handler of SIGALRM)."""
-    raise TimeoutError("the W&B SDK does not return")
+    raise TimeoutError("the tracker does not return")
 
 
 if __name__ == "__main__":

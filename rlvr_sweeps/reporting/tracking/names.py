@@ -1,4 +1,4 @@
-"""W&B's names for the columns of metrics.jsonl, and a run's configuration, tags and benchmark table for W&B."""
+"""The trackers' names for the columns of metrics.jsonl, and a run's configuration, tags and tables for them."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.runs.rollouts import SHARE
 
+TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard", "trackio": "Trackio"}  # of the trackers
 STEP = "step"
+REACH_STEP = "reach/step"  # axis of the rows of checkpoints
 CURVES = {
     "reward_mean": "reward/accuracy",
     "reward_std": "reward/std",
@@ -50,14 +52,14 @@ def wandb_config(cfg: Resolved) -> dict[str, Any]:
 
 
 def name_of(column: str) -> str:
-    """Return W&B's name of a column of metrics.jsonl."""
+    """Return the trackers' name of a column of metrics.jsonl."""
     if column.startswith(SHARE):
         return f"reasons/{column.removeprefix(SHARE)}"
     return CURVES.get(column, f"other/{column}")
 
 
 def step_point(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of metrics.jsonl under W&B's names; missing numbers are left out, unknown columns go under `other/`.
+    """Return a row of metrics.jsonl under the trackers' names; missing numbers are left out, unknown columns go under `other/`.
 
     The shares of the verifier's reasons (`share_no_box`) go under `reasons/`.
     """
@@ -66,8 +68,8 @@ def step_point(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def reach_point(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of reach.jsonl (the relative change of each kind of layer) under W&B's names, with its own step axis."""
-    return {"reach/step": row["step"]} | {f"reach/{kind}": value for kind, value in row["reach"].items()}
+    """Return a row of reach.jsonl, the change of each kind of layer, under the trackers' names, with an axis of its own."""
+    return {REACH_STEP: row["step"]} | {f"reach/{kind}": value for kind, value in row["reach"].items()}
 
 
 def tags(cfg: Resolved, axes: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from rlvr_sweeps.config.schema import TrackingConf
+from rlvr_sweeps.config.settings import trackers_of
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import read_object
 from rlvr_sweeps.reporting.tracking.stage import Task, command
@@ -20,14 +21,14 @@ REQUEST_S = 30  # time limit of a request to W&B's server
 
 
 def not_uploaded(runs_dir: Path) -> list[Run]:
-    """Return the runs with tracking=wandb of which W&B has not confirmed all files, among them the unreadable ones."""
+    """Return the runs tracked by W&B of which W&B has not confirmed all files, among them the unreadable ones."""
     return [run for run in all_runs(runs_dir) if not is_sent_elsewhere(run) and not is_uploaded(run)]
 
 
 def is_sent_elsewhere(run: Run) -> bool:
-    """Return whether a run has no tracking=wandb; False where its configuration cannot be read, which `sync` then says."""
+    """Return whether W&B is none of a run's trackers; False where its configuration cannot be read, which `sync` then says."""
     try:
-        return run.config()["tracking"]["name"] != "wandb"
+        return "wandb" not in trackers_of(run.config())
     except Damaged:
         return False
 
