@@ -86,6 +86,7 @@ DAMAGES = [flip_a_bit, write_zeros, tear, write_other_encoding, empty, replace_b
 PROMISED = {damage: damage not in (flip_a_bit,) for damage in DAMAGES}
 
 STATE = {"status", "plan", "launch", "report", "table", "figure", "sync"}
+pytestmark = pytest.mark.xdist_group("damage")  # one worker computes the runs that are damaged
 READERS = {  # each file, and the commands that read it
     "config.yaml": STATE | {"compare"},
     ".config.json": set(),
@@ -192,8 +193,16 @@ def is_named(path, run, text):
     return path in text or (path.replace(run.name, "…") in text and run.id in text)
 
 
+IN_CI = (  # one file of each format and of each group of readers; make test-all damages every file
+    "config.yaml", "summary.json", "submission.json", "attempts.jsonl", "metrics.jsonl", "eval/right.json", "eval/tier1.jsonl",
+    "merged/model.safetensors",
+)  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.exhaustive) for name in READERS]
+)
 def test_a_damaged_file_is_named_and_its_run_alone_is_unreadable(name, composer, runs_dir, by_seed, tmp_path, capsys):
     whole = by_seed[len(DAMAGES) :]
     accuracies = {run.name: f"{100 * read_json(run.summary_path)['avg']:.1f}" for run in by_seed}

@@ -49,7 +49,7 @@ def assert_equal(run, undisturbed):
 
 
 @pytest.mark.parametrize("phase", ["sampling round 2", "updating"])
-@pytest.mark.parametrize("method", ["dora", "adalora", "full"])
+@pytest.mark.parametrize("method", ["dora", pytest.param("adalora", marks=pytest.mark.exhaustive), "full"])
 def test_a_stop_within_a_step_saves_the_step_before_and_loses_only_the_begun_one(shortest, request_stop, method, phase):
     undisturbed, cfg = shortest(f"peft={method}", *SMALL, runs="undisturbed")
     train_stage.train(undisturbed, cfg)
