@@ -18,7 +18,9 @@ from rlvr_sweeps.reporting.rows import cells
 from rlvr_sweeps.runs.reading import find_runs
 from tests.conftest import ROOT
 
-REAL = ROOT / "results" / "smollm2_135m" / "runs"  # seven runs of a model of 135M parameters
+REAL = ROOT / "results" / "smollm2_135m" / "runs"  # runs of a model of 135M parameters, of 30 steps each but Base
+COUNT = len(list(REAL.iterdir()))
+STEPS = 30 * (COUNT - 1)
 MOST_PICTURE_BYTES = 60_000
 
 
@@ -58,7 +60,7 @@ def test_samples_give_the_numbers_of_the_report_and_of_the_table(real, tmp_path,
     rlvr(["table", "real", "model=smollm2_135m", "seed=42", f"runs_dir={REAL}", "--out", str(tmp_path)])
     table = {row["runs"]: row for row in json.loads((tmp_path / "real.json").read_text())["rows"] if row["runs_done"]}
     scores, runs = scores_of(real.samples), real.runs.set_index("run")
-    assert set(report) == set(table) == set(scores.index) == set(runs.index) and len(runs) == 7
+    assert set(report) == set(table) == set(scores.index) == set(runs.index) and len(runs) == COUNT
     for name, (avg, error) in scores.iterrows():
         assert float(report[name]["avg"]) == pytest.approx(avg) and float(report[name]["avg_se"]) == pytest.approx(error)
         assert table[name]["overall/avg"] == pytest.approx(100 * avg)
@@ -116,7 +118,7 @@ def test_steps_are_those_of_metrics_with_the_settings_of_the_run(real):
     assert steps.step.tolist() == list(range(1, 31)) and steps.reward_mean.tolist() == [row["reward_mean"] for row in rows]
     assert set(steps.lr) == set(steps.step_lr) == {2e-4} and set(steps.method) == {"LoRA"}
     assert steps.share_no_answer.tolist() == [row.get("share_no_answer", 0) for row in rows]
-    assert len(real.steps) == 180  # Base trains nothing
+    assert len(real.steps) == STEPS  # Base trains nothing
 
 
 def test_dtypes_do_not_depend_on_missing_values(real):
@@ -159,13 +161,13 @@ def test_a_setting_that_differs_becomes_a_column(prepared, tmp_path):
 def test_a_damaged_run_is_a_row_with_its_error_and_nothing_else(copies, name, table):
     run = copies / "smollm2_135m-lora-dapo-3c6ff2e9"
     loaded = rlvr_sweeps.load(copies)
-    assert len(loaded.samples) == 7 * 376 if table == "steps" else True  # read before the damage proves
+    assert len(loaded.samples) == COUNT * 376 if table == "steps" else True  # read before the damage proves
     (run / name).write_bytes(b"\0\0\0\n" + (run / name).read_bytes()[40:])
     loaded = loaded if table == "steps" else rlvr_sweeps.load(copies)
     getattr(loaded, table)
     row = loaded.runs.set_index("run").loc[run.name]
     assert row.state in ("unreadable", "edited") and name in row.error and math.isnan(row.avg)
-    assert (loaded.runs.state == "done").sum() == 6
+    assert (loaded.runs.state == "done").sum() == COUNT - 1
     for other in (loaded.steps, loaded.samples, loaded.rollouts):
         assert run.name not in set(other.run) and len(set(other.run)) >= 5
 
@@ -174,7 +176,7 @@ def test_verdicts_that_differ_from_the_tables_are_left_out(copies):
     path = copies / "smollm2_135m-lora-dapo-3c6ff2e9" / "eval" / "reasoning_gym.jsonl"
     path.write_text(path.read_text().replace('"correct": true', '"correct": false', 1))
     loaded = rlvr_sweeps.load(copies)
-    assert loaded.samples.run.nunique() == 6 and "right.json" in loaded.unreadable[0]
+    assert loaded.samples.run.nunique() == COUNT - 1 and "right.json" in loaded.unreadable[0]
 
 
 def test_values_of_another_type_do_not_hide_the_other_runs(copies):
@@ -184,7 +186,7 @@ def test_values_of_another_type_do_not_hide_the_other_runs(copies):
     changed = {"finished": "soon", "avg": [0.1], "trainable": 1.5, "reasoning_gym/share_wrong": "most", "method": 7}
     path.write_text(json.dumps(summary | changed))
     loaded = rlvr_sweeps.load(copies)
-    assert len(loaded.runs) == 7 and loaded.runs.avg.notna().all() and len(loaded.steps) == 180
+    assert len(loaded.runs) == COUNT and loaded.runs.avg.notna().all() and len(loaded.steps) == STEPS
 
 
 def test_a_run_that_is_not_evaluated_has_its_settings_and_steps(prepared, tmp_path):
