@@ -227,11 +227,17 @@ def finding(what: str, good: bool, observed: str, cure: str, otherwise: Literal[
     return Finding(what, "good", observed) if good else Finding(what, otherwise, observed, cure)
 
 
+def folding_table(*columns: str) -> Table:
+    """Return an empty table whose cells continue on further lines."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def show(findings: list[Finding], console: Console) -> None:
     """Print the results as a table."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("", "what", "found", "what to do"):
-        table.add_column(column, overflow="fold")
+    table = folding_table("", "what", "found", "what to do")
     for result in findings:
         style = STYLE[result.verdict]
         table.add_row(f"[{style}]{result.verdict}[/{style}]", result.what, result.found, result.cure)
@@ -243,9 +249,7 @@ VERDICT_STYLE = {"whole": "green", "damaged": "red", "incomplete": "yellow"}
 
 def show_run(verdicts: Sequence[Verdict], console: Console) -> None:
     """Print a verdict on each file of a run as a table."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("file", "", "what is wrong", "what follows"):
-        table.add_column(column, overflow="fold")
+    table = folding_table("file", "", "what is wrong", "what follows")
     for verdict in verdicts:
         style = VERDICT_STYLE[verdict.verdict]
         table.add_row(Text(verdict.file), Text(verdict.verdict, style), Text(verdict.why), Text(verdict.follows))

@@ -48,6 +48,7 @@ HEARTBEAT_S = 5.0
 RETRY_TIMEOUT_S = 60.0  # for the first node to retry a stage that another node saw fail
 REQUEUE_S = 15.0  # of the notice before the time limit, for ending the trainer and requeueing the job
 KILL_WAIT_S = 25.0  # Slurm's KillWait, 30 s by default, less a margin: between SIGTERM and SIGKILL
+EARLY_S = 90.0  # before its time that Slurm may send the notice, with a margin; an earlier SIGUSR2 is a preemption
 REQUEUES_WITHOUT_A_STEP = 3  # after so many in a row the time limit is too short for a single step
 CLAIM_TIMEOUT_S = 180.0  # for an older attempt to exit: one of its steps, or the half minute until Slurm gives up a node
 
@@ -100,6 +101,7 @@ class Supervisor:
         self.stop_signal: str | None = None  # the first one received
         self.deadline = math.inf  # after SIGUSR2: when the job must be requeued, whatever the child does
         self.attempt, self.log_start = "", 0
+        self.start = time.time()
         self.child: subprocess.Popen[bytes] | None = None
 
     def supervise(self) -> str:
@@ -261,8 +263,10 @@ class Supervisor:
         self.run.log_event("stopped", stage=self.task.stage, signal=self.stop_signal, saved=saved, job=self.job)
         if self.stop_signal == "SIGUSR2":
             step = step_of(latest_complete_checkpoint(self.run.checkpoints_path)) if self.task.stage == "train" else None
-            self.refuse_endless_requeues(step)
-            self.run.log_event("requeue", stage=self.task.stage, job=self.job, step=step)
+            at_limit = self.task.stage == "train" and self.is_at_time_limit()
+            if at_limit:
+                self.refuse_endless_requeues(step)
+            self.run.log_event("requeue", stage=self.task.stage, job=self.job, step=step, at_limit=at_limit)
             self.requeue()
         sys.exit(128 + signal.SIGTERM)
 
@@ -280,9 +284,15 @@ class Supervisor:
         elif folder := os.environ.get("SUBMITIT_FOLDER"):
             write_text(Path(folder) / f"{os.environ['SLURM_JOB_ID']}.requeue", self.run.name)
 
+    def is_at_time_limit(self) -> bool:
+        """Return whether the training's job is so near its time limit that its notice is due; otherwise it is preempted."""
+        limit_s = 60 * self.run.config()["cluster"]["train"]["timeout_min"]
+        return time.time() - self.start > limit_s - self.task.notice_s - EARLY_S
+
     def refuse_endless_requeues(self, step: int | None) -> None:
-        """Raise RunError, with the failure recorded, where the last requeues and this one are at one and the same step."""
-        before = [row.get("step") for row in read_rows(self.run.attempts_path, "event") if row["event"] == "requeue"]
+        """Raise RunError, with the failure recorded, where the last time limits and this one were at one and the same step."""
+        events = read_rows(self.run.attempts_path, "event")
+        before = [row.get("step") for row in events if row["event"] == "requeue" and row.get("at_limit")]
         if step is None or [*before[1 - REQUEUES_WITHOUT_A_STEP :], step] != [step] * REQUEUES_WITHOUT_A_STEP:
             return
         record_failure(

@@ -92,11 +92,11 @@ def test_a_run_of_five_time_limits_needs_no_person(assert_survives):
 
 
 def test_a_time_limit_that_is_too_short_for_a_step_fails_the_run(slurm, closed_partition):
-    """Three requeues without a checkpoint in between: the fourth job would not come further either."""
-    slurm()
+    """Three time limits without a checkpoint in between: the fourth job would not come further either."""
+    slurm("cluster.train.timeout_min=1")
     run = only_run(slurm.runs)
     for _ in range(2):
-        run.log_event("requeue", stage="train", job=training_job(run), step=0)
+        run.log_event("requeue", stage="train", job=training_job(run), step=0, at_limit=True)
     closed_partition()
     wait_until(lambda: events(run, "train"))
     sh("scancel", "--signal=USR2", training_job(run))
@@ -116,6 +116,18 @@ def suspend_until(pid, condition):
     wait_until(suspended)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
+
+
+def test_repeated_preemptions_before_the_first_checkpoint_do_not_fail_the_run(assert_survives):
+    """A USR2 hours before the time limit: however often it comes, the job is requeued."""
+
+    def disturb(run):
+        for _ in range(3):
+            run.log_event("requeue", stage="train", job=training_job(run), step=0, at_limit=False)
+        sh("scancel", "--signal=USR2", training_job(run))
+
+    run = assert_survives("a fourth preemption at the same step", disturb, after=1)
+    assert [row["at_limit"] for row in events(run, "requeue")] == [False] * 4
 
 
 def launch_folder(run):
