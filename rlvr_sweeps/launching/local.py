@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import packages_distributions
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from rlvr_sweeps.config.compose import Point, point_of
+from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.gpus import visible_gpus
@@ -39,7 +41,7 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     only_plan = any(point.cfg["plan"] for point in points)
     if not only_plan:
         refuse_unwritable({point.cfg["runs_dir"] for point in points})
-    plan = preflight(points, console, active=None, with_estimates=only_plan)
+    plan = preflight(points, console, active=None, with_estimates=only_plan, host_limit=partial(host_share, workers))
     todo = [planned for planned in plan if planned.to_run]
     if only_plan or not todo:
         return plan
@@ -59,6 +61,15 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
         ) from None
     refuse_failures(todo, exit_codes, console)
     return plan
+
+
+def host_share(workers: int | None, cfg: Resolved, stage: str) -> float | None:  # noqa: ARG001 - as HostLimit
+    """Return the GiB of this machine's memory for one run, with as many at once as its GPUs allow; None without GPUs."""
+    gpus = len(visible_gpus())
+    if not gpus:
+        return None
+    at_once = workers or gpus * cfg["cluster"]["runs_per_gpu"] // cfg["distributed"]["processes"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 / max(1, at_once)
 
 
 def refuse_more_processes_than_gpus(todo: Sequence[Planned], gpus: Sequence[str]) -> None:
