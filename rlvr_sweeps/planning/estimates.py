@@ -14,7 +14,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained, rank_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.planning import measured, timing
-from rlvr_sweeps.planning.hardware import GIB, Gpu, gpu_of
+from rlvr_sweeps.planning.hardware import GIB, Gpu, accuracy, calibration, gpu_of
 from rlvr_sweeps.planning.host_memory import HostFootprint, HostLimit, host_footprint, refuse_too_little
 from rlvr_sweeps.planning.measured import Pace, Paces
 from rlvr_sweeps.planning.memory import Footprint, footprint, refuse_too_large
@@ -85,9 +85,18 @@ class ShapeEstimate:
         seconds = timing.step_s(cfg, self.model, self.gpu, self.lengths(cfg))
         ratios = [pace.step_s / modelled for pace in self.comparable_paces(cfg) if (modelled := self.modelled_step_s(pace))]
         if seconds is None or not ratios:
-            return seconds, "estimated" if seconds else "-"
+            return seconds, self.source if seconds else "-"
         runs = f"{len(ratios)} measured run{'s' * (len(ratios) > 1)} of this model"
         return seconds * median(ratios), f"estimated × {median(ratios):.2g}, from {runs}"
+
+    @property
+    def source(self) -> str:
+        """What the time model's seconds rest on, with the share by which they may differ."""
+        if self.gpu is None:
+            return "-"
+        entry = calibration(self.gpu)
+        base = f"estimated with constants measured on {entry['machine']}, {entry['date']}" if entry else "estimated"
+        return f"{base} ± {100 * accuracy(self.gpu):.0f} %"
 
     def modelled_step_s(self, pace: Pace) -> float | None:
         """Return the time model's seconds per step for a measured run, with the lengths that the run recorded."""

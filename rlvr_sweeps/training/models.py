@@ -67,6 +67,12 @@ def own_device() -> torch.device:
     return device
 
 
+def own_gpu_gib() -> float | None:
+    """Return the memory of this process's GPU in GiB; None without a GPU."""
+    device = own_device()
+    return torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None
+
+
 def load_weights(path: str, device: torch.device, **revision: Any) -> Any:
     """Return the causal language model of a folder or hub id, in float32, its weights read straight onto `device`.
 
