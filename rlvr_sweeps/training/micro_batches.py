@@ -51,6 +51,19 @@ def cut_into(widths: Sequence[int], count: int) -> list[range]:
     return passes
 
 
+def largest_pass(cfg: Resolved) -> tuple[int, int]:
+    """Return the completions of the largest forward pass that a step can have, and the tokens of each of them.
+
+    These are `per_device_batch_size` completions of full length. With training.micro_batches=by_prompt a pass can hold more
+    completions, since their prompts take less room; they are as many groups as fit, with completions that fill the pass.
+    """
+    size, prompt, limit = completions_per_row(cfg), cfg["data"]["max_prompt_tokens"], cfg["rollout"]["max_tokens"]
+    positions, widest = positions_per_pass(cfg), prompt + size * limit
+    rows = min(-(-positions // widest), cfg["batch_size"] // cfg["distributed"]["processes"] // size)
+    width = min(widest, positions // rows)
+    return rows * size, max(1, (width - prompt) // size)
+
+
 def rows_of(batch: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """Return the rows `chosen` of TRL's batch without their common padding: left of prompts, right of completions."""
     rows = {name: value[chosen] if getattr(value, "ndim", 0) else value for name, value in batch.items()}
