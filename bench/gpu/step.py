@@ -4,19 +4,19 @@
     python bench/gpu/step.py          the 1.5B's shape with random weights, on this machine's GPU
     python bench/gpu/step.py --toy    a small shape, on any machine
 
-PATH_OR_NAME is a folder with config.json, weights and a tokenizer, or a file of conf/model. By default both implementations get
-the same prompts and completions, of lengths spread evenly up to --tokens, so the update is measured on padded rows and nothing is
-decoded. With --sample the model samples them (with vLLM on a GPU that has it): then decoding takes most of the time.
+PATH_OR_NAME is a folder with config.json, weights and a tokenizer, or a file of conf/model. By default both implementations
+get the same prompts and completions, of lengths spread evenly up to --tokens, so the update is measured on padded rows and
+nothing is decoded. With --sample the model samples them (with vLLM on a GPU that has it), and decoding takes most of the time.
 
 Methods are LoRA, DoRA and full fine-tuning, G = 8. TRL runs with its defaults and the same sampler, batch and precision. Each
 implementation and method runs in its own process, one after another; the exit status is 1 where one of rlvr_sweeps failed.
-Medians leave out the first step. The share of the peak counts necessary operations, which are the same for both: a forward and a
-backward pass over the tokens without padding, and with --sample each completion decoded once. Recomputation adds to the time
-and not to the operations. FILE.json holds options, device, versions and one entry per implementation and method:
+Medians leave out the first step. The share of the peak counts necessary operations, which are the same for both: a forward
+and a backward pass over the tokens without padding, and with --sample each completion decoded once. Recomputation adds to the
+time and not to the operations. FILE.json holds options, device, versions and one entry per implementation and method:
 
     seconds, steps, phases (sampling, forward, backward, rest; in seconds), tokens (of the step's rows, prompts included),
-    positions (computed in the update, padding included), tokens_per_second, share_of_peak, memory_gib (peak: reserved on the GPU,
-    else of the process), mask_bytes (of the largest mask that attention received, 0 for none); or error
+    positions (computed in the update, padding included), tokens_per_second, share_of_peak, memory_gib (peak: reserved on the
+    GPU, else of the process), mask_bytes (of the largest mask that attention received, 0 for none); or error
 """
 
 import argparse
@@ -124,7 +124,8 @@ def make_own_trainer(options: argparse.Namespace, world: Path) -> Any:
     vllm = options.sample and options.vllm
     cfg = offline_composer().point([
         "model=local", "model.name=bench", f"model.path={options.folder}", "model.revision=null",
-        f"data.path={world}/train.jsonl", f"benchmark.local.path={world}/test.jsonl", "algo=dapo_released", f"peft={options.method}", *rank_override(options),
+        f"data.path={world}/train.jsonl", f"benchmark.local.path={world}/test.jsonl",
+        "algo=dapo_released", f"peft={options.method}", *rank_override(options),
         f"rollout={'vllm' if vllm else 'hf'}", *(["rollout.vllm.gpu_memory_utilization=0.3"] if vllm else []),
         f"rollout.max_tokens={options.tokens}", f"batch_size={options.batch}", "steps=10000", "training.save_every=100000",
         f"training.per_device_batch_size={options.per_device}", f"model.autocast_bf16={options.cuda}", "untested_versions=true",

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import analysis_of, training_of
+from rlvr_sweeps.config.settings import analysis_of, largest_pass, training_of
 from rlvr_sweeps.errors import Damaged, StoppedInStep, Superseded
 from rlvr_sweeps.files import append_rows, read_object, read_rows, write_json, write_text
 from rlvr_sweeps.runs.checkpoints import mark_complete, superseded
@@ -24,7 +24,6 @@ from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.methods.reach import changed_tensors, frozen_digests, reach
 from rlvr_sweeps.training.methods.spectra import spectra
 from rlvr_sweeps.training.methods.svd import cached_smaller_side
-from rlvr_sweeps.training.micro_batches import largest_pass
 from rlvr_sweeps.training.models import PublishedWeights
 from rlvr_sweeps.training.random_state import RandomState, kept_random_state
 from rlvr_sweeps.training.trainer import RlvrTrainer

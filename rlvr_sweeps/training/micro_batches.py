@@ -1,10 +1,10 @@
 """Cut a step's completions into forward passes by length, so that little padding is computed.
 
 TRL cuts equal numbers of completions and pads all of them to the longest of the step, which at 16k tokens is mostly padding.
-Here completions are sorted, cut where a pass would hold more positions than `per_device_batch_size` completions of full length,
-and padded to the longest of their pass: the loss is the same sum of the same terms. With training.micro_batches=by_prompt whole
-groups are sorted and cut, since a row is a group (rlvr_sweeps.training.shared_prompts). The module uses tensors without
-importing torch, since plans import it.
+Here rows, a prompt and its completion, are sorted by length, cut where a pass would hold more positions than
+`per_device_batch_size` completions of full length, and padded to the longest of their pass: the loss is the same sum of the
+same terms. With training.micro_batches=by_prompt whole groups are sorted and cut, since a row is a group
+(rlvr_sweeps.training.shared_prompts). The module uses tensors without importing torch, since plans import it.
 """
 
 from collections.abc import Sequence
@@ -51,19 +51,6 @@ def cut_into(widths: Sequence[int], count: int) -> list[range]:
     return passes
 
 
-def largest_pass(cfg: Resolved) -> tuple[int, int]:
-    """Return the completions of the largest forward pass that a step can have, and the tokens of each of them.
-
-    These are `per_device_batch_size` completions of full length. With training.micro_batches=by_prompt a pass can hold more
-    completions, since their prompts take less room; they are as many groups as fit, with completions that fill the pass.
-    """
-    size, prompt, limit = completions_per_row(cfg), cfg["data"]["max_prompt_tokens"], cfg["rollout"]["max_tokens"]
-    positions, widest = positions_per_pass(cfg), prompt + size * limit
-    rows = min(-(-positions // widest), cfg["batch_size"] // cfg["distributed"]["processes"] // size)
-    width = min(widest, positions // rows)
-    return rows * size, max(1, (width - prompt) // size)
-
-
 def rows_of(batch: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """Return the rows `chosen` of TRL's batch without their common padding: left of prompts, right of completions."""
     rows = {name: value[chosen] if getattr(value, "ndim", 0) else value for name, value in batch.items()}
@@ -104,11 +91,11 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     DeepSpeed every call has a pass.
     """
     size, tokens = completions_per_row(cfg), batch["completion_mask"].sum(1)
-    positions = (tokens.new_ones(len(tokens)).cumsum(0) - 1).view(-1, size)  # of the completions of each row
-    tokens, order = tokens.view(-1, size).sum(1).sort()
-    prompt = int(gather(batch["prompt_mask"].sum(1).max()).max())
-    all_tokens = gather(tokens).view(-1, len(tokens))
-    widths = (all_tokens.max(0).values + prompt).tolist()
+    completions = (tokens.new_ones(len(tokens)).cumsum(0) - 1).view(-1, size)  # of each row
+    tokens = tokens.view(-1, size).sum(1)
+    own_widths, order = (batch["prompt_mask"].sum(1)[::size] + tokens).sort()
+    widths = gather(own_widths).view(-1, len(order)).max(0).values.tolist()
+    all_tokens = gather(tokens[order]).view(-1, len(order))
     count = calls if cfg["distributed"]["deepspeed"] else len(cut(widths, positions_per_pass(cfg)))
     assert count <= calls, f"{count} forward passes do not fit the {calls} that a step has"
     if count == 1:
@@ -117,5 +104,5 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     for rows in cut_into(widths, count):
         token_share = float(all_tokens[:, rows.start : rows.stop].sum() / all_tokens.sum().clamp(min=1))
         share = Share(count, len(rows) / len(tokens), token_share)
-        passes.append(rows_of(batch, positions[order[rows.start : rows.stop]].flatten()) | {"share": share})
+        passes.append(rows_of(batch, completions[order[rows.start : rows.stop]].flatten()) | {"share": share})
     return passes

@@ -38,7 +38,8 @@ class RightPadded:
         self.tokens += sum(counts)
         columns = torch.arange(width, device=device)
         source, is_token = (starts + columns).clamp(max=total - 1), columns < lengths
-        if rest.get("output_router_logits"):  # the router's loss, a mean over tokens, must not count padding
+        # The router's loss of a mixture of experts is a mean over tokens and must not count padding.
+        if needs_mask(device) or rest.get("output_router_logits"):
             rest["attention_mask"] = is_token.long()
         output = self.model(
             input_ids=input_ids.gather(1, source), labels=labels.gather(1, source).masked_fill(~is_token, IGNORED), **rest
@@ -51,3 +52,12 @@ class RightPadded:
             if values is not None:
                 setattr(output, name, values.gather(1, target).masked_fill(~is_known, 0))
         return output
+
+
+def needs_mask(device: torch.device) -> bool:
+    """Return whether attention is slower without a mask: on a GPU in float32, for layers whose heads share keys and values.
+
+    Without a mask transformers 5.17 leaves the sharing to torch, whose kernels for it compute in 16 bits; in float32 torch then
+    computes whole squares of scores (https://github.com/pytorch/pytorch/pull/181528). With a mask transformers copies the keys.
+    """
+    return device.type == "cuda" and not torch.is_autocast_enabled("cuda")
