@@ -77,14 +77,22 @@ def decode_s(
     of reading the weights (`weight_bytes` per parameter) and computing its products, plus `overhead_s`. For each token the keys
     and values of its context are read: the prompt and on average two thirds of `mean` (lengths spread evenly up to 2 × mean).
     """
+    passes = longest + max(0.0, rows / slots - 1) * mean
+    context = prompt + mean * 2 / 3
+    weights, cache = pass_parts_s(model, gpu, rows * mean / passes, weight_bytes)
+    return passes * (overhead_s + weights) + rows * mean * context * cache
+
+
+def pass_parts_s(model: Architecture, gpu: Gpu, sequences: float, weight_bytes: float) -> tuple[float, float]:
+    """Return the seconds of one decoding pass without its overhead: for the weights, and per token of context in the cache.
+
+    The weights take the longer of reading them (`weight_bytes` per parameter) and computing the products of `sequences`.
+    """
     known = rates(gpu)
     bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * gpu.bf16_tflops * 1e12
     parameters = matrix_parameters(model)
-    passes = longest + max(0.0, rows / slots - 1) * mean
-    at_once = rows * mean / passes
-    pass_s = overhead_s + max(parameters * weight_bytes / bandwidth, 2 * parameters * at_once / peak)
-    context = prompt + mean * 2 / 3
-    return passes * pass_s + rows * mean * context * key_value_bytes(model, constants()["bytes"]["half"]) / bandwidth
+    weights = max(parameters * weight_bytes / bandwidth, 2 * parameters * sequences / peak)
+    return weights, key_value_bytes(model, constants()["bytes"]["half"]) / bandwidth
 
 
 def matrix_parameters(model: Architecture) -> int:
