@@ -51,6 +51,16 @@ def rows(source: Mapping[str, Any]) -> Rows:
     return kept
 
 
+def training_set_sentence(source: Mapping[str, Any]) -> str | None:
+    """Return how many questions a generated training set has, and how many were left out; None where none was."""
+    if not is_procedural(source):
+        return None
+    kept, different = len(rows(source)), len(distinct(generate(str(source["path"]).removeprefix(PREFIX), source, "")))
+    reasons = {"repeat an earlier question": source["size"] - different, "are in the test set": different - kept}
+    left_out = " and ".join(f"{count:,} that {reason}" for reason, count in reasons.items() if count)
+    return f"{source['path']}: {kept:,} questions to train on, of {source['size']:,}, without {left_out}." if left_out else None
+
+
 def same_question(question: str) -> str:
     """Return a question in lower case, without its spaces and its final punctuation; equal texts are the same question."""
     return "".join(question.lower().split()).rstrip(".?!:")

@@ -42,6 +42,8 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
         estimates.show(plan, console)
     for warning in sorted({text for cfg in cfgs if (text := model_folder.thinking_warning(cfg))}):
         console.print(f"[yellow]{warning}[/yellow]", highlight=False, soft_wrap=True)
+    for sentence in sorted({text for cfg in cfgs if (text := procedural.training_set_sentence(cfg["data"]))}):
+        console.print(sentence, highlight=False, soft_wrap=True)
     estimates.refuse_unfit(plan)
     return plan
 

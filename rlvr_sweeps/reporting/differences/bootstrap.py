@@ -37,7 +37,7 @@ def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
     """Return the paired difference, averaged over benchmarks. Raise ValueError unless both arms have the same problems.
 
     With one training seed in an arm, its spread over seeds is unknown and left out: the interval then compares two trained
-    models, not their methods.
+    models, not their methods. The interval ends at -1 and 1, since no accuracies differ by more.
     """
     from scipy import stats  # its import takes half a second
 
@@ -59,7 +59,7 @@ def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
     for index, (gap, noise) in enumerate(zip(gaps, problems, strict=True)):
         by_problem += resampling(len(gap), draws, seed, index) @ noise.deviations / count
         by_sign += signs(len(gap), draws, seed, index) @ gap / count
-    low, high = value - np.quantile((by_problem + by_seed) * stretch, [0.975, 0.025])
+    low, high = np.clip(value - np.quantile((by_problem + by_seed) * stretch, [0.975, 0.025]), -1, 1)
     p = (1 + np.count_nonzero(np.abs(by_sign + by_seed * stretch) >= abs(value) - 1e-12)) / (1 + draws)
     return Difference(value, float(low), float(high), float(p))
 
