@@ -17,6 +17,7 @@ from rlvr_sweeps.assets.architecture import (
     trained_parameters,
 )
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import completions_per_row, largest_pass
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.hardware import GIB, Gpu, constants, known_gpus
 
@@ -113,7 +114,7 @@ def logits_bytes(cfg: Resolved, model: Architecture, everything: bool) -> float:
 
 
 def activation_bytes(cfg: Resolved, model: Architecture, base: int, trained: int) -> float:
-    """Return the bytes of saved tensors (all layers; with checkpointing the residual stream and one layer) and of the mask."""
+    """Return the bytes of saved tensors (all layers; with checkpointing the residual stream and one layer) and of a mask."""
     known, size = constants(), constants()["bytes"]
     rows, layers = cfg["training"]["per_device_batch_size"], model["num_hidden_layers"]
     tokens = rows * sequence_tokens(cfg)
@@ -121,13 +122,27 @@ def activation_bytes(cfg: Resolved, model: Architecture, base: int, trained: int
     measured = known["activations"].get(kind, known["activations"]["other"])
     autocast = cfg["model"]["autocast_bf16"]
     width = (model["hidden_size"] + model["intermediate_size"]) * (1 if autocast else known["float32_factor"])
-    mask = rows * sequence_tokens(cfg) ** 2 * size["mask"]
+    mask = mask_bytes(cfg, model)
     copies = base * size["half"] if autocast else 0  # autocast's bfloat16 copies of the weights
     if not cfg["training"]["gradient_checkpointing"]:
         return float(tokens * layers * measured["kept"] * width + mask + copies)
     layer = tokens * measured["checkpointed"] * width
     stream = tokens * layers * model["hidden_size"] * size["master"]
     return float(stream + mask + (max(layer, copies) if base == trained else layer))
+
+
+def mask_bytes(cfg: Resolved, model: Architecture) -> float:
+    """Return the bytes of attention masks in the largest pass, and of attention's copy in the precision of products.
+
+    Rows that hold a group have one, rows longer than a sliding window, and all rows in float32; others have none
+    (rlvr_sweeps/training/right_padding.py).
+    """
+    per_row, (completions, length) = completions_per_row(cfg), largest_pass(cfg)
+    width = cfg["data"]["max_prompt_tokens"] + per_row * length
+    has_window = model.get("use_sliding_window", model["model_type"] == "mistral") and model.get("sliding_window")
+    if per_row == 1 and cfg["model"]["autocast_bf16"] and not (has_window and width >= model["sliding_window"]):
+        return 0.0
+    return float(completions // per_row * width**2 * (constants()["bytes"]["mask"] + compute_bytes(cfg)))
 
 
 def vllm_bytes(cfg: Resolved, base: int, gpu: Gpu) -> tuple[float, float]:

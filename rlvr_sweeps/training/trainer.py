@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
+from rlvr_sweeps.training.right_padding import RightPadded
 from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement, refuse_sampling_gap
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of
 from rlvr_sweeps.training.shared_prompts import SharedPrompts, refuse_other_attention
@@ -221,16 +222,21 @@ class RlvrTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """Return TRL's values under autocast; in the update, count positions and compute the importance weights."""
-        rest = (input_ids, attention_mask, logits_to_keep, *args)
-        if not torch.is_grad_enabled():
-            with self.autocast(), self.timed("logprobs"):
-                return super()._get_per_token_logps_and_entropies(model, *rest, **kwargs)
-        shared = SharedPrompts(model, logits_to_keep, self.completions_per_row) if self.completions_per_row > 1 else None
-        with self.autocast():
-            scored = super()._get_per_token_logps_and_entropies(shared or model, *rest, **kwargs)
-        positions, tokens = attention_mask.numel(), int(attention_mask.sum())
-        count_positions(self.columns, *((shared.positions, shared.tokens) if shared else (positions, tokens)))
+        """Return TRL's values, computed under autocast without padding on the left.
+
+        In the update, count positions and compute the importance weights.
+        """
+        rest, is_update = (input_ids, attention_mask, logits_to_keep, *args), torch.is_grad_enabled()
+        rows = (
+            SharedPrompts(model, logits_to_keep, self.completions_per_row)
+            if is_update and self.completions_per_row > 1
+            else RightPadded(model, logits_to_keep)
+        )
+        with self.autocast(), nullcontext() if is_update else self.timed("logprobs"):
+            scored = super()._get_per_token_logps_and_entropies(rows, *rest, **kwargs)
+        if not is_update:
+            return scored
+        count_positions(self.columns, rows.positions, rows.tokens)
         if self.batch_in_loss:
             logps, batch = scored[0].detach(), self.batch_in_loss
             limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)

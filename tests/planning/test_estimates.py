@@ -12,7 +12,7 @@ from rlvr_sweeps.files import as_yaml, write_json, write_text
 from rlvr_sweeps.launching.local import first_that_fits, refuse_vllm_without_gpu
 from rlvr_sweeps.planning import estimates, measured, timing
 from rlvr_sweeps.planning.hardware import constants, gpu_by_driver_name, gpu_of, known_gpus
-from rlvr_sweeps.planning.memory import SHARES, footprint, refuse_too_large
+from rlvr_sweeps.planning.memory import SHARES, footprint, mask_bytes, refuse_too_large, sequence_tokens
 from rlvr_sweeps.planning.plan import make_plan
 from rlvr_sweeps.runs.directory import Run
 from tests.conftest import choices
@@ -103,6 +103,22 @@ def test_memory_grows_with_batch_and_share(composer):
     caches = [footprint_of(composer, f"rollout.vllm.gpu_memory_utilization={share}").sequences for share in sorted(SHARES)]
     assert caches == sorted(caches)
     assert footprint_of(composer, "training.gradient_checkpointing=false").peak > peaks[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "window", "expected"),
+    [
+        ((), {}, 0),
+        (("model.autocast_bf16=false",), {}, 4 * 16896**2 * 5),  # bool, and attention's copy in float32
+        (("training.micro_batches=by_prompt", "rollout.max_tokens=512"), {}, 2 * 2048**2 * 3),  # 4 completions and a prompt
+        ((), {"sliding_window": 4096, "use_sliding_window": True}, 4 * 16896**2 * 3),
+        ((), {"sliding_window": 4096, "use_sliding_window": False}, 0),
+    ],
+)
+def test_masks_against_values_by_hand(composer, overrides, window, expected):
+    cfg = composer.point([*LARGE, *overrides]).cfg
+    assert (cfg["training"]["per_device_batch_size"], sequence_tokens(cfg)) in ((4, 16896), (4, 1024))
+    assert mask_bytes(cfg, architecture(cfg) | window) == expected
 
 
 def test_a_step_on_one_gpu_takes_about_half_the_gpu_time_of_four(composer):
