@@ -164,9 +164,16 @@ def show_audit(arguments: argparse.Namespace, console: Console) -> None:
 
 def try_verifier(arguments: argparse.Namespace, console: Console) -> None:
     """Try a verifier on gold answers and corrupted ones, and print the result; exit with code 1 if gold answers are refused."""
+    from hydra.errors import HydraException
+
     from rlvr_sweeps.evaluation import verify
 
-    cfg = offline_composer().point(arguments.overrides).cfg
+    try:
+        cfg = offline_composer().point(arguments.overrides).cfg
+    except Refused:
+        raise
+    except HydraException as error:
+        raise Refused(f"The overrides cannot work: {str(error).splitlines()[0]}") from error
     trial = verify.verify(cfg, arguments.count, arguments.seed, arguments.completion)
     if arguments.json:
         print(verify.as_json(trial))

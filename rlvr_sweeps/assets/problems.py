@@ -181,6 +181,13 @@ def imported_path(source: Mapping[str, Any]) -> Path:
     return cache_dir() / "data" / f"{Path(source['path']).name}-{key}.jsonl"
 
 
+def is_on_this_machine(source: Mapping[str, Any]) -> bool:
+    """Return whether a source's problems are here: generated, imported, embedded, or in a file or folder."""
+    if procedural.is_procedural(source) or imported_path(source).exists():
+        return True
+    return Path(locate(source["path"], source["revision"])).exists()
+
+
 def raw_rows(source: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a source's unprocessed rows: generated, imported, of a file, or of a folder or the hub by `datasets`."""
     if procedural.is_procedural(source):

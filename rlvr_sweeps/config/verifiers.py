@@ -5,7 +5,6 @@ Training, evaluation, `rlvr regrade`, `audit` and `verify` all call `verdicts_of
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved
@@ -14,7 +13,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.grading.grader import VERSION, Verdict
 from rlvr_sweeps.grading.reward_pool import RewardFunction, VerifierError
 from rlvr_sweeps.grading.reward_process import LoadError, source_digest
-from rlvr_sweeps.grading.verifiers import MATH, Answered, Part, Verifier, verdicts
+from rlvr_sweeps.grading.verifiers import MATH, Answered, Part, Verifier, check, verdicts
 
 OWN_PACKAGE = "rlvr_sweeps."  # its functions have a version in conf/verifier instead of a SHA-256
 
@@ -37,6 +36,7 @@ def verifier_of(cfg: Resolved) -> Verifier:
             None if part["columns"] is None else tuple(part["columns"]),
             tuple(part["arguments"].items()),
             part["text"],
+            part["version"],
         )
         for _, name, part in parts_of(cfg)
     ]
@@ -48,6 +48,14 @@ def verdicts_of(cfg: Resolved, completions: Sequence[Answered], verifier: Verifi
     """Return the verdict on each completion by the run's verifier, or another; raise Refused where it cannot be used."""
     try:
         return verdicts(verifier or verifier_of(cfg), completions)
+    except VerifierError as error:
+        raise Refused(f"The verifier cannot be used: {error}") from error
+
+
+def refuse_unusable(cfg: Resolved, columns: Mapping[str, Any]) -> None:
+    """Raise Refused where the verifier cannot be loaded, or reads a column that is not in `columns` of a problem."""
+    try:
+        check(verifier_of(cfg), Answered("", "", columns))
     except VerifierError as error:
         raise Refused(f"The verifier cannot be used: {error}") from error
 
@@ -68,7 +76,7 @@ def record_sources(cfg: Resolved) -> None:
         if part["target"] == MATH or part["target"].startswith(OWN_PACKAGE):
             continue
         try:
-            digest = cached_digest(part["target"])
+            digest = source_digest(part["target"])
         except LoadError as error:
             raise Refused(f"{prefix}.target={part['target']}: {error}") from error
         if part["source"] not in (None, digest):
@@ -96,9 +104,3 @@ def refuse_unfit(prefix: str, part: Mapping[str, Any]) -> None:
                 f"{prefix}.{name} is set, but {prefix}.target=math is the project's grader, which does not read it. Leave it "
                 "out, or set the target to a function: pkg.module:function or ./file.py:function."
             )
-
-
-@cache
-def cached_digest(target: str) -> str:
-    """Return `source_digest`; the points of a grid share their verifier."""
-    return source_digest(target)

@@ -265,6 +265,15 @@ def judge(function: RewardFunction, calls: Sequence[Call]) -> list[Outcome]:
     return outcomes
 
 
+def check(function: RewardFunction, call: Call) -> None:
+    """Raise VerifierError where the function cannot be loaded, or reads a column that the call lacks; judge nothing."""
+    process = take(function)
+    try:
+        refuse_missing_columns(function, process.facts, call)
+    finally:
+        process.close()
+
+
 def take(function: RewardFunction) -> Process:
     """Return an idle process of the function, or start one."""
     with _lock:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlvr_sweeps.grading import reward_pool
 from rlvr_sweeps.grading.extraction import TAIL_CHARACTERS, Policy, extract
 from rlvr_sweeps.grading.grader import VERSION, Reason, Verdict, grade_all
 from rlvr_sweeps.grading.ready import choice
@@ -37,6 +38,7 @@ class Part:
     columns: tuple[str, ...] | None = None  # the columns that it gets; None: all
     arguments: tuple[tuple[str, Any], ...] = ()
     text: bool = False  # completions as texts instead of conversations
+    version: int | None = None  # of what is not in the file of the function
 
     @property
     def is_math(self) -> bool:
@@ -64,6 +66,7 @@ class Verifier:
             ("" if part.weight == 1.0 else f"{part.weight:g} ")
             + (f"{MATH} version {VERSION}" if part.is_math else part.function.target)
             + (f"@{part.function.source[:12]}" if part.function.source else "")
+            + (f" version {part.version}" if part.version is not None else "")
             for part in self.parts
         )
 
@@ -86,6 +89,13 @@ def verdicts(verifier: Verifier, completions: Sequence[Answered]) -> list[Verdic
         for part in verifier.parts
     ]
     return [joined(verifier, completion, results) for completion, *results in zip(completions, *by_part, strict=True)]
+
+
+def check(verifier: Verifier, completion: Answered) -> None:
+    """Raise VerifierError where a reward function cannot be loaded, or reads a column that a problem lacks; judge nothing."""
+    for part in verifier.parts:
+        if not part.is_math:
+            reward_pool.check(part.function, calls(verifier, part, [completion])[0])
 
 
 def math_verdicts(verifier: Verifier, completions: Sequence[Answered]) -> list[Verdict]:
