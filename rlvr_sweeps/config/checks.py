@@ -78,6 +78,7 @@ def refuse(cfg: Resolved) -> None:
         if name not in TRACKERS:
             raise Refused(f"tracking.also=[{name}] is not possible. Allowed: {', '.join(TRACKERS)}.")
     refuse_wrong_held_out(cfg)
+    refuse_wrong_split(cfg)
     refuse_uneven_resources(cfg)
     refuse_too_long(cfg)
     if not is_trained(cfg):
@@ -117,6 +118,35 @@ def refuse_wrong_held_out(cfg: Resolved) -> None:
                 f"training prompts, and exactly those that are held out of it. Set data.holdout alone: "
                 f"benchmark.{HELD_OUT}.held_out follows it."
             )
+
+
+def refuse_wrong_split(cfg: Resolved) -> None:
+    """Raise Refused where the test problems of the training file cannot be chosen, and for golds that the grader would need."""
+    data = cfg["data"]
+    is_generated = str(data["path"]).startswith("reasoning_gym:")
+    if data["test_size"] is not None and data["test_size"] < 1 and not is_generated:
+        raise Refused(f"data.test_size={data['test_size']} is not possible. Allowed: a whole number from 1; null: no test set.")
+    for name, source in cfg["benchmark"].items():
+        if source["part"] not in (None, "test"):
+            raise Refused(f"benchmark.{name}.part={source['part']} is not possible. Allowed: test, null.")
+        if source["part"] == "test" and is_generated:
+            raise Refused(
+                f"benchmark={name} is the test set of a file, but data.path={data['path']}: use benchmark=reasoning_gym."
+            )
+        if source["part"] == "test" and source["test_size"] is None:
+            raise Refused(f"benchmark={name} needs the number of test problems: data.test_size=100.")
+        same = all(source[key] == data[key] for key in ("path", "test_size", "test_seed"))
+        if source["part"] == "test" and not same:
+            raise Refused(
+                f"benchmark.{name} is the test set of another split than the one that training leaves out. Set data.path, "
+                f"data.test_size and data.test_seed alone: benchmark={name} follows them."
+            )
+    if cfg["verifier"]["target"] == "math" or any(part["target"] == "math" for part in cfg["verifier"]["also"].values()):
+        for name, source in {"data": data, **{f"benchmark.{name}": each for name, each in cfg["benchmark"].items()}}.items():
+            if source["answer"] is None:
+                raise Refused(
+                    f"{name}.answer=null, but verifier=math compares with gold answers. Name their field: {name}.answer=FIELD."
+                )
 
 
 def refuse_early_stopping(rules: Resolved) -> None:
