@@ -179,11 +179,6 @@ def refuse_uneven_resources(cfg: Resolved) -> None:
             "number from 1 with cluster=local; 1 on Slurm, where the site shares GPUs (shards, MIG): request a share by "
             "hydra.launcher.additional_parameters."
         )
-    if runs_per_gpu > 1 and (cfg["rollout"]["engine"] == "vllm" or cfg["evaluation"]["engine"] != "transformers"):
-        raise Refused(
-            f"cluster.runs_per_gpu={runs_per_gpu} with vLLM is not possible: each engine reserves its share of the GPU when it "
-            "starts, and fails beside another one. Use rollout=hf evaluation.engine=transformers, or cluster.runs_per_gpu=1."
-        )
     processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], gpu_count(train["gpus_per_node"])
     gpu_count(evaluate["gpus_per_node"])
     if nodes < 1 or processes % nodes or gpus not in (0, processes // nodes):
@@ -321,6 +316,8 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     refuse_unread_settings(cfg)
     if cfg["rollout"]["engine"] == "vllm":
         refuse_unfit_engine(cfg)
+    elif cfg["rollout"].get("sleep"):
+        raise Refused("rollout.sleep=true needs rollout=vllm: only vLLM holds GPU memory that it can release.")
 
 
 def refuse_unread_settings(cfg: Resolved) -> None:
@@ -348,6 +345,11 @@ def refuse_unfit_engine(cfg: Resolved) -> None:
         )
     if rollout["sync"] not in ("merged", "adapter"):
         raise Refused(f"rollout.sync={rollout['sync']} is not possible. Allowed: merged, adapter.")
+    if rollout.get("sleep") and rollout["sync"] == "adapter":
+        raise Refused(
+            "rollout.sleep=true with rollout.sync=adapter is not possible: sleep discards the base's weights, and this sync "
+            "sends the adapter alone. Use rollout.sync=merged."
+        )
     config = method["config"]
     starts_at_zero = not method["initialisation"] and config.get("init_lora_weights", True) is True
     plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero

@@ -116,6 +116,7 @@ class RolloutConf:
     top_p: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig; only its vLLM and correction settings
     vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM; arguments that follow from the run are refused
+    sleep: bool = False  # vllm on a GPU: it releases weights and KV cache during the update, and is compared after each waking
     sync: str = "merged"  # vllm: weights sent to the engine each step: merged | adapter (A and B alone, LoRA variants only)
     check_every: int = 0  # vllm: steps between comparisons of its log-probabilities with the trainer's; 0: the first only
     tolerance_nats: dict[str, float] = field(default_factory=dict)  # vllm: by dtype, the mean difference that stops a run
@@ -180,7 +181,7 @@ class ClusterConf:
     """Where runs execute: conf/cluster/*.yaml."""
 
     name: str = MISSING  # local | slurm | submitit
-    runs_per_gpu: int = 1  # cluster=local: runs at once on each GPU; the plan gives each an equal share of its memory
+    runs_per_gpu: int = 1  # cluster=local: runs at once on each GPU; each has an equal share of its memory, and of vLLM's share
     threads: int | None = None  # of each process of a run without a GPU; None: the cores that it has, as recorded when it began
     gpu: str | None = "auto"  # GPU that the plan estimates for: a name of conf/hardware.yaml | auto (this machine's) | null
     train: ResourcesConf = field(default_factory=ResourcesConf)  # of a training job

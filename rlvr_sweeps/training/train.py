@@ -194,6 +194,7 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "bf16": cfg["model"]["autocast_bf16"] and not cfg["distributed"]["deepspeed"],  # DeepSpeed: torch_autocast
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
+        "vllm_enable_sleep_mode": cfg["rollout"].get("sleep", False),
         "deepspeed": copy.deepcopy(cfg["distributed"]["deepspeed"]) or None,
     }
     settings = dict(derived)

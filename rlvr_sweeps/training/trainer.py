@@ -104,6 +104,8 @@ class RlvrTrainer(GRPOTrainer):
         pool = fill(roll, completions // size * world, most)
         self.announce("updating")
         self.columns |= pool.metrics()
+        if self.use_vllm:
+            self.vllm_generation.fall_asleep()
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         shown = int(training_of(self.cfg, "samples_per_step"))
         self.readable = pool.readable(shown, f"{self.cfg['seed']}-{self.state.global_step}", ends) if shown else []
@@ -201,7 +203,10 @@ class RlvrTrainer(GRPOTrainer):
         return completions, None
 
     def sync(self, policy: Any) -> None:
-        """Load this step's policy into vLLM; raise Refused where they disagree, every `rollout.check_every` steps."""
+        """Load this step's policy into vLLM; raise Refused where they disagree.
+
+        They are compared every `rollout.check_every` steps, and each time that vLLM wakes from sleep.
+        """
         step, rollout = self.state.global_step, self.cfg["rollout"]
         synced_step = patches.synced_step(self)
         if step == synced_step:
@@ -209,7 +214,7 @@ class RlvrTrainer(GRPOTrainer):
         with self.timed("sync"):
             self.vllm_generation.sync_weights()
         patches.set_synced_step(self, step)
-        if synced_step < 0 or (rollout["check_every"] and step % rollout["check_every"] == 0):
+        if synced_step < 0 or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
             with self.autocast():
                 tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
