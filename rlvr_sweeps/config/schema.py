@@ -16,6 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 # "All linear modules" (Sec. 2.2) and every norm, by their names in Qwen2 and Llama; conf/model has the names of others.
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION_MODULES = LINEAR_MODULES[:4]
 NORM_MODULES = ("input_layernorm", "post_attention_layernorm", "norm")
 
 
@@ -28,6 +29,7 @@ class ModelConf:
     revision: str | None = None  # commit on the hub; content key of an embedded model or GGUF file. None: the newest
     system_prompt: str | None = None  # first message of every prompt; None: no such message
     linear_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))  # names of the layers that adapters target
+    attention_modules: list[str] = field(default_factory=lambda: list(ATTENTION_MODULES))  # those of them in the attention
     norm_modules: list[str] = field(default_factory=lambda: list(NORM_MODULES))  # names of the layers that ln_tuning targets
     architecture: dict[str, Any] = field(default_factory=dict)  # values of config.json, for plans before the model is there
     opens_think: bool = False  # whether the chat template must end a prompt with an opening <think>; checked before a run
@@ -43,7 +45,9 @@ class PeftConf:
     title: str = MISSING  # in tables and figures
     trains: str = "adapter"  # adapter | everything (full fine-tuning) | nothing (the Base row: only evaluated)
     config: dict[str, Any] = field(default_factory=dict)  # passed to peft.get_peft_config; empty without an adapter
-    initialisation: str | None = None  # of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA); None: PEFT's own
+    # Of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA) | gradients (LoRA-GA) | residual (PEFT's own, whose first
+    # update is subtracted from the frozen weights: Uni-LoRA, VB-LoRA); None: PEFT's own
+    initialisation: str | None = None
     lr_ratio: float | None = None  # LoRA+: learning rate of B divided by that of A (λ = η_B / η_A); None: the same rate
     not_the_base_in_training: str | None = None  # reason why the train-mode policy at step 0 differs from the base model
     factored_norm: bool = True  # DoRA: compute the weight norm without forming B·A; false: as PEFT computes it
@@ -257,10 +261,11 @@ class VerifierConf(PartConf):
 class Config:
     """A run. The command line sets any field: `rank=8`, `rollout.max_tokens=2048`."""
 
-    # Dials: each can be an axis of a grid. Which of rank, alpha and dropout a method has, its file in conf/peft states.
+    # Dials: each can be an axis of a grid. Which of the first four a method has, its file in conf/peft states.
     rank: int = MISSING  # of the adapter
     alpha: float = MISSING  # the adapter's scale is alpha / rank; 2 × rank where it is not set
     dropout: float = MISSING  # on the adapter's input
+    modules: str = "all"  # layers that the adapter targets: all linear modules of the model | attention | mlp
     lr: float = MISSING  # constant learning rate
     batch_size: int = MISSING  # completions (not prompts) per optimizer step, over all processes
     steps: int = MISSING  # optimizer steps
@@ -313,12 +318,22 @@ def where(value: Any, case: Any, then: Any, otherwise: Any) -> Any:
     return then if value == case else otherwise
 
 
+def target_modules(modules: str, *, _root_: Any) -> list[str]:
+    """Return the model's linear modules that the dial `modules` selects: `${targets:${modules}}`.
+
+    An unknown value selects all; the checks refuse it.
+    """
+    linear, attention = list(_root_.model.linear_modules), set(_root_.model.attention_modules)
+    return [name for name in linear if modules not in ("attention", "mlp") or (name in attention) == (modules == "attention")]
+
+
 def register() -> None:
     """Register the schema and the resolvers with Hydra; a second call changes nothing."""
     ConfigStore.instance().store(name="schema", node=Config, provider="rlvr_sweeps")
     OmegaConf.register_new_resolver("mul", multiply, replace=True)
     OmegaConf.register_new_resolver("floordiv", floor_divide, replace=True)
     OmegaConf.register_new_resolver("where", where, replace=True)
+    OmegaConf.register_new_resolver("targets", target_modules, replace=True)
 
 
 Resolved = dict[str, Any]  # a run's configuration as plain data, every interpolation resolved

@@ -25,6 +25,7 @@ DIAL_LABELS = {
     "rank": "r",
     "alpha": "α",
     "dropout": "dropout",
+    "modules": "modules",
     "lr": "lr",
     "batch_size": "batch",
     "steps": "steps",
