@@ -13,7 +13,7 @@ ARGS ?=
 RUNS ?=
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
-.PHONY: $(TABLES) $(FIGURES) paper lr_fair real
+.PHONY: $(TABLES) $(FIGURES) paper lr_fair real claims
 .PHONY: help venv venv-vllm venv-lm-eval quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke constraints-cuda
 
 help: ## print this list
@@ -46,6 +46,7 @@ table3: venv ## run what is missing of Table 3, print it; also table4 table5 tab
 fig1: venv ## run what is missing of Figure 1, and draw it; also fig3 fig4 fig5
 paper: venv ## run all tables and figures in one launch, and draw further figures: forest, cost, spectra
 lr_fair: venv ## choose a learning rate for each method on held-out training prompts: table and figures
+claims: venv ## launch the runs that the claim cards need, and print the verdicts (docs/claims.md)
 real: smollm2 ## train a pretrained model of 135M parameters on this machine, four methods, two rates, two seeds: a night on two cores
 
 $(TABLES): venv
@@ -62,6 +63,9 @@ paper:
 lr_fair:
 	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(overrides) || status=$$?; \
 	for name in lr reach; do $(BIN)/rlvr figure $$name $(overrides) || status=$$?; done; exit $$status
+
+claims:
+	@status=0; $(launch) || status=$$?; $(BIN)/rlvr claims $(overrides) --out results/$(MODEL) || status=$$?; exit $$status
 
 real: MODEL := smollm2_135m
 real: CLUSTER := local

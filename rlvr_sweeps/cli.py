@@ -57,6 +57,23 @@ def show_table(arguments: argparse.Namespace, console: Console) -> None:
         print(next(path for path in paths if path.suffix == ".json").read_text())
 
 
+def show_claims(arguments: argparse.Namespace, console: Console) -> None:
+    """Print the verdicts on the claim cards; with --json as JSON, with --out also into files."""
+    from rlvr_sweeps.reporting.claims import table, verdicts
+    from rlvr_sweeps.reporting.tables import formats
+
+    named = [text for text in arguments.overrides if "=" not in text]
+    results = verdicts.read_claims(named, [text for text in arguments.overrides if "=" in text])
+    sheet = table.sheet(results)
+    if arguments.json:
+        print(json.dumps([verdicts.as_record(result) for result in results], indent=1, ensure_ascii=False))
+    else:
+        formats.show(sheet, console)
+    if arguments.out:
+        paths = formats.write(sheet, arguments.out)
+        print(f"written: {paths[0].parent}/{sheet.name} .md .tex .csv .json", file=sys.stderr if arguments.json else sys.stdout)
+
+
 def draw_figure(arguments: argparse.Namespace, console: Console) -> None:
     """Draw a figure into files, and print their paths and the caption."""
     from rlvr_sweeps.reporting.figures import catalogue
@@ -343,7 +360,8 @@ def move_data(arguments: argparse.Namespace, console: Console) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
-    "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
+    "status": show_status, "report": show_report, "table": show_table, "claims": show_claims,
+    "figure": draw_figure, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
     "samples": show_samples, "profile": show_profile,
     "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "export": export_run, "wandb": exchange_with_wandb,
@@ -382,6 +400,11 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="OVERRIDE", help="overrides as for launch.py: model=tiny seed=42,43,44 runs_dir=…"
     )
     table.add_argument("--out", type=Path, help="folder for .md .tex .csv .json; results/<model> by default")
+    claims = commands.add_parser("claims", help="print which published claims the runs support, refute or leave undecided")
+    claims.add_argument(
+        "overrides", nargs="*", metavar="CLAIM|OVERRIDE", help="names of conf/claim, all by default; overrides as for launch.py"
+    )
+    claims.add_argument("--out", type=Path, help="also write claims.md .tex .csv .json into this folder")
     figure = commands.add_parser("figure", help="draw a figure as PDF, PNG, SVG and an interactive page")
     figure.add_argument("name", metavar="FIGURE", help="1 3 4 5 of the paper, or lr reach forest cost spectra")
     figure.add_argument(
@@ -458,6 +481,7 @@ def parser() -> argparse.ArgumentParser:
         status,
         report,
         table,
+        claims,
         figure,
         compare,
         regrade,

@@ -56,6 +56,7 @@ class RowSpec:
     overrides: tuple[str, ...]
     stands_for: str  # label of the corresponding row of the paper; equal to `label` at the paper's scale
     printed: dict[str, float]  # metric (overall, trainable, or a benchmark) -> the paper's value, in percent
+    written: tuple[str, ...] = ()  # the overrides of the corresponding row of the paper, by which a claim card names the row
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,9 @@ def rows_of(key: str, section: Section, model: str) -> list[RowSpec]:
             f"Give `instead.{model}` as many rows, or correct `printed`."
         )
     rows = []
-    for overrides, stands_for in zip(own, names, strict=True):
-        rows.append(RowSpec(key, label(overrides, own), overrides, stands_for, printed_values(section.table, stands_for)))
+    for overrides, written, stands_for in zip(own, paper, names, strict=True):
+        printed = printed_values(section.table, stands_for)
+        rows.append(RowSpec(key, label(overrides, own), overrides, stands_for, printed, written))
     return rows
 
 

@@ -91,6 +91,20 @@ def read_sweep_results(name: str, overrides: Sequence[str], source: Source = fro
     Raises Refused for a list of values of a key other than `seed`, and for a key that the rows set.
     """
     composer = offline_composer()
+    base, seeds = split_seeds(overrides)
+    model = model_of(base, composer)
+    product = load_product(name, model, composer)
+    refuse_fixed_keys(product.sections, model, overrides)
+    return SweepResults(
+        product, composer, tuple(overrides), tuple(base), read_row_results(product, composer, base, seeds, source), model
+    )
+
+
+def split_seeds(overrides: Sequence[str]) -> tuple[list[str], list[int] | None]:
+    """Return the overrides without the seeds, and the seeds; None where the overrides name none.
+
+    Raises Refused for a list of values of another key.
+    """
     base, seeds = [], None
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
@@ -100,9 +114,9 @@ def read_sweep_results(name: str, overrides: Sequence[str], source: Source = fro
             raise Refused(f"{override.input_line}: a table has one value of {override.get_key_element()} for all of its rows.")
         else:
             base.append(str(override.input_line))
-    model = str(composer.compose([override for override in base if not key_of(override).startswith("hydra")]).model.name)
-    product = load_product(name, model, composer)
-    refuse_fixed_keys(product.sections, model, overrides)
-    return SweepResults(
-        product, composer, tuple(overrides), tuple(base), read_row_results(product, composer, base, seeds, source), model
-    )
+    return base, seeds
+
+
+def model_of(base: Sequence[str], composer: Composer) -> str:
+    """Return the name of the model that the overrides choose."""
+    return str(composer.compose([override for override in base if not key_of(override).startswith("hydra")]).model.name)

@@ -17,6 +17,7 @@ from rlvr_sweeps import __version__
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import write_text
+from rlvr_sweeps.reporting.claims.page import claim_entries
 from rlvr_sweeps.reporting.differences.baselines import Family, families
 from rlvr_sweeps.reporting.figures.catalogue import figures_for_report
 from rlvr_sweeps.reporting.labels import report_rows
@@ -99,6 +100,7 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
         families=[against(family, labels) for family in compared],
         not_compared=left_out,
         one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
+        claims=claim_entries(runs_dir, statuses),
         figures=figures_for_report(rows, compared),
         training=training_samples(columns),
         unfinished=[unfinished(status) for status in statuses if status.state != "done"],
