@@ -311,6 +311,21 @@ def examine_run(arguments: argparse.Namespace, console: Console) -> None:
         sys.exit(1)
 
 
+def export_run(arguments: argparse.Namespace, console: Console) -> None:
+    """Write a finished run as a folder for the hub, and print the files and what the model card lacks."""
+    from rlvr_sweeps.reporting.hub import folder
+
+    run = named_run(arguments.run, arguments.runs_dir)
+    exported = folder.export(run, arguments.folder, arguments.adapter, arguments.force)
+    if arguments.json:
+        print(folder.as_json(exported))
+        return
+    for sentence in exported.notes:
+        console.print(sentence, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{exported.folder}: {', '.join(exported.files)}", highlight=False, soft_wrap=True)
+    console.print("To publish it: hf upload OWNER/NAME " + str(exported.folder), style="dim", highlight=False, soft_wrap=True)
+
+
 def exchange_with_wandb(arguments: argparse.Namespace, console: Console) -> None:
     """Send missing rows to Weights & Biases (sync), fetch runs (pull), or save a workspace or report; print what was done."""
     from rlvr_sweeps.reporting.tracking import sync
@@ -370,7 +385,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "figure": draw_figure, "compare": show_comparison,
     "regrade": show_regrading, "audit": show_audit, "verify": try_verifier, "data": move_data, "logs": show_logs,
     "samples": show_samples, "profile": show_profile,
-    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "wandb": exchange_with_wandb,
+    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "export": export_run, "wandb": exchange_with_wandb,
 }  # fmt: skip
 
 
@@ -478,7 +493,12 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("--sweep", metavar="LABEL", help="every queued or running run whose last launch had this sweep label")
     cancel.add_argument("--all", action="store_true", help="every queued or running run of the folder")
     retry.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
-    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor):
+    export = commands.add_parser("export", help="write a finished run as a folder for the hub, with a model card")
+    export.add_argument("run", metavar="RUN", help=RUN_HELP)
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; new or empty")
+    export.add_argument("--adapter", action="store_true", help="the adapter in place of the merged model, where it is exact")
+    export.add_argument("--force", action="store_true", help="also into a folder with files; replaces an earlier export")
+    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor, export):
         command.add_argument("--runs-dir", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
     data.add_argument(
@@ -506,6 +526,7 @@ def parser() -> argparse.ArgumentParser:
         data,
         doctor,
         verify,
+        export,
     ):
         command.add_argument("--json", action="store_true", help="print JSON")
     wandb = commands.add_parser("wandb", help="send runs to Weights & Biases, fetch them, or save views of a sweep there")

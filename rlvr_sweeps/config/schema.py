@@ -34,6 +34,7 @@ class ModelConf:
     architecture: dict[str, Any] = field(default_factory=dict)  # values of config.json, for plans before the model is there
     opens_think: bool = False  # whether the chat template must end a prompt with an opening <think>; checked before a run
     autocast_bf16: bool = False  # matrix products in bfloat16; weights and optimizer state stay float32
+    license: str | None = None  # of the base model, by the hub's name (apache-2.0); for the model card of `rlvr export`
     paper_size: str | None = None  # the size by which the paper names this model ("1.5B"); None: not a model of the paper
 
 
