@@ -155,8 +155,9 @@ class RlvrTrainer(GRPOTrainer):
             completions = [[{"role": "assistant", "content": text}] for text in texts]
         with self.timed("reward"):
             rewards = self.score(rows, completions, completion_ids)
-            reasons = [verdict.reason for verdict in self.score_functions[0].verdicts]
-        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, strict=True)
+            verdicts = self.score_functions[0].verdicts
+            reasons, correct = [verdict.reason for verdict in verdicts], [verdict.correct for verdict in verdicts]
+        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, correct, strict=True)
         all_samples = gather_object(list(samples))
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         is_truncated = [sample[2][-1] not in ends for sample in all_samples]
@@ -164,9 +165,9 @@ class RlvrTrainer(GRPOTrainer):
         rolled = []
         for start in range(0, groups * size, size):
             columns: list[list[Any]] = [list(column) for column in zip(*all_samples[start : start + size], strict=True)]
-            rows, prompt_ids, completion_ids, completions, scores, rewards, reasons = columns
-            own_scores = scores if logprobs else None
-            rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, torch.tensor(rewards), reasons))
+            rows, prompt_ids, completion_ids, completions, scores, rewards, reasons, correct = columns
+            own_scores, table = scores if logprobs else None, torch.tensor(rewards)
+            rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, table, reasons, correct))
         return rolled
 
     def prompt_ids(self, conversation: list[dict[str, str]]) -> list[int]:

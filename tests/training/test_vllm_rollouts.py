@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import choices
+from tests.conftest import methods
 from tests.training.test_merging import adapted
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,6 @@ from rlvr_sweeps.training.sampler_agreement import (  # noqa: E402
 )
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of  # noqa: E402
 
-METHODS = [name for name in choices("peft") if name != "none"]
 WITH_SEPARATE_ADAPTER = ("lora", "rslora", "lora_plus", "lora_fa")
 ON_CPU = (
     "rollout=vllm", "+rollout.vllm.kv_cache_memory_bytes=67108864", "rollout.vllm.enforce_eager=true",
@@ -86,7 +85,7 @@ def policy_of(name, model, composer):
     return adapted(model, composer, name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods())
 def test_sampler_and_trainer_agree_after_every_sync(engines, embedded, composer, name):
     model, _, _, prompts = embedded
     text = prompts[0] + prompts[1]
