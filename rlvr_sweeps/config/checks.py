@@ -291,6 +291,11 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     refuse_unread_settings(cfg)
     if cfg["rollout"]["engine"] == "vllm":
         refuse_unfit_engine(cfg)
+    elif cfg["rollout"].get("continuous"):
+        raise Refused(
+            f"rollout.continuous=true needs vLLM, and rollout.engine is {cfg['rollout']['engine']}, which samples in rounds. "
+            "Use rollout=vllm, or rollout.continuous=false."
+        )
 
 
 def refuse_unread_settings(cfg: Resolved) -> None:

@@ -108,6 +108,11 @@ def training_of(cfg: Resolved, setting: str) -> str:
     return str(cfg["training"].get(setting, schema_defaults()[f"training.{setting}"]))
 
 
+def samples_at_once(cfg: Resolved) -> bool:
+    """Return whether a step samples in one call of vLLM; False where the stored configuration is older than this setting."""
+    return bool(cfg["rollout"]["engine"] == "vllm" and cfg["rollout"].get("continuous", False))
+
+
 # TRL's losses that are a mean over the completions of a pass, and those that divide by the tokens of the step. A mean over the
 # tokens of one pass (bnpo, the entropy bonus), or a quantile of them, would depend on how the step is cut into passes.
 LOSSES_OVER_COMPLETIONS = ("grpo", "dr_grpo", "sapo", "luspo")

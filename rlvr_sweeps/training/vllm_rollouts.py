@@ -145,14 +145,17 @@ class VllmRollouts(VLLMGeneration):
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], end_ids: Sequence[int]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Return one completion per prompt, from its own seed: token ids with the end token, and their log-probabilities."""
-        parameters = [
+        return sampled(self.generate_outputs(prompts, self.parameters(seeds, end_ids)))
+
+    def parameters(self, seeds: Sequence[int], end_ids: Sequence[int]) -> list[SamplingParams]:
+        """Return the decoding settings of rollouts with these seeds."""
+        return [
             SamplingParams(
                 temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_completion_length, seed=seed, logprobs=0,
                 stop_token_ids=list(end_ids), detokenize=False,
             )
             for seed in seeds
         ]  # fmt: skip
-        return sampled(self.generate_outputs(prompts, parameters))
 
     def sample_for_check(self, prompt: Sequence[int]) -> tuple[list[list[int]], list[list[float]]]:
         """Return completions of one prompt at temperature 1, as `sample` does, and remove them from the prefix cache.
@@ -186,6 +189,42 @@ class VllmRollouts(VLLMGeneration):
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
         with kept_random_state():
             return self.llm.generate(inputs, list(parameters), use_tqdm=False, lora_request=self.adapter)
+
+
+class ContinuousEngine:
+    """The engine as `continuous_sampling` uses it; completions end at one of `end_ids`.
+
+    vLLM decodes in the order in which completions enter. Where the KV cache is full it puts back the last one that entered.
+    """
+
+    def __init__(self, rollouts: VllmRollouts, end_ids: Sequence[int]) -> None:
+        self.rollouts, self.llm, self.end_ids = rollouts, rollouts.llm, end_ids
+        self.slots: int = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+
+    def begin(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[str]:
+        """Let one completion per prompt enter, and return their names in the engine."""
+        inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        parameters = self.rollouts.parameters(seeds, self.end_ids)
+        names = self.llm.enqueue(inputs, parameters, lora_request=self.rollouts.adapter, use_tqdm=False)
+        return [name.partition("-")[0] for name in names]  # outputs have the name without vLLM's random suffix
+
+    def advance(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Decode one token of each running completion, and return those that ended, by name."""
+        outputs = [output for output in self.llm.llm_engine.step() if output.finished]
+        return dict(zip((output.request_id for output in outputs), zip(*sampled(outputs), strict=True), strict=True))
+
+    def abort(self, names: Sequence[str]) -> int:
+        """End completions, and return the number of their tokens. With the last one, the engine comes to rest."""
+        if not names:
+            return 0
+        engine = self.llm.llm_engine
+        before = patches.unfinished_tokens(self.llm)
+        engine.abort_request(list(names))
+        tokens = before - patches.unfinished_tokens(self.llm)
+        if not engine.has_unfinished_requests():
+            for _ in range(2):  # with asynchronous scheduling one pass may have begun; it ends before weights change
+                engine.step()
+        return tokens
 
 
 def sampled(outputs: Sequence[Any]) -> tuple[list[list[int]], list[list[float]]]:
