@@ -18,6 +18,7 @@ from vllm.platforms import current_platform
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import sampler_slots
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
 from rlvr_sweeps.training.random_state import kept_random_state
@@ -55,7 +56,7 @@ class VllmRollouts(VLLMGeneration):
             # vLLM's worker sets all generators to the engine's seed, so that every training seed and every rank would draw the
             # same dropout masks.
             with kept_random_state():
-                self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
+                self.llm = LLM(**engine_settings(self.cfg))
         except ValueError as error:
             raise Refused(
                 f"vLLM does not start with these settings: {str(error).splitlines()[0]} Change rollout.vllm, or use rollout=hf."
@@ -238,7 +239,7 @@ def sampled(outputs: Sequence[Any]) -> tuple[list[list[int]], list[list[float]]]
     return ids, scores
 
 
-def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
+def engine_settings(cfg: Resolved) -> dict[str, Any]:
     """Return the arguments of vllm.LLM: those that follow from the run, and `rollout.vllm` over them."""
     path, revision = model_location(cfg)
     derived: dict[str, Any] = {
@@ -246,7 +247,7 @@ def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
         "tokenizer_revision": revision.get("revision"),
         "dtype": "bfloat16" if cfg["model"]["autocast_bf16"] else "float32",
         "max_model_len": cfg["data"]["max_prompt_tokens"] + cfg["rollout"]["max_tokens"],
-        "max_num_seqs": sequences,
+        "max_num_seqs": sampler_slots(cfg),
         "generation_config": "vllm",  # a published generation config would act on top of the configured decoding
         "distributed_executor_backend": "external_launcher",
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled: the importance correction's denominator
