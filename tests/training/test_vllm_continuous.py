@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
 
 SMALL = (*ON_CPU, "peft=lora", "algo=dapo", "analysis=none", "training.samples_per_step=64")
+FOUR_GROUPS = ("batch_size=32", "training.per_device_batch_size=8")
 # vLLM's products depend on the shape of the batch in their last bits, so its log-probabilities do, and what follows from them.
 ROUNDED = ("sampler_ratio_mean", "sampler_ratio_p99", "sampler_kl", "entropy", "grad_norm", "loss")
 DISCARDED = ("discarded_completions", "discarded_tokens")
@@ -94,10 +95,11 @@ def test_a_stop_during_decoding_resumes_to_the_same_bits(shortest, monkeypatch, 
 
     with monkeypatch.context() as patched:
         patched.setattr(Run, "write_phase", write)
-        undisturbed, cfg = shortest(*SMALL, runs="undisturbed")
+        undisturbed, cfg = shortest(*SMALL, *FOUR_GROUPS, runs="undisturbed")
         train_stage.train(undisturbed, cfg)
-    step, phase = next((step, phase) for step, phase in phases if step > 1 and phase.startswith("sampling, 1 of 2"))
-    run, cfg = shortest(*SMALL)
+    unfinished = tuple(f"sampling, {mixed} of 4" for mixed in (1, 2, 3))
+    step, phase = next((step, phase) for step, phase in phases if step > 1 and phase.startswith(unfinished))
+    run, cfg = shortest(*SMALL, *FOUR_GROUPS)
     request_stop(run, step, phase, deadline=time.time())
     with pytest.raises(Stopped):
         train_stage.train(run, cfg)
