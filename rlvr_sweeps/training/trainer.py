@@ -152,7 +152,7 @@ class RlvrTrainer(GRPOTrainer):
             of_all = dict(gather_object(list(known.items())))
             if most > 1 and any(of_all.values()):
                 mixed = sum(rounds.is_mixed.values()) + sum(of_all.values())
-                self.announce(f"sampling, {mixed} of {groups} groups with right and wrong completions")
+                self.announce(f"sampling, {min(mixed, groups)} of {groups} groups with right and wrong completions")
             self.check_stop()
             return of_all
 

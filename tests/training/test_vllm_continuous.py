@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
 
 SMALL = (*ON_CPU, "peft=lora", "algo=dapo", "analysis=none", "training.samples_per_step=64")
-FOUR_GROUPS = ("batch_size=32", "training.per_device_batch_size=8")
 # vLLM's products depend on the shape of the batch in their last bits, so its log-probabilities do, and what follows from them.
 ROUNDED = ("sampler_ratio_mean", "sampler_ratio_p99", "sampler_kl", "entropy", "grad_norm", "loss")
 DISCARDED = ("discarded_completions", "discarded_tokens")
@@ -42,16 +41,16 @@ def assert_equal(run, other):
     assert (run.merged_path / weights).read_bytes() == (other.merged_path / weights).read_bytes()
 
 
-def test_one_call_gives_the_pools_of_the_rounds(shortest):
-    """Of the three problems the first is never solved: some steps need several rounds, and some discard groups."""
-    trainer, _ = train_stage.build(*shortest(*SMALL, "+rollout.vllm.max_num_seqs=40"))
+def test_one_call_gives_the_pools_of_the_rounds(prepared):
+    """Steps of four groups need one to several rounds, and discard completions that have begun and that have ended."""
+    trainer, _ = train_stage.build(*prepared(*SMALL, "steps=1", "+rollout.vllm.max_num_seqs=40"))
     prompts, discarded, rounds = trainer.prompts, [], set()
     for _ in range(8):
         start = prompts.position
-        expected, shares = trainer.sample_in_rounds(2), trainer.truncated_shares.copy()
+        expected, shares = trainer.sample_in_rounds(4), trainer.truncated_shares.copy()
         end, prompts.position = prompts.position, start
         trainer.truncated_shares.clear()
-        pool = trainer.sample_at_once(2)
+        pool = trainer.sample_at_once(4)
         assert prompts.position == end and trainer.truncated_shares == shares
         trainer.truncated_shares.clear()
         assert list(map(facts, pool.sampled)) == list(map(facts, expected.sampled))
@@ -64,8 +63,9 @@ def test_one_call_gives_the_pools_of_the_rounds(shortest):
         assert pool.readable(9, "seed", [0]) == expected.readable(9, "seed", [0])
         assert not trainer.vllm_generation.llm.llm_engine.has_unfinished_requests()
         rounds.add(pool.rounds)
-    assert len(rounds) > 1, "some steps end after another number of rounds than others"
-    assert any(0 < row["discarded_tokens"] < 14 * row["discarded_completions"] for row in discarded)
+    print(rounds, discarded)
+    assert len(rounds) > 1, "steps need different numbers of rounds"
+    assert any(row["discarded_tokens"] for row in discarded)
 
 
 @pytest.mark.exhaustive
@@ -86,7 +86,7 @@ def test_a_training_in_one_call_equals_one_in_rounds(shortest):
 
 
 @pytest.mark.exhaustive
-def test_a_stop_during_decoding_resumes_to_the_same_bits(shortest, monkeypatch, request_stop):  # noqa: F811
+def test_a_stop_during_decoding_resumes_to_the_same_bits(prepared, monkeypatch, request_stop):  # noqa: F811
     phases, write_phase = [], Run.write_phase
 
     def write(run, phase):
@@ -95,11 +95,11 @@ def test_a_stop_during_decoding_resumes_to_the_same_bits(shortest, monkeypatch, 
 
     with monkeypatch.context() as patched:
         patched.setattr(Run, "write_phase", write)
-        undisturbed, cfg = shortest(*SMALL, *FOUR_GROUPS, runs="undisturbed")
+        undisturbed, cfg = prepared(*SMALL, "steps=4", runs="undisturbed")
         train_stage.train(undisturbed, cfg)
     unfinished = tuple(f"sampling, {mixed} of 4" for mixed in (1, 2, 3))
     step, phase = next((step, phase) for step, phase in phases if step > 1 and phase.startswith(unfinished))
-    run, cfg = shortest(*SMALL, *FOUR_GROUPS)
+    run, cfg = prepared(*SMALL, "steps=4")
     request_stop(run, step, phase, deadline=time.time())
     with pytest.raises(Stopped):
         train_stage.train(run, cfg)
