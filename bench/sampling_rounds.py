@@ -25,7 +25,7 @@ import numpy as np
 from rlvr_sweeps.assets.architecture import architecture, base_parameters
 from rlvr_sweeps.config.compose import offline_composer
 from rlvr_sweeps.planning import timing
-from rlvr_sweeps.planning.hardware import constants, gpu_of
+from rlvr_sweeps.planning.hardware import gpu_of, rates
 from rlvr_sweeps.planning.memory import compute_bytes, footprint, key_value_bytes
 from rlvr_sweeps.training.continuous_sampling import EXCHANGES, Rounds
 
@@ -60,11 +60,11 @@ class Machine:
         assert memory
         self.cached = memory.parts["KV cache"] / key_value_bytes(model, compute_bytes(self.cfg))  # tokens
         self.prompt = self.cfg["data"]["max_prompt_tokens"]
-        overhead = constants()["decode_overhead_s"]
+        overhead = rates(gpu)["decode_overhead_s"]
         self.pass_s = lambda sequences, context: timing.pass_s(
             model, gpu, sequences, context, overhead, compute_bytes(self.cfg)
         )
-        self.prefill_s = 2 * (base_parameters(model) or 0) / (constants()["achieved"]["decoding"] * gpu.bf16_tflops * 1e12)
+        self.prefill_s = 2 * (base_parameters(model) or 0) / (rates(gpu)["decoding"] * gpu.bf16_tflops * 1e12)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from rlvr_sweeps.training.dynamic_sampling import Group
 
 EXCHANGES = 128  # of the processes, which also read the stop file, while a completion of full length is decoded
 Completion = tuple[list[int], list[float]]  # token ids with the end token, and their log-probabilities
-Graded = tuple[list[list[float]], list[str]]  # rewards and the verifier's reasons, one entry per completion
+Graded = tuple[list[list[float]], list[str], list[bool]]  # rewards, the verifier's reasons, and whether right; per completion
 
 
 class Engine(Protocol):
@@ -90,10 +90,9 @@ class Draw:
     def group(self) -> Group:
         """The group with its rewards; waits until they are known."""
         assert self.grading
-        rewards, reasons = self.grading.result()
-        return Group(
-            self.rows, self.prompt_ids, self.completion_ids, self.texts, self.logprobs, torch.tensor(rewards), reasons
-        )  # fmt: skip
+        rewards, reasons, correct = self.grading.result()
+        table = torch.tensor(rewards)
+        return Group(self.rows, self.prompt_ids, self.completion_ids, self.texts, self.logprobs, table, reasons, correct)
 
 
 class ContinuousSampling:
