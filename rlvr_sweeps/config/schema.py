@@ -46,8 +46,8 @@ class PeftConf:
     title: str = MISSING  # in tables and figures
     trains: str = "adapter"  # adapter | everything (full fine-tuning) | nothing (the Base row: only evaluated)
     config: dict[str, Any] = field(default_factory=dict)  # passed to peft.get_peft_config; empty without an adapter
-    # Of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA) | gradients (LoRA-GA) | residual (PEFT's own, whose first
-    # update is subtracted from the frozen weights: Uni-LoRA, VB-LoRA); None: PEFT's own
+    # Of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA) | gradients (LoRA-GA) | residual (PEFT's own, whose
+    # first update is subtracted from the frozen weights: Uni-LoRA, VB-LoRA); None: PEFT's own
     initialisation: str | None = None
     lr_ratio: float | None = None  # LoRA+: learning rate of B divided by that of A (λ = η_B / η_A); None: the same rate
     not_the_base_in_training: str | None = None  # reason why the train-mode policy at step 0 differs from the base model
@@ -121,6 +121,7 @@ class RolloutConf:
     top_p: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig; only its vLLM and correction settings
     vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM; arguments that follow from the run are refused
+    continuous: bool = False  # vllm: all sampling rounds of a step in one call of the engine; the trained groups are the same
     sleep: bool = False  # vllm on a GPU: it releases weights and KV cache during the update, and is compared after each waking
     sync: str = "merged"  # vllm: weights sent to the engine each step: merged | adapter (A and B alone, LoRA variants only)
     check_every: int = 0  # vllm: steps between comparisons of its log-probabilities with the trainer's; 0: the first only

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.hardware import Gpu, constants, gpu_by_driver_name
-from rlvr_sweeps.planning.timing import pass_parts_s
+from rlvr_sweeps.planning.timing import pass_s
 
 Results = Mapping[str, Any]  # the content of first_contact.json
 # bench/gpu/step.py counts a forward and a backward pass as necessary, at the cost of two. Its runs recompute activations
@@ -54,8 +54,9 @@ def decode_overhead_s(results: Results, gpu: Gpu) -> float | None:
     decode = part(results, "decode")
     overheads = []
     for row in decode.get("passes", ()):
-        weights, cache = pass_parts_s(results["architecture"], gpu, row["sequences"], decode["bytes_per_weight"])
-        overheads.append(row["pass_s"] - weights - row["sequences"] * decode["context_tokens"] * cache)
+        context = row["sequences"] * decode["context_tokens"]
+        without = pass_s(results["architecture"], gpu, row["sequences"], context, 0.0, decode["bytes_per_weight"])
+        overheads.append(row["pass_s"] - without)
     return max(0.0, statistics.median(overheads)) if overheads else None
 
 

@@ -19,8 +19,8 @@ def results(composer):
     model, gpu = architecture(composer.point(["model=r1_qwen_1_5b"]).cfg), known_gpus()["h100"]
     passes = []
     for sequences in (1, 32, 256):
-        weights, cache = timing.pass_parts_s(model, gpu, sequences, 2)
-        passes.append({"sequences": sequences, "pass_s": OVERHEAD_S + weights + sequences * CONTEXT * cache})
+        seconds = timing.pass_s(model, gpu, sequences, sequences * CONTEXT, OVERHEAD_S, 2)
+        passes.append({"sequences": sequences, "pass_s": seconds})
     batch, mean = 32, 8192
     necessary = 2 * timing.forward_operations(model, batch, mean, 4 / 3 * mean**2)  # as bench/gpu/step.py counts
     update_s = 1.5 * necessary / (TRAINING * gpu.bf16_tflops * 1e12)  # recomputation is half as much again
