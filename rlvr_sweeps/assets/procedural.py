@@ -52,6 +52,16 @@ def rows(source: Mapping[str, Any]) -> Rows:
     return kept
 
 
+def training_set_sentence(source: Mapping[str, Any]) -> str | None:
+    """Return how many questions a generated training set has, and how many were left out; None where none was."""
+    if not is_procedural(source):
+        return None
+    kept, different = len(rows(source)), len(distinct(generate(str(source["path"]).removeprefix(PREFIX), source, "")))
+    reasons = {"repeat an earlier question": source["size"] - different, "are in the test set": different - kept}
+    left_out = " and ".join(f"{count:,} that {reason}" for reason, count in reasons.items() if count)
+    return f"{source['path']}: {kept:,} questions to train on, of {source['size']:,}, without {left_out}." if left_out else None
+
+
 def same_question(question: str) -> str:
     """Return a question in lower case, without its spaces and its final punctuation; equal texts are the same question."""
     return "".join(question.lower().split()).rstrip(".?!:")
@@ -99,11 +109,19 @@ def generated(task: str, parameters_json: str, size: int, seed: int) -> Rows:
         ) from error
     if task in MATHEMATICS:
         return [
-            {"question": entry["question"], "answer": str(entry["answer"]), "entry": write_gold(task, parameters, entry)}
+            {"question": entry["question"], "answer": str(entry["answer"]), **entry_column(task, parameters, entry)}
             for entry in entries
         ]
     golds = [gold_of(task, parameters, entry) for entry in entries]
     return [{"question": entry["question"], "answer": gold, "entry": gold} for entry, gold in zip(entries, golds, strict=True)]
+
+
+def entry_column(task: str, parameters: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the column `entry` by which the task's own score decides; none where an entry cannot be written as JSON."""
+    try:
+        return {"entry": write_gold(task, parameters, entry)}
+    except (TypeError, ValueError):
+        return {}
 
 
 def gold_of(task: str, parameters: Mapping[str, Any], entry: Mapping[str, Any]) -> str:

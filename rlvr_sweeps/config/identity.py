@@ -2,7 +2,7 @@
 
 Three kinds of settings are left out of the hash: those that cannot change the training (NOT_SCIENCE: machine, tracking,
 micro-batches, evaluation); those equal to the schema's default, so that a new setting leaves existing ids unchanged; and the
-dials that a method does not have (full fine-tuning has no rank): rank, α and dropout enter only through `peft.config`.
+dials that a method does not have (full fine-tuning has no rank): rank, α, dropout and modules enter only through `peft.config`.
 """
 
 import fnmatch
@@ -18,12 +18,12 @@ from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
 from rlvr_sweeps.grading.rules import DEFAULT_RULES
 
 NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
-    "rank", "alpha", "dropout",  # they enter through peft.config
+    "rank", "alpha", "dropout", "modules", "model.attention_modules",  # they enter through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
     "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "peft.factored_norm", "*.unavailable", "model.architecture.*",
-    "model.opens_think", "model.paper_size", "data.problems",
-    "rollout.vllm.*", "rollout.check_every", "rollout.tolerance_nats.*",
+    "model.opens_think", "model.paper_size", "model.license", "data.problems",
+    "rollout.vllm.*", "rollout.sleep", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.save_minutes",
     "training.gradient_checkpointing", "training.micro_batches",
     "training.worst_case_first", "training.samples_per_step", "signal_check",

@@ -16,6 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 # "All linear modules" (Sec. 2.2) and every norm, by their names in Qwen2 and Llama; conf/model has the names of others.
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION_MODULES = LINEAR_MODULES[:4]
 NORM_MODULES = ("input_layernorm", "post_attention_layernorm", "norm")
 
 
@@ -28,10 +29,12 @@ class ModelConf:
     revision: str | None = None  # commit on the hub; content key of an embedded model or GGUF file. None: the newest
     system_prompt: str | None = None  # first message of every prompt; None: no such message
     linear_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))  # names of the layers that adapters target
+    attention_modules: list[str] = field(default_factory=lambda: list(ATTENTION_MODULES))  # those of them in the attention
     norm_modules: list[str] = field(default_factory=lambda: list(NORM_MODULES))  # names of the layers that ln_tuning targets
     architecture: dict[str, Any] = field(default_factory=dict)  # values of config.json, for plans before the model is there
     opens_think: bool = False  # whether the chat template must end a prompt with an opening <think>; checked before a run
     autocast_bf16: bool = False  # matrix products in bfloat16; weights and optimizer state stay float32
+    license: str | None = None  # of the base model, by the hub's name (apache-2.0); for the model card of `rlvr export`
     paper_size: str | None = None  # the size by which the paper names this model ("1.5B"); None: not a model of the paper
 
 
@@ -43,7 +46,9 @@ class PeftConf:
     title: str = MISSING  # in tables and figures
     trains: str = "adapter"  # adapter | everything (full fine-tuning) | nothing (the Base row: only evaluated)
     config: dict[str, Any] = field(default_factory=dict)  # passed to peft.get_peft_config; empty without an adapter
-    initialisation: str | None = None  # of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA); None: PEFT's own
+    # Of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA) | gradients (LoRA-GA) | residual (PEFT's own, whose
+    # first update is subtracted from the frozen weights: Uni-LoRA, VB-LoRA); None: PEFT's own
+    initialisation: str | None = None
     lr_ratio: float | None = None  # LoRA+: learning rate of B divided by that of A (λ = η_B / η_A); None: the same rate
     not_the_base_in_training: str | None = None  # reason why the train-mode policy at step 0 differs from the base model
     factored_norm: bool = True  # DoRA: compute the weight norm without forming B·A; false: as PEFT computes it
@@ -116,6 +121,7 @@ class RolloutConf:
     top_p: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig; only its vLLM and correction settings
     vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM; arguments that follow from the run are refused
+    sleep: bool = False  # vllm on a GPU: it releases weights and KV cache during the update, and is compared after each waking
     sync: str = "merged"  # vllm: weights sent to the engine each step: merged | adapter (A and B alone, LoRA variants only)
     check_every: int = 0  # vllm: steps between comparisons of its log-probabilities with the trainer's; 0: the first only
     tolerance_nats: dict[str, float] = field(default_factory=dict)  # vllm: by dtype, the mean difference that stops a run
@@ -180,7 +186,7 @@ class ClusterConf:
     """Where runs execute: conf/cluster/*.yaml."""
 
     name: str = MISSING  # local | slurm | submitit
-    runs_per_gpu: int = 1  # cluster=local: runs at once on each GPU; the plan gives each an equal share of its memory
+    runs_per_gpu: int = 1  # cluster=local: runs at once on each GPU; each has an equal share of its memory, and of vLLM's share
     threads: int | None = None  # of each process of a run without a GPU; None: the cores that it has, as recorded when it began
     gpu: str | None = "auto"  # GPU that the plan estimates for: a name of conf/hardware.yaml | auto (this machine's) | null
     train: ResourcesConf = field(default_factory=ResourcesConf)  # of a training job
@@ -256,10 +262,11 @@ class VerifierConf(PartConf):
 class Config:
     """A run. The command line sets any field: `rank=8`, `rollout.max_tokens=2048`."""
 
-    # Dials: each can be an axis of a grid. Which of rank, alpha and dropout a method has, its file in conf/peft states.
+    # Dials: each can be an axis of a grid. Which of the first four a method has, its file in conf/peft states.
     rank: int = MISSING  # of the adapter
     alpha: float = MISSING  # the adapter's scale is alpha / rank; 2 × rank where it is not set
     dropout: float = MISSING  # on the adapter's input
+    modules: str = "all"  # layers that the adapter targets: all linear modules of the model | attention | mlp
     lr: float = MISSING  # constant learning rate
     batch_size: int = MISSING  # completions (not prompts) per optimizer step, over all processes
     steps: int = MISSING  # optimizer steps
@@ -312,12 +319,22 @@ def where(value: Any, case: Any, then: Any, otherwise: Any) -> Any:
     return then if value == case else otherwise
 
 
+def target_modules(modules: str, *, _root_: Any) -> list[str]:
+    """Return the model's linear modules that the dial `modules` selects: `${targets:${modules}}`.
+
+    An unknown value selects all; the checks refuse it.
+    """
+    linear, attention = list(_root_.model.linear_modules), set(_root_.model.attention_modules)
+    return [name for name in linear if modules not in ("attention", "mlp") or (name in attention) == (modules == "attention")]
+
+
 def register() -> None:
     """Register the schema and the resolvers with Hydra; a second call changes nothing."""
     ConfigStore.instance().store(name="schema", node=Config, provider="rlvr_sweeps")
     OmegaConf.register_new_resolver("mul", multiply, replace=True)
     OmegaConf.register_new_resolver("floordiv", floor_divide, replace=True)
     OmegaConf.register_new_resolver("where", where, replace=True)
+    OmegaConf.register_new_resolver("targets", target_modules, replace=True)
 
 
 Resolved = dict[str, Any]  # a run's configuration as plain data, every interpolation resolved

@@ -16,17 +16,24 @@ from rlvr_sweeps.config.settings import trackers_of
 from rlvr_sweeps.config.verifiers import refuse_unusable, verifier_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning import estimates
+from rlvr_sweeps.planning.host_memory import HostLimit
 from rlvr_sweeps.planning.plan import Planned, make_plan, show
 from rlvr_sweeps.runs.directory import Live
 
 
-def preflight(points: Sequence[Point], console: Console, active: Live | None, with_estimates: bool) -> list[Planned]:
+def preflight(
+    points: Sequence[Point],
+    console: Console,
+    active: Live | None,
+    with_estimates: bool,
+    host_limit: HostLimit | None = None,
+) -> list[Planned]:
     """Return the plan of a grid and print it, with estimates of memory and time where `with_estimates`.
 
-    `active` holds the user's active Slurm jobs. Raises Refused where the runs to do need a missing model or problem file, a
-    task of reasoning-gym that cannot work or whose training and test sets have common questions, a verifier that cannot be
-    used, a model folder that cannot be trained, package versions that are no known set, a tracker whose package is missing, or
-    more memory than their GPU has.
+    `active` holds the user's active Slurm jobs, `host_limit` returns the host memory of a stage's job. Raises Refused where the
+    runs to do need a missing model or problem file, a task of reasoning-gym that cannot work or whose training and test sets
+    have common questions, a verifier that cannot be used, a model folder that cannot be trained, package versions that are no
+    known set, a tracker whose package is missing, or more memory than their GPU or their job has.
     Checks of the machine or the cluster that runs the stages belong to the launchers.
     """
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=active)
@@ -46,7 +53,9 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
         estimates.show(plan, console)
     for warning in sorted({text for cfg in cfgs if (text := model_folder.thinking_warning(cfg))}):
         console.print(f"[yellow]{warning}[/yellow]", highlight=False, soft_wrap=True)
-    estimates.refuse_unfit(plan)
+    for sentence in sorted({text for cfg in cfgs if (text := procedural.training_set_sentence(cfg["data"]))}):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    estimates.refuse_unfit(plan, host_limit)
     return plan
 
 

@@ -40,7 +40,7 @@ def test_source_and_weights_are_recorded_and_pinned(composer, tmp_path):
     [
         (["verifier=custom", "verifier.target=./nothing.py:f"], r"verifier\.target=\./nothing\.py:f: .* does not exist"),
         (["verifier=custom", "verifier.target=f"], "names no function"),
-        (["verifier=choice", "verifier.weight=.inf"], r"verifier\.weight=inf is not possible"),
+        (["verifier=choice", "verifier.weight=inf"], r"verifier\.weight=inf is not possible"),
         (["verifier=choice", "verifier.timeout_s=0"], r"verifier\.timeout_s=0\.0 is not possible"),
         (["verifier=choice", "verifier.memory_mb=1"], r"verifier\.memory_mb=1 is not possible"),
         (["verifier.columns=[a]"], r"verifier\.columns is set, but verifier\.target=math is the project's grader"),
