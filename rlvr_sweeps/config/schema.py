@@ -45,8 +45,8 @@ class PeftConf:
     title: str = MISSING  # in tables and figures
     trains: str = "adapter"  # adapter | everything (full fine-tuning) | nothing (the Base row: only evaluated)
     config: dict[str, Any] = field(default_factory=dict)  # passed to peft.get_peft_config; empty without an adapter
-    # Of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA) | gradients (LoRA-GA) | residual (PEFT's own, whose first
-    # update is subtracted from the frozen weights: Uni-LoRA, VB-LoRA); None: PEFT's own
+    # Of A and B: principal (PiSSA) | minor (MiLoRA) | activations (EVA) | gradients (LoRA-GA) | residual (PEFT's own; its
+    # first update is subtracted from the frozen weights: Uni-LoRA, VB-LoRA); None: PEFT's own
     initialisation: str | None = None
     lr_ratio: float | None = None  # LoRA+: learning rate of B divided by that of A (λ = η_B / η_A); None: the same rate
     not_the_base_in_training: str | None = None  # reason why the train-mode policy at step 0 differs from the base model
