@@ -29,8 +29,8 @@ def test_settings_outside_the_id_do_not_change_it(composer, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["rank=4", "alpha=8", "dropout=0", "modules=mlp", "lr=2e-3", "batch_size=128", "steps=61", "seed=1", "peft=dora", "algo=grpo",
-     "rollout.temperature=0.9", "rollout.group_size=4", "model.system_prompt=hi", "data.max_prompt_tokens=60",
+    ["rank=4", "alpha=8", "dropout=0", "modules=mlp", "lr=2e-3", "batch_size=128", "steps=61", "seed=1", "peft=dora",
+     "algo=grpo", "rollout.temperature=0.9", "rollout.group_size=4", "model.system_prompt=hi", "data.max_prompt_tokens=60",
      "training.trl.weight_decay=0.1", "+algo.trl.delta=2"],
 )  # fmt: skip
 def test_settings_of_the_training_change_the_id(composer, override):

@@ -68,7 +68,7 @@ def test_milora_trains_the_smallest_singular_directions(model, composer):
 
 
 def test_lora_ga_starts_from_the_singular_vectors_of_the_gradient(model, composer):
-    """Compare with an exact SVD of the gradient of the next-token loss: A from the first r triplets, B from the r after them."""
+    """Compare with an exact SVD of the gradient of the next-token loss: A from the first r triplets, B from the next r."""
     base, rank = copy.deepcopy(model), 8
     for first in range(0, len(PROMPTS), 8):
         ids = torch.tensor(PROMPTS[first : first + 8])
