@@ -33,7 +33,7 @@ OVERRIDDEN = (
     ),
     Override(
         f"{GRPO}._get_per_token_logps_and_entropies", TRAINER,
-        "Adds bfloat16 autocast under DeepSpeed, a timer, and importance weights from the update's own forward pass.",
+        "Adds rows without attention mask, bfloat16 autocast under DeepSpeed, a timer, and the update's importance weights.",
     ),
     Override(
         f"{GRPO}._prepare_inputs", TRAINER,

@@ -79,6 +79,7 @@ def refuse(cfg: Resolved) -> None:
         if name not in TRACKERS:
             raise Refused(f"tracking.also=[{name}] is not possible. Allowed: {', '.join(TRACKERS)}.")
     refuse_wrong_held_out(cfg)
+    refuse_wrong_split(cfg)
     refuse_uneven_resources(cfg)
     refuse_too_long(cfg)
     if not is_trained(cfg):
@@ -120,6 +121,35 @@ def refuse_wrong_held_out(cfg: Resolved) -> None:
             )
 
 
+def refuse_wrong_split(cfg: Resolved) -> None:
+    """Raise Refused where the test problems of the training file cannot be chosen, and for golds that the grader would need."""
+    data = cfg["data"]
+    is_generated = str(data["path"]).startswith("reasoning_gym:")
+    if data["test_size"] is not None and data["test_size"] < 1 and not is_generated:
+        raise Refused(f"data.test_size={data['test_size']} is not possible. Allowed: a whole number from 1; null: no test set.")
+    for name, source in cfg["benchmark"].items():
+        if source["part"] not in (None, "test"):
+            raise Refused(f"benchmark.{name}.part={source['part']} is not possible. Allowed: test, null.")
+        if source["part"] == "test" and is_generated:
+            raise Refused(
+                f"benchmark={name} is the test set of a file, but data.path={data['path']}: use benchmark=reasoning_gym."
+            )
+        if source["part"] == "test" and source["test_size"] is None:
+            raise Refused(f"benchmark={name} needs the number of test problems: data.test_size=100.")
+        same = all(source[key] == data[key] for key in ("path", "test_size", "test_seed"))
+        if source["part"] == "test" and not same:
+            raise Refused(
+                f"benchmark.{name} is the test set of another split than the one that training leaves out. Set data.path, "
+                f"data.test_size and data.test_seed alone: benchmark={name} follows them."
+            )
+    if cfg["verifier"]["target"] == "math" or any(part["target"] == "math" for part in cfg["verifier"]["also"].values()):
+        for name, source in {"data": data, **{f"benchmark.{name}": each for name, each in cfg["benchmark"].items()}}.items():
+            if source["answer"] is None:
+                raise Refused(
+                    f"{name}.answer=null, but verifier=math compares with gold answers. Name their field: {name}.answer=FIELD."
+                )
+
+
 def refuse_early_stopping(rules: Resolved) -> None:
     """Raise Refused for early-stopping rules that cannot trigger, and for ASHA without a study name."""
     if rules["window"] < 2:
@@ -149,11 +179,6 @@ def refuse_uneven_resources(cfg: Resolved) -> None:
             f"cluster.runs_per_gpu={runs_per_gpu} with cluster={cfg['cluster']['name']} is not possible. Allowed: a whole "
             "number from 1 with cluster=local; 1 on Slurm, where the site shares GPUs (shards, MIG): request a share by "
             "hydra.launcher.additional_parameters."
-        )
-    if runs_per_gpu > 1 and (cfg["rollout"]["engine"] == "vllm" or cfg["evaluation"]["engine"] != "transformers"):
-        raise Refused(
-            f"cluster.runs_per_gpu={runs_per_gpu} with vLLM is not possible: each engine reserves its share of the GPU when it "
-            "starts, and fails beside another one. Use rollout=hf evaluation.engine=transformers, or cluster.runs_per_gpu=1."
         )
     processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], gpu_count(train["gpus_per_node"])
     gpu_count(evaluate["gpus_per_node"])
@@ -340,6 +365,8 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     refuse_unread_settings(cfg)
     if cfg["rollout"]["engine"] == "vllm":
         refuse_unfit_engine(cfg)
+    elif cfg["rollout"].get("sleep"):
+        raise Refused("rollout.sleep=true needs rollout=vllm: only vLLM holds GPU memory that it can release.")
 
 
 def refuse_unread_settings(cfg: Resolved) -> None:
@@ -367,6 +394,11 @@ def refuse_unfit_engine(cfg: Resolved) -> None:
         )
     if rollout["sync"] not in ("merged", "adapter"):
         raise Refused(f"rollout.sync={rollout['sync']} is not possible. Allowed: merged, adapter.")
+    if rollout.get("sleep") and rollout["sync"] == "adapter":
+        raise Refused(
+            "rollout.sleep=true with rollout.sync=adapter is not possible: sleep discards the base's weights, and this sync "
+            "sends the adapter alone. Use rollout.sync=merged."
+        )
     config = method["config"]
     starts_at_zero = not method["initialisation"] and config.get("init_lora_weights", True) is True
     plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero

@@ -149,6 +149,19 @@ def positions_per_pass(cfg: Resolved) -> int:
     return int(cfg["training"]["per_device_batch_size"] * (cfg["data"]["max_prompt_tokens"] + cfg["rollout"]["max_tokens"]))
 
 
+def largest_pass(cfg: Resolved) -> tuple[int, int]:
+    """Return the completions of the largest forward pass that a step can have, and the tokens of each of them.
+
+    These are `per_device_batch_size` completions of full length. With training.micro_batches=by_prompt a pass can hold more
+    completions, since their prompts take less room; they are as many groups as fit, with completions that fill the pass.
+    """
+    size, prompt, limit = completions_per_row(cfg), cfg["data"]["max_prompt_tokens"], cfg["rollout"]["max_tokens"]
+    positions, widest = positions_per_pass(cfg), prompt + size * limit
+    rows = min(-(-positions // widest), cfg["batch_size"] // cfg["distributed"]["processes"] // size)
+    width = min(widest, positions // rows)
+    return rows * size, max(1, (width - prompt) // size)
+
+
 def dial_values(cfg: Resolved) -> Row:
     """Return the run's dials by name; None where its method has no such dial."""
     if not is_trained(cfg):

@@ -25,6 +25,7 @@ from rlvr_sweeps.assets.problems import (
 )
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
+from rlvr_sweeps.config.verifiers import verifier_of
 from rlvr_sweeps.errors import Refused, Stopped, StoppedInStep
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.runs.checkpoints import choose, step_of
@@ -118,7 +119,8 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     trainer.add_callback(StopOnRequest(run, trainer))
     trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
     trainer.create_optimizer()
-    golds = {row["problem"]: row["gold"] for row in rows} if trainer.accelerator.is_main_process else {}
+    is_compared = trainer.accelerator.is_main_process and verifier_of(cfg).is_math
+    golds = {row["problem"]: row["gold"] for row in rows} if is_compared else {}
     facts = {
         "asked": expected,
         "built": build_check.built_record(trainer, cfg),
@@ -131,6 +133,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
             "unreadable_golds": warn_of_unreadable_golds(golds, cfg["data"]["path"]),
         },
         "model_key": key,
+        "verifier": verifier_of(cfg).label(),
         "surroundings": build_check.surroundings(),
         "vllm": trainer.vllm_generation.engine_facts() if trainer.use_vllm else None,
     }
@@ -160,7 +163,12 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
             f"No problem of {cfg['data']['path']} has a prompt of at most data.max_prompt_tokens={limit} tokens. Set a larger "
             "limit."
         )
-    rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in short]
+    rows: list[dict[str, Any]] = [
+        {"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in short
+    ]
+    if not verifier_of(cfg).is_math:
+        for row, (problem, _) in zip(rows, short, strict=True):
+            row["columns"] = {**problem.columns, "prompt": row["prompt"]}
     return rows, [ids for _, ids in short], len(trained) - len(short)
 
 
@@ -192,6 +200,7 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "bf16": cfg["model"]["autocast_bf16"] and not cfg["distributed"]["deepspeed"],  # DeepSpeed: torch_autocast
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
+        "vllm_enable_sleep_mode": cfg["rollout"].get("sleep", False),
         "deepspeed": copy.deepcopy(cfg["distributed"]["deepspeed"]) or None,
     }
     settings = dict(derived)

@@ -55,6 +55,8 @@ from rlvr_sweeps.errors import Refused
         ("+rollout.trl.top_k=20", "rollout.trl.top_k is not read"),
         ("+training.trl.generation_kwargs={min_p:0.1}", "training.trl.generation_kwargs is not read"),
         ("rollout=vllm +rollout.trl.vllm_enable_sleep_mode=true", "vllm_enable_sleep_mode is not read"),
+        ("rollout.sleep=true", "rollout.sleep=true needs rollout=vllm"),
+        ("rollout=vllm rollout.sleep=true rollout.sync=adapter", "sleep discards the base's weights"),
         ("rollout=vllm +rollout.trl.vllm_tensor_parallel_size=2", "vllm_tensor_parallel_size is not read"),
         ("rollout=vllm rollout.trl.vllm_mode=server", "Allowed: colocate"),
         ("rollout=vllm rollout.sync=lora", "Allowed: merged, adapter"),

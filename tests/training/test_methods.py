@@ -19,6 +19,7 @@ from rlvr_sweeps.assets import locations
 from rlvr_sweeps.assets.problems import load_problems, prompt_ids
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.files import read_rows
+from rlvr_sweeps.reporting.hub.folder import adapter_refusal
 from rlvr_sweeps.runs.checkpoints import checkpoints
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training import train as train_stage
@@ -114,7 +115,7 @@ def test_the_saved_model_and_adapter_are_the_policy(trained):
     with torch.no_grad():
         expected = live(ids).logits
         torch.testing.assert_close(plain(ids).logits, expected, atol=1e-4, rtol=1e-4)
-        if cfg["peft"]["trains"] == "adapter" and not has_residual(cfg["peft"]):
+        if adapter_refusal(cfg) is None:  # `rlvr export --adapter` publishes it
             base = AutoModelForCausalLM.from_pretrained(locations.locate(cfg["model"]["path"], cfg["model"]["revision"]))
             loaded = PeftModel.from_pretrained(base, run.adapter_path).eval()
             torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-4, rtol=1e-4)

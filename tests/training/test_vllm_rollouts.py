@@ -108,6 +108,19 @@ def test_sampler_and_trainer_agree_after_every_sync(engines, embedded, composer,
         assert error.mean() < 1e-5 and error.max() < 5e-5
 
 
+def test_sleep_on_a_cpu_is_refused_with_the_reason(embedded, composer):
+    from accelerate import Accelerator
+
+    from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
+
+    model, tokenizer, *_ = embedded
+    with pytest.raises(Refused, match=r"rollout\.sleep=true needs a GPU: vLLM releases GPU memory"):
+        VllmRollouts(
+            composer.point([*ON_CPU, "rollout.sleep=true"]).cfg, model=model, accelerator=Accelerator(cpu=True),
+            processing_class=tokenizer, enable_sleep_mode=True,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", WITH_SEPARATE_ADAPTER)
 def test_an_engine_with_a_separate_adapter_is_the_same_policy(engines, embedded, composer, name):
     model, _, _, prompts = embedded
