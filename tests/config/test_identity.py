@@ -29,8 +29,8 @@ def test_settings_outside_the_id_do_not_change_it(composer, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["rank=4", "alpha=8", "dropout=0", "lr=2e-3", "batch_size=128", "steps=61", "seed=1", "peft=dora", "algo=grpo",
-     "rollout.temperature=0.9", "rollout.group_size=4", "model.system_prompt=hi", "data.max_prompt_tokens=60",
+    ["rank=4", "alpha=8", "dropout=0", "modules=mlp", "lr=2e-3", "batch_size=128", "steps=61", "seed=1", "peft=dora",
+     "algo=grpo", "rollout.temperature=0.9", "rollout.group_size=4", "model.system_prompt=hi", "data.max_prompt_tokens=60",
      "training.trl.weight_decay=0.1", "+algo.trl.delta=2", "verifier=choice", "verifier.weight=0.5"],
 )  # fmt: skip
 def test_settings_of_the_training_change_the_id(composer, override):
@@ -40,7 +40,8 @@ def test_settings_of_the_training_change_the_id(composer, override):
 def test_a_dial_that_the_method_ignores_does_not_change_the_id(composer):
     """A sweep file may set rank for all its methods; full fine-tuning has the same id at every rank."""
     cfg = composer.point(["peft=full"]).cfg
-    assert run_id(cfg | {"rank": 99, "alpha": 3.0, "dropout": 0.5}) == run_id(cfg)
+    assert run_id(cfg | {"rank": 99, "alpha": 3.0, "dropout": 0.5, "modules": "mlp"}) == run_id(cfg)
+    assert run_id(composer.point(["modules=all"]).cfg) == run_id(composer.point([]).cfg)
 
 
 def test_base_has_one_id_for_every_training_setting(composer):
