@@ -84,9 +84,13 @@ def start(rates: Sequence[float], own: float) -> list[float]:
 
 
 def best_of(scores: Sequence[float]) -> int:
-    """Return the index of the highest score, the first of several equal ones; scores that are NaN do not count."""
+    """Return the index of the highest score; of several equal ones, that nearest to the middle. NaN scores do not count.
+
+    A row whose rates are all equally good has its best one inside, and its grid does not grow.
+    """
     measured = [index for index, score in enumerate(scores) if not math.isnan(score)]
-    return max(measured, key=lambda index: scores[index], default=0)
+    middle = (len(scores) - 1) / 2
+    return max(measured, key=lambda index: (scores[index], -abs(index - middle)), default=0)
 
 
 def grown(rates: Sequence[float], score: Callable[[float], float | None], bound: int) -> list[float]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rlvr_sweeps.config.lr_grid import best_of
 from rlvr_sweeps.config.settings import HELD_OUT
 from rlvr_sweeps.config.sweeps import format_value, key_of, label, printed_values
 from rlvr_sweeps.reporting.differences.baselines import Contrast, contrasts
@@ -56,8 +57,7 @@ def choose(title: str, rows: Sequence[RowResult]) -> Choice:
     """Return a method's best rate on the held-out prompts, and the good rates around it."""
     ordered = sorted(rows, key=lambda row: float(row.cfg["lr"]))
     scores = [held_out(row) for row in ordered]
-    measured = [index for index, (value, _) in enumerate(scores) if not math.isnan(value)]
-    best = max(measured, key=lambda index: scores[index][0], default=0)
+    best = best_of([value for value, _ in scores])
     first = last = best
     while first > 0 and is_good(scores[first - 1], scores[best]):
         first -= 1
