@@ -21,7 +21,7 @@ def test_the_ladder_has_factors_of_three_and_ten_thirds():
 
 def peak(rate):
     """Return a score that is the higher, the nearer a rate is to `rate`."""
-    return lambda other: -abs(math.log10(other / rate))
+    return lambda other: (-abs(math.log10(other / rate)), 0.01)
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,17 @@ def test_a_grid_grows_until_the_best_rate_is_inside_or_the_bound_is_reached(best
 
 
 def test_a_grid_waits_for_missing_runs_and_ignores_scores_that_are_not_numbers():
-    assert grown([3e-4, 1e-3, 3e-3], lambda rate: None if rate == 3e-4 else rate, 7) == [3e-4, 1e-3, 3e-3]
-    scores = {3e-4: 0.5, 1e-3: 0.6, 3e-3: math.nan}
+    assert grown([3e-4, 1e-3, 3e-3], lambda rate: None if rate == 3e-4 else (rate, 0.0), 7) == [3e-4, 1e-3, 3e-3]
+    scores = {3e-4: (0.5, 0.01), 1e-3: (0.6, 0.01), 3e-3: (math.nan, 0.0)}
     assert grown([3e-4, 1e-3, 3e-3], scores.get, 7) == [3e-4, 1e-3, 3e-3]
-    assert grown([3e-4, 1e-3, 3e-3], lambda _rate: 0.0, 7) == [3e-4, 1e-3, 3e-3]  # equally good everywhere
     assert best_of([0.5, 0.7, 0.2, 0.7]) == 1 and best_of([math.nan, 0.1]) == 1 and best_of([math.nan]) == 0
+
+
+def test_rates_that_change_nothing_are_followed_by_higher_ones():
+    """Test a row that is equal to the base model up to 3e-3, within the noise of its scores, and better above."""
+    scores = {3e-4: 0.502, 1e-3: 0.504, 3e-3: 0.503, 1e-2: 0.56, 3e-2: 0.30}
+    assert grown([3e-4, 1e-3, 3e-3], lambda rate: (scores[rate], 0.01), 7) == [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+    assert len(grown([3e-4, 1e-3, 3e-3], lambda _rate: (0.5, 0.01), 6)) == 6
 
 
 def test_points_that_differ_in_lr_and_seed_are_one_row():

@@ -25,7 +25,7 @@ def test_a_launch_adds_rates_at_an_edge(launch, twelve):
         by_rate = dict(zip(values, held_out[name], strict=True))
         best = {rate for rate, score in by_rate.items() if score == max(by_rate.values())}
         assert {3e-4, 1e-3, 3e-3} <= set(by_rate)
-        assert len(by_rate) == 4 or best - {min(by_rate), max(by_rate)}
+        assert len(by_rate) == 4 or (best - {min(by_rate), max(by_rate)} and len(best) < 3)
     repeated = launch(*grid).stdout
     assert "started" not in repeated and " new" not in repeated and "the best lr is" in repeated
     assert "runs are missing" in launch(*grid, "seed=7", "plan=true").stdout
