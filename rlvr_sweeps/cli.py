@@ -179,6 +179,27 @@ def show_audit(arguments: argparse.Namespace, console: Console) -> None:
         audit.show(rows, total, console)
 
 
+def try_verifier(arguments: argparse.Namespace, console: Console) -> None:
+    """Try a verifier on gold answers and corrupted ones, and print the result; exit with code 1 if gold answers are refused."""
+    from hydra.errors import HydraException
+
+    from rlvr_sweeps.evaluation import verify
+
+    try:
+        cfg = offline_composer().point(arguments.overrides).cfg
+    except Refused:
+        raise
+    except HydraException as error:
+        raise Refused(f"The overrides cannot work: {str(error).splitlines()[0]}") from error
+    trial = verify.verify(cfg, arguments.count, arguments.seed, arguments.completion)
+    if arguments.json:
+        print(verify.as_json(trial))
+    else:
+        verify.show(trial, console)
+    if trial.refused:
+        sys.exit(1)
+
+
 def show_logs(arguments: argparse.Namespace, _: Console) -> None:
     """Print the last lines of a run's log; with --follow, also the lines added until the run is neither queued nor running."""
     from rlvr_sweeps.launching.slurm import manage
@@ -290,6 +311,21 @@ def examine_run(arguments: argparse.Namespace, console: Console) -> None:
         sys.exit(1)
 
 
+def export_run(arguments: argparse.Namespace, console: Console) -> None:
+    """Write a finished run as a folder for the hub, and print the files and what the model card lacks."""
+    from rlvr_sweeps.reporting.hub import folder
+
+    run = named_run(arguments.run, arguments.runs_dir)
+    exported = folder.export(run, arguments.folder, arguments.adapter, arguments.force)
+    if arguments.json:
+        print(folder.as_json(exported))
+        return
+    for sentence in exported.notes:
+        console.print(sentence, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{exported.folder}: {', '.join(exported.files)}", highlight=False, soft_wrap=True)
+    console.print("To publish it: hf upload OWNER/NAME " + str(exported.folder), style="dim", highlight=False, soft_wrap=True)
+
+
 def exchange_with_wandb(arguments: argparse.Namespace, console: Console) -> None:
     """Send missing rows to Weights & Biases (sync), fetch runs (pull), or save a workspace or report; print what was done."""
     from rlvr_sweeps.reporting.tracking import sync
@@ -347,9 +383,9 @@ def move_data(arguments: argparse.Namespace, console: Console) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "claims": show_claims,
     "figure": draw_figure, "compare": show_comparison,
-    "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
+    "regrade": show_regrading, "audit": show_audit, "verify": try_verifier, "data": move_data, "logs": show_logs,
     "samples": show_samples, "profile": show_profile,
-    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "wandb": exchange_with_wandb,
+    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "export": export_run, "wandb": exchange_with_wandb,
 }  # fmt: skip
 
 
@@ -415,6 +451,17 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     audit.add_argument("--sample", type=int, default=200, help="number of distinct answers; 200 by default")
     audit.add_argument("--seed", type=int, default=0, help="seed of the sample; 0 by default")
+    verify = commands.add_parser("verify", help="try a verifier on gold answers and on corrupted ones, before training with it")
+    verify.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="overrides as for launch.py: verifier=custom data.path=…"
+    )
+    verify.add_argument("--count", type=int, default=20, help="gold answers, and as many corrupted ones; 20 by default")
+    verify.add_argument("--seed", type=int, default=0, help="seed of the choice; 0 by default")
+    verify.add_argument(
+        "--completion",
+        metavar="TEXT",
+        help="a right completion, with {answer} for the answer; by default usual forms are tried",
+    )
     status.add_argument("--sweep", metavar="LABEL", help="only runs whose last launch had this sweep label")
     status.add_argument("--watch", action="store_true", help="refresh until no run is queued or running")
     status.add_argument(
@@ -446,7 +493,12 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("--sweep", metavar="LABEL", help="every queued or running run whose last launch had this sweep label")
     cancel.add_argument("--all", action="store_true", help="every queued or running run of the folder")
     retry.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
-    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor):
+    export = commands.add_parser("export", help="write a finished run as a folder for the hub, with a model card")
+    export.add_argument("run", metavar="RUN", help=RUN_HELP)
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; new or empty")
+    export.add_argument("--adapter", action="store_true", help="the adapter in place of the merged model, where it is exact")
+    export.add_argument("--force", action="store_true", help="also into a folder with files; replaces an earlier export")
+    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor, export):
         command.add_argument("--runs-dir", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
     data.add_argument(
@@ -473,6 +525,8 @@ def parser() -> argparse.ArgumentParser:
         retry,
         data,
         doctor,
+        verify,
+        export,
     ):
         command.add_argument("--json", action="store_true", help="print JSON")
     wandb = commands.add_parser("wandb", help="send runs to Weights & Biases, fetch them, or save views of a sweep there")

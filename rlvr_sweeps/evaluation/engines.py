@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.assets.problems import Problem
@@ -19,8 +19,9 @@ from rlvr_sweeps.assets.tokenizer_check import refuse_other_tokenizer
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.planning.memory import shared_engine
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.training.models import load_model, load_tokenizer
+from rlvr_sweeps.training.models import load_model, load_tokenizer, load_weights, own_device, own_gpu_gib
 from rlvr_sweeps.training.seeded_sampling import sample
 
 
@@ -80,12 +81,8 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, run: Run, cfg: Resolved, tokenizer: Any) -> None:
-        model = (
-            AutoModelForCausalLM.from_pretrained(run.merged_path, dtype=torch.float32)
-            if is_trained(cfg)
-            else load_model(cfg)[0]
-        )
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        model = load_weights(str(run.merged_path), own_device()) if is_trained(cfg) else load_model(cfg)[0]
+        self.model = model.eval()
         self.tokenizer, self.cfg = tokenizer, cfg
         self.ends = end_ids(self.model.generation_config.eos_token_id, tokenizer)
 
@@ -124,7 +121,7 @@ class VllmEngine:
             "generation_config": "vllm",  # a published generation config would act on top of the configured decoding
             "seed": 0,
         }
-        self.engine = LLM(model=path, **revision, **(derived | settings["vllm"]))
+        self.engine = LLM(model=path, **revision, **(derived | shared_engine(cfg, settings["vllm"], own_gpu_gib())))
         self.tokenizer, self.cfg = tokenizer, cfg
         self.ends = end_ids(self.engine.llm_engine.model_config.hf_config.eos_token_id, tokenizer)
 

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
+from rlvr_sweeps.training.right_padding import RightPadded
 from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement, refuse_sampling_gap
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of
 from rlvr_sweeps.training.shared_prompts import SharedPrompts, refuse_other_attention
@@ -103,6 +104,8 @@ class RlvrTrainer(GRPOTrainer):
         pool = fill(roll, completions // size * world, most)
         self.announce("updating")
         self.columns |= pool.metrics()
+        if self.use_vllm:
+            self.vllm_generation.fall_asleep()
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         shown = int(training_of(self.cfg, "samples_per_step"))
         self.readable = pool.readable(shown, f"{self.cfg['seed']}-{self.state.global_step}", ends) if shown else []
@@ -152,8 +155,9 @@ class RlvrTrainer(GRPOTrainer):
             completions = [[{"role": "assistant", "content": text}] for text in texts]
         with self.timed("reward"):
             rewards = self.score(rows, completions, completion_ids)
-            reasons = [verdict.reason for verdict in self.score_functions[0].verdicts]
-        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, strict=True)
+            verdicts = self.score_functions[0].verdicts
+            reasons, correct = [verdict.reason for verdict in verdicts], [verdict.correct for verdict in verdicts]
+        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, correct, strict=True)
         all_samples = gather_object(list(samples))
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         is_truncated = [sample[2][-1] not in ends for sample in all_samples]
@@ -161,9 +165,9 @@ class RlvrTrainer(GRPOTrainer):
         rolled = []
         for start in range(0, groups * size, size):
             columns: list[list[Any]] = [list(column) for column in zip(*all_samples[start : start + size], strict=True)]
-            rows, prompt_ids, completion_ids, completions, scores, rewards, reasons = columns
-            own_scores = scores if logprobs else None
-            rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, torch.tensor(rewards), reasons))
+            rows, prompt_ids, completion_ids, completions, scores, rewards, reasons, correct = columns
+            own_scores, table = scores if logprobs else None, torch.tensor(rewards)
+            rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, table, reasons, correct))
         return rolled
 
     def prompt_ids(self, conversation: list[dict[str, str]]) -> list[int]:
@@ -199,7 +203,10 @@ class RlvrTrainer(GRPOTrainer):
         return completions, None
 
     def sync(self, policy: Any) -> None:
-        """Load this step's policy into vLLM; raise Refused where they disagree, every `rollout.check_every` steps."""
+        """Load this step's policy into vLLM; raise Refused where they disagree.
+
+        They are compared every `rollout.check_every` steps, and each time that vLLM wakes from sleep.
+        """
         step, rollout = self.state.global_step, self.cfg["rollout"]
         synced_step = patches.synced_step(self)
         if step == synced_step:
@@ -207,7 +214,7 @@ class RlvrTrainer(GRPOTrainer):
         with self.timed("sync"):
             self.vllm_generation.sync_weights()
         patches.set_synced_step(self, step)
-        if synced_step < 0 or (rollout["check_every"] and step % rollout["check_every"] == 0):
+        if synced_step < 0 or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
             with self.autocast():
                 tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
@@ -221,16 +228,21 @@ class RlvrTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """Return TRL's values under autocast; in the update, count positions and compute the importance weights."""
-        rest = (input_ids, attention_mask, logits_to_keep, *args)
-        if not torch.is_grad_enabled():
-            with self.autocast(), self.timed("logprobs"):
-                return super()._get_per_token_logps_and_entropies(model, *rest, **kwargs)
-        shared = SharedPrompts(model, logits_to_keep, self.completions_per_row) if self.completions_per_row > 1 else None
-        with self.autocast():
-            scored = super()._get_per_token_logps_and_entropies(shared or model, *rest, **kwargs)
-        positions, tokens = attention_mask.numel(), int(attention_mask.sum())
-        count_positions(self.columns, *((shared.positions, shared.tokens) if shared else (positions, tokens)))
+        """Return TRL's values, computed under autocast without padding on the left.
+
+        In the update, count positions and compute the importance weights.
+        """
+        rest, is_update = (input_ids, attention_mask, logits_to_keep, *args), torch.is_grad_enabled()
+        rows = (
+            SharedPrompts(model, logits_to_keep, self.completions_per_row)
+            if is_update and self.completions_per_row > 1
+            else RightPadded(model, logits_to_keep)
+        )
+        with self.autocast(), nullcontext() if is_update else self.timed("logprobs"):
+            scored = super()._get_per_token_logps_and_entropies(rows, *rest, **kwargs)
+        if not is_update:
+            return scored
+        count_positions(self.columns, rows.positions, rows.tokens)
         if self.batch_in_loss:
             logps, batch = scored[0].detach(), self.batch_in_loss
             limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
