@@ -365,6 +365,11 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     refuse_unread_settings(cfg)
     if cfg["rollout"]["engine"] == "vllm":
         refuse_unfit_engine(cfg)
+    elif cfg["rollout"].get("continuous"):
+        raise Refused(
+            f"rollout.continuous=true needs vLLM, and rollout.engine is {cfg['rollout']['engine']}, which samples in rounds. "
+            "Use rollout=vllm, or rollout.continuous=false."
+        )
     elif cfg["rollout"].get("sleep"):
         raise Refused("rollout.sleep=true needs rollout=vllm: only vLLM holds GPU memory that it can release.")
 

@@ -23,7 +23,7 @@ NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
     "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "peft.factored_norm", "*.unavailable", "model.architecture.*",
     "model.opens_think", "model.paper_size", "model.license", "data.problems",
-    "rollout.vllm.*", "rollout.sleep", "rollout.check_every", "rollout.tolerance_nats.*",
+    "rollout.vllm.*", "rollout.sleep", "rollout.continuous", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.save_minutes",
     "training.gradient_checkpointing", "training.micro_batches",
     "training.worst_case_first", "training.samples_per_step", "signal_check",

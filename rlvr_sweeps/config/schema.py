@@ -121,6 +121,7 @@ class RolloutConf:
     top_p: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig; only its vLLM and correction settings
     vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM; arguments that follow from the run are refused
+    continuous: bool = False  # vllm: all sampling rounds of a step in one call of the engine; the trained groups are the same
     sleep: bool = False  # vllm on a GPU: it releases weights and KV cache during the update, and is compared after each waking
     sync: str = "merged"  # vllm: weights sent to the engine each step: merged | adapter (A and B alone, LoRA variants only)
     check_every: int = 0  # vllm: steps between comparisons of its log-probabilities with the trainer's; 0: the first only

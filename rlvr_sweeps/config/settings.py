@@ -117,6 +117,21 @@ def training_of(cfg: Resolved, setting: str) -> str:
     return str(cfg["training"].get(setting, schema_defaults()[f"training.{setting}"]))
 
 
+def samples_at_once(cfg: Resolved) -> bool:
+    """Return whether a step samples in one call of vLLM; False where the stored configuration is older than this setting."""
+    return bool(cfg["rollout"]["engine"] == "vllm" and cfg["rollout"].get("continuous", False))
+
+
+ROUNDS_AT_ONCE = 2  # where a call samples several rounds; more slow the completions that are needed: bench/sampling_rounds.py
+
+
+def sampler_slots(cfg: Resolved) -> int:
+    """Return the number of completions that vLLM decodes at the same time in each process: its `max_num_seqs`."""
+    one_round = cfg["batch_size"] // cfg["distributed"]["processes"]
+    derived = one_round * (ROUNDS_AT_ONCE if samples_at_once(cfg) and cfg["algo"]["sampling_rounds"] > 1 else 1)
+    return int(cfg["rollout"]["vllm"].get("max_num_seqs") or derived)
+
+
 # TRL's losses that are a mean over the completions of a pass, and those that divide by the tokens of the step. A mean over the
 # tokens of one pass (bnpo, the entropy bonus), or a quantile of them, would depend on how the step is cut into passes.
 LOSSES_OVER_COMPLETIONS = ("grpo", "dr_grpo", "sapo", "luspo")

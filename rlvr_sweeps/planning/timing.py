@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rlvr_sweeps.assets.architecture import Architecture, base_parameters, head_size
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import cuts_passes, is_trained, training_of
+from rlvr_sweeps.config.settings import cuts_passes, is_trained, sampler_slots, samples_at_once, training_of
 from rlvr_sweeps.planning.hardware import Gpu, constants, rates
 from rlvr_sweeps.planning.memory import compute_bytes, footprint, key_value_bytes, sequence_tokens, vllm_bytes
 
@@ -40,8 +40,11 @@ def step_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> fl
     base = base_parameters(model)
     if base is None:
         return None
-    alone = lengths.rounds * rollout_s(cfg, model, gpu, lengths) + update_s(cfg, model, gpu, lengths)
-    return alone * slowdown(cfg, gpu)
+    if samples_at_once(cfg):
+        sampling = rollout_s(cfg, model, gpu, lengths, lengths.rounds)
+    else:
+        sampling = lengths.rounds * rollout_s(cfg, model, gpu, lengths)
+    return (sampling + update_s(cfg, model, gpu, lengths)) * slowdown(cfg, gpu)
 
 
 def slowdown(cfg: Resolved, gpu: Gpu) -> float:
@@ -49,9 +52,13 @@ def slowdown(cfg: Resolved, gpu: Gpu) -> float:
     return 1 + rates(gpu)["shared_gpu"] * (cfg["cluster"].get("runs_per_gpu", 1) - 1)
 
 
-def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float:
-    """Return the seconds of one sampling round: each process decodes its share up to the longest completion, at the limit."""
-    rows, longest = cfg["batch_size"] / cfg["distributed"]["processes"], cfg["rollout"]["max_tokens"]
+def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths, rounds: float = 1) -> float:
+    """Return the seconds of `rounds` sampling rounds in one call of the engine.
+
+    Each process decodes its share up to the longest completion, at the limit. Sequences that a call begins and does not need
+    are left out, since they fill slots that would be free (bench/sampling_rounds.py simulates them).
+    """
+    rows, longest = rounds * cfg["batch_size"] / cfg["distributed"]["processes"], cfg["rollout"]["max_tokens"]
     prompt = cfg["data"]["max_prompt_tokens"]
     if cfg["rollout"]["engine"] != "vllm":
         overhead = rates(gpu)["generate_overhead_s"] * model["num_hidden_layers"]
@@ -60,7 +67,7 @@ def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) ->
         return decode_s(model, gpu, rows, longest, longest, prompt, rows, overhead, weight)
     memory = footprint(cfg, model, gpu)
     cached = memory.parts["KV cache"] / key_value_bytes(model, compute_bytes(cfg)) if memory else math.inf  # tokens
-    slots = max(1.0, cached / (prompt + lengths.completion))
+    slots = max(1.0, min(cached / (prompt + lengths.completion), sampler_slots(cfg)))
     return decode_s(
         model, gpu, rows, lengths.completion, longest, prompt, slots, rates(gpu)["decode_overhead_s"],
         compute_bytes(cfg),
@@ -77,14 +84,17 @@ def decode_s(
     of reading the weights (`weight_bytes` per parameter) and computing its products, plus `overhead_s`. For each token the keys
     and values of its context are read: the prompt and on average two thirds of `mean` (lengths spread evenly up to 2 × mean).
     """
-    known = rates(gpu)
-    bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * gpu.bf16_tflops * 1e12
-    parameters = matrix_parameters(model)
     passes = longest + max(0.0, rows / slots - 1) * mean
     at_once = rows * mean / passes
-    pass_s = overhead_s + max(parameters * weight_bytes / bandwidth, 2 * parameters * at_once / peak)
-    context = prompt + mean * 2 / 3
-    return passes * pass_s + rows * mean * context * key_value_bytes(model, constants()["bytes"]["half"]) / bandwidth
+    return passes * pass_s(model, gpu, at_once, at_once * (prompt + mean * 2 / 3), overhead_s, weight_bytes)
+
+
+def pass_s(model: Architecture, gpu: Gpu, at_once: float, context: float, overhead_s: float, weight_bytes: float) -> float:
+    """Return the seconds in which `at_once` sequences get one token each; `context`: tokens before these, over all of them."""
+    known = rates(gpu)
+    bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * gpu.bf16_tflops * 1e12
+    parameters, read = matrix_parameters(model), context * key_value_bytes(model, constants()["bytes"]["half"])
+    return overhead_s + max(parameters * weight_bytes / bandwidth, 2 * parameters * at_once / peak) + read / bandwidth
 
 
 def matrix_parameters(model: Architecture) -> int:

@@ -107,10 +107,10 @@ MARGIN_S = 5.0  # between the expected end of a step with its checkpoint and the
 class StopOnRequest(TrainerCallback):
     """End training with a checkpoint once the run's stop file exists; add a checkpoint every `training.save_minutes`.
 
-    The stop file is read after each step, each sampling round and each forward pass, and all ranks act at the same one. With a
-    deadline in it, training ends at once where the step would not end in time: the state after the last whole step is saved
-    and the step is repeated after the resume. Otherwise training ends after the step. Once a newer attempt at this run has
-    begun, training ends at once and writes nothing more.
+    The stop file is read after each step, each sampling round (with `rollout.continuous`, every 1/128 of the token limit) and
+    each forward pass, and all ranks act at the same one. With a deadline in it, training ends at once where the step would not
+    end in time: the state after the last whole step is saved and the step is repeated after the resume. Otherwise training
+    ends after the step. Once a newer attempt at this run has begun, training ends at once and writes nothing more.
     """
 
     def __init__(self, run: Run, trainer: RlvrTrainer) -> None:

@@ -37,6 +37,11 @@ def test_settings_of_the_training_change_the_id(composer, override):
     assert run_id(composer.point([override]).cfg) != run_id(composer.point([]).cfg)
 
 
+def test_sampling_rounds_in_one_call_have_the_id_of_rounds(composer):
+    at_once, in_rounds = (composer.point(["rollout=vllm", f"rollout.continuous={value}"]).cfg for value in ("true", "false"))
+    assert run_id(at_once) == run_id(in_rounds)
+
+
 def test_a_dial_that_the_method_ignores_does_not_change_the_id(composer):
     """A sweep file may set rank for all its methods; full fine-tuning has the same id at every rank."""
     cfg = composer.point(["peft=full"]).cfg

@@ -56,7 +56,7 @@ def engines(composer):
             model, tokenizer = load_model(cfg)
             by_sync[sync] = VllmRollouts(
                 cfg, model=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer, temperature=1.0, top_p=1.0,
-                max_completion_length=cfg["rollout"]["max_tokens"], max_num_seqs=256,
+                max_completion_length=cfg["rollout"]["max_tokens"],
             )  # fmt: skip
         return by_sync[sync]
 
@@ -232,7 +232,7 @@ def test_the_settings_that_vllm_resolved_are_plain_values(engines):
     expected = {
         "model_runner": "V1", "model_runner_class": "vllm.v1.worker.cpu_model_runner.CPUModelRunner",
         "model_class": "vllm.model_executor.models.qwen2.Qwen2ForCausalLM", "attention_backends": ["CPU_ATTN"],
-        "dtype": "float32", "quantization": None, "max_num_seqs": 256, "max_num_batched_tokens": 16384, "enforce_eager": True,
+        "dtype": "float32", "quantization": None, "max_num_seqs": 128, "max_num_batched_tokens": 16384, "enforce_eager": True,
         "prefix_caching": True, "cudagraph_mode": "NONE", "logprobs_mode": "processed_logprobs", "sync": "merged",
     }  # fmt: skip
     assert {name: facts[name] for name in expected} == expected and facts["kv_cache_blocks"] > 1

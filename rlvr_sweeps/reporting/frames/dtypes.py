@@ -19,7 +19,10 @@ RUNS = {  # columns of the table of runs
     "evaluated": BOOLEAN,
 }
 CELLS = {"seeds": INTEGER, "runs": TEXT, "avg": FLOAT, "avg_se": FLOAT}
-COUNTS = ("completion_tokens_max", "sampling_rounds", "sampled_groups", "update_positions", "update_tokens", "tokens_seen")
+COUNTS = (
+    "completion_tokens_max", "sampling_rounds", "sampled_groups", "discarded_completions", "discarded_tokens",
+    "update_positions", "update_tokens", "tokens_seen",
+)  # fmt: skip
 STEPS = {"step": INTEGER, **dict.fromkeys(COUNTS, NULLABLE_INTEGER)}
 SAMPLES = {
     "benchmark": CATEGORY, "problem": CATEGORY, "sample": INTEGER, "sample_seed": NULLABLE_INTEGER, "answer": TEXT,

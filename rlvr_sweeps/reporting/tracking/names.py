@@ -20,6 +20,8 @@ CURVES = {
     "sampling_rounds": "sampling/rounds",
     "sampled_groups": "sampling/groups",
     "bound_hit": "sampling/bound_hit",
+    "discarded_completions": "sampling/discarded_completions",
+    "discarded_tokens": "sampling/discarded_tokens",
     "loss": "policy/loss",
     "entropy": "policy/entropy",
     "clip_share": "policy/clip_share",
