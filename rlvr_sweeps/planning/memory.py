@@ -17,6 +17,7 @@ from rlvr_sweeps.assets.architecture import (
     trained_parameters,
 )
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import sampling_precision
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.hardware import GIB, Gpu, constants, known_gpus
 
@@ -52,8 +53,13 @@ def key_value_bytes(model: Architecture, bytes_per_number: float) -> float:
 
 
 def compute_bytes(cfg: Resolved) -> float:
-    """Return the bytes per number in matrix products and in vLLM: 2 under autocast, else 4."""
+    """Return the bytes per number in the matrix products of training: 2 under autocast, else 4."""
     return float(constants()["bytes"]["half" if cfg["model"]["autocast_bf16"] else "master"])
+
+
+def sampling_bytes(cfg: Resolved, stage: str) -> float:
+    """Return the bytes of a weight, product, key or value where a stage samples: 4 with `<stage>.weights=float32`, else 2."""
+    return float(constants()["bytes"]["master" if sampling_precision(cfg, stage) == "float32" else "half"])
 
 
 def sequence_tokens(cfg: Resolved) -> int:
@@ -79,11 +85,12 @@ def footprint(cfg: Resolved, model: Architecture, gpu: Gpu) -> Footprint | None:
     if cfg["rollout"]["engine"] == "vllm":
         weights, cache = vllm_bytes(cfg, base, gpu)
         parts |= {"vLLM's weights": weights, "KV cache": cache}
-        alternating, sequences = False, cache / (key_value_bytes(model, compute_bytes(cfg)) * sequence_tokens(cfg))
+        alternating, sequences = False, cache / (key_value_bytes(model, sampling_bytes(cfg, "rollout")) * sequence_tokens(cfg))
     else:
         rows = cfg["batch_size"] // cfg["distributed"]["processes"]
-        parts["KV cache"] = rows * sequence_tokens(cfg) * key_value_bytes(model, compute_bytes(cfg))
-        merged = 0 if cfg["peft"]["trains"] == "everything" else base * size["master"]
+        parts["KV cache"] = rows * sequence_tokens(cfg) * key_value_bytes(model, sampling_bytes(cfg, "rollout"))
+        is_rounded = sampling_precision(cfg, "rollout") == "bfloat16"  # the rounded weights are a copy, too
+        merged = base * size["master"] if is_rounded or cfg["peft"]["trains"] != "everything" else 0
         parts["rollout"] = merged + rows * model["vocab_size"] * size["draw"]
         held += parts["KV cache"] + parts["rollout"]
     parts["rest"] = known["context_gib"] * GIB + known["fragmentation"] * held
@@ -133,7 +140,7 @@ def activation_bytes(cfg: Resolved, model: Architecture, base: int, trained: int
 def vllm_bytes(cfg: Resolved, base: int, gpu: Gpu) -> tuple[float, float]:
     """Return (bytes of vLLM's weights and working memory, bytes that its share of the GPU leaves for the KV cache)."""
     settings = cfg["rollout"]["vllm"]
-    weights = base * compute_bytes(cfg) + constants()["vllm_rest_gib"] * GIB
+    weights = base * sampling_bytes(cfg, "rollout") + constants()["vllm_rest_gib"] * GIB
     if cache := settings.get("kv_cache_memory_bytes"):
         return weights, float(cache)
     return weights, max(0.0, settings["gpu_memory_utilization"] * gpu.memory_gib * GIB - weights)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from rlvr_sweeps.assets.architecture import Architecture, base_parameters, head_size
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import cuts_passes, is_trained, training_of
+from rlvr_sweeps.config.settings import cuts_passes, is_trained, sampling_precision, training_of
 from rlvr_sweeps.planning.hardware import Gpu, constants
-from rlvr_sweeps.planning.memory import compute_bytes, footprint, key_value_bytes, sequence_tokens
+from rlvr_sweeps.planning.memory import footprint, key_value_bytes, sampling_bytes, sequence_tokens
 
 
 @dataclass(frozen=True)
@@ -50,35 +50,36 @@ def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) ->
     if cfg["rollout"]["engine"] != "vllm":
         overhead = constants()["generate_overhead_s"] * model["num_hidden_layers"]
         # Under autocast each pass reads the float32 weights, writes them in bfloat16 and reads the copy.
-        weight = 2 * constants()["bytes"]["half"] + constants()["bytes"]["master"]
-        return decode_s(model, gpu, rows, longest, longest, prompt, rows, overhead, weight)
-    memory = footprint(cfg, model, gpu)
-    cached = memory.parts["KV cache"] / key_value_bytes(model, compute_bytes(cfg)) if memory else math.inf  # tokens
+        copies = 2 * constants()["bytes"]["half"] if sampling_precision(cfg, "rollout") == "bfloat16" else 0
+        weight = copies + constants()["bytes"]["master"]
+        return decode_s(cfg, "rollout", model, gpu, rows, longest, longest, rows, overhead, weight)
+    memory, weight = footprint(cfg, model, gpu), sampling_bytes(cfg, "rollout")
+    cached = memory.parts["KV cache"] / key_value_bytes(model, weight) if memory else math.inf  # tokens
     slots = max(1.0, cached / (prompt + lengths.completion))
-    return decode_s(
-        model, gpu, rows, lengths.completion, longest, prompt, slots, constants()["decode_overhead_s"],
-        compute_bytes(cfg),
-    )  # fmt: skip
+    overhead = constants()["decode_overhead_s"]
+    return decode_s(cfg, "rollout", model, gpu, rows, lengths.completion, longest, slots, overhead, weight)
 
 
 def decode_s(
-    model: Architecture, gpu: Gpu, rows: float, mean: float, longest: float, prompt: float, slots: float, overhead_s: float,
-    weight_bytes: float,
+    cfg: Resolved, stage: str, model: Architecture, gpu: Gpu, rows: float, mean: float, longest: float, slots: float,
+    overhead_s: float, weight_bytes: float,
 ) -> float:  # fmt: skip
     """Return the seconds to decode `rows` sequences of `mean` tokens, the longest of `longest`, at most `slots` at once.
 
     The number of passes is that of the longest sequence, plus those of sequences that wait for a slot. A pass takes the longer
     of reading the weights (`weight_bytes` per parameter) and computing its products, plus `overhead_s`. For each token the keys
     and values of its context are read: the prompt and on average two thirds of `mean` (lengths spread evenly up to 2 × mean).
+    The precision is that of `<stage>.weights`.
     """
-    known = constants()["achieved"]
-    bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * gpu.bf16_tflops * 1e12
+    known, prompt = constants()["achieved"], cfg["data"]["max_prompt_tokens"]
+    tflops = gpu.bf16_tflops if sampling_precision(cfg, stage) == "bfloat16" else gpu.fp32_tflops
+    bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * tflops * 1e12
     parameters = matrix_parameters(model)
     passes = longest + max(0.0, rows / slots - 1) * mean
     at_once = rows * mean / passes
     pass_s = overhead_s + max(parameters * weight_bytes / bandwidth, 2 * parameters * at_once / peak)
     context = prompt + mean * 2 / 3
-    return passes * pass_s + rows * mean * context * key_value_bytes(model, constants()["bytes"]["half"]) / bandwidth
+    return passes * pass_s + rows * mean * context * key_value_bytes(model, sampling_bytes(cfg, stage)) / bandwidth
 
 
 def matrix_parameters(model: Architecture) -> int:
@@ -127,8 +128,8 @@ def evaluation_s(cfg: Resolved, model: Architecture, gpu: Gpu, gpus: int) -> flo
     rows = sum(source["problems"] * source["k"] for source in cfg["benchmark"].values()) / gpus
     longest, known = cfg["evaluation"]["max_tokens"], constants()
     return decode_s(
-        model, gpu, rows, known["assumed"]["evaluation_share"] * longest, longest, cfg["data"]["max_prompt_tokens"],
-        known["vllm_slots"], known["decode_overhead_s"], known["bytes"]["half"],
+        cfg, "evaluation", model, gpu, rows, known["assumed"]["evaluation_share"] * longest, longest, known["vllm_slots"],
+        known["decode_overhead_s"], sampling_bytes(cfg, "evaluation"),
     )  # fmt: skip
 
 
