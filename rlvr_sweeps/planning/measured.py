@@ -45,7 +45,8 @@ def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
         *model_shape(cfg, gpu), *layout(cfg), method["name"], rank_of(cfg), cfg["dropout"] > 0,
         repr(method["config"].get("target_modules")), method.get("factored_norm", True), cfg["batch_size"],
         cfg["rollout"]["group_size"], cfg["rollout"]["temperature"], repr(cfg["rollout"]["trl"]),
-        cfg["algo"]["sampling_rounds"], sampling_precision(cfg, "rollout"), cfg["training"]["per_device_batch_size"], cfg["training"]["gradient_checkpointing"],
+        cfg["algo"]["sampling_rounds"], sampling_precision(cfg, "rollout"), cfg["training"]["per_device_batch_size"],
+        cfg["training"]["gradient_checkpointing"],
         training_of(cfg, "micro_batches"), training_of(cfg, "log_probabilities"), cfg["cluster"].get("runs_per_gpu", 1),
     )  # fmt: skip
 
