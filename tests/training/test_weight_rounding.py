@@ -53,7 +53,9 @@ def test_values_that_bfloat16_has_stay_and_seed_and_name_decide_on_the_others():
 def test_random_rounding_keeps_an_update_of_any_size_and_the_nearest_value_does_not(base, relative):
     model, published = base
     policy = moved(model, relative)
-    kept = {weights: reach(policy, published, rounding_of(weights, 0)).kept for weights in ("bfloat16", "stochastic", "float32")}
+    kept = {
+        weights: reach(policy, published, rounding_of(weights, 0)).kept for weights in ("bfloat16", "stochastic", "float32")
+    }
     assert kept["float32"]["q_proj"] == pytest.approx(1) and 0.8 < kept["stochastic"]["q_proj"] < 1.2
     assert kept["bfloat16"]["q_proj"] < 0.35 if relative < 5e-4 else kept["bfloat16"]["q_proj"] < 0.7 or relative > 5e-3
     triples = [(name, weight, rounding_of("stochastic", 0)(name, weight)) for name, weight in policy_weights(policy)]
