@@ -33,7 +33,7 @@ OVERRIDDEN = (
     ),
     Override(
         f"{GRPO}._get_per_token_logps_and_entropies", TRAINER,
-        "Adds bfloat16 autocast under DeepSpeed, a timer, and importance weights from the update's own forward pass.",
+        "Adds rows without attention mask, bfloat16 autocast under DeepSpeed, a timer, and the update's importance weights.",
     ),
     Override(
         f"{GRPO}._prepare_inputs", TRAINER,
@@ -190,15 +190,22 @@ def use_loadable_cpu_device(args: Any) -> None:
 def forget_merge(layer: Any) -> None:
     """Mark a tuner layer as not merged, after its base weights were restored without PEFT's `unmerge`.
 
-    PEFT 0.21.2 caches DoRA's norm at a merge and frees it at the unmerge; without an unmerge, the norm would stay in memory.
-    https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py
+    PEFT 0.21.2 caches DoRA's norm, HiRA's base weight and a factor of DEFT at a merge and frees them at the unmerge; without an
+    unmerge they would stay in memory, for HiRA a copy of all weights.
+    https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py, hira/layer.py, deft/layer.py
     Remove when PEFT can return merged weights without changing the layer.
     """
+    from peft.tuners.deft.layer import DeftLayer
+    from peft.tuners.hira.layer import HiraLayer
     from peft.tuners.lora import LoraLayer
 
     layer.merged_adapters.clear()
     if isinstance(layer, LoraLayer):
         layer._caches.clear()
+    elif isinstance(layer, HiraLayer):
+        layer._base_weight_before_merge = None
+    elif isinstance(layer, DeftLayer):
+        layer._cached_merge_factor.clear()
 
 
 def change_class(module: Any, new_class: type) -> None:

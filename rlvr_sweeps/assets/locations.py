@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_sweeps.assets import gguf
+from rlvr_sweeps.assets.problem_files import HUB, is_file
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import cache_dir as cache_dir
 
@@ -98,7 +99,9 @@ def refuse_missing(cfgs: list[Mapping[str, Any]]) -> None:
             if gguf.is_gguf(path):
                 gguf.refuse_unfit(pinned_gguf(path, source["revision"]))
                 continue
-            local = path.startswith((EMBEDDED, "/", "./", "../", "~")) or path.endswith(".jsonl")
+            if path.startswith(HUB):
+                continue
+            local = path.startswith((EMBEDDED, "/", "./", "../", "~")) or is_file(path)
             if local and not Path(locate(path, source["revision"])).exists():
                 raise Refused(f"{path} does not exist on this machine. Give an existing path, or a hub id.")
 

@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlvr_sweeps.config.schema import Resolved, schema_defaults
+from rlvr_sweeps.config.schema import ATTENTION_MODULES, Resolved, schema_defaults
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import Row
 from rlvr_sweeps.grading.extraction import Policy
 from rlvr_sweeps.grading.rules import Rules
 from rlvr_sweeps.paths import conf_dir
 
-METHOD_DIALS = ("rank", "alpha", "dropout")  # the dials that only some methods have
+METHOD_DIALS = ("rank", "alpha", "dropout", "modules")  # the dials that only some methods have
 TRACKERS = ("wandb", "tensorboard", "trackio")
 WEIGHTS = ("float32", "bfloat16", "stochastic")  # choices of rollout.weights and evaluation.weights
 HELD_OUT = "heldout"  # the benchmark of held-out training prompts; it is not part of the overall average
@@ -40,7 +40,7 @@ def site_runs_dir() -> Path:
 
 
 def dials_read(cfg: DictConfig) -> set[str]:
-    """Return which of rank, α and dropout the method's file refers to. `cfg` is composed but not resolved."""
+    """Return which of rank, α, dropout and modules the method's file refers to. `cfg` is composed but not resolved."""
     text = str(OmegaConf.to_container(cfg.peft, resolve=False))
     dials = {dial for dial in METHOD_DIALS if re.search(rf"\$\{{(\w+:)?{dial}[,}}]", text)}
     return dials | {"rank"} if "alpha" in dials else dials  # alpha is derived from rank
@@ -76,6 +76,15 @@ def rank_of(cfg: Resolved) -> int | None:
     config = cfg["peft"]["config"]
     rank: int | None = config.get("r", config.get("init_r"))
     return rank
+
+
+def modules_of(cfg: Resolved) -> str | None:
+    """Return which linear modules the adapter targets: all, attention or mlp; None for a method with a choice of its own."""
+    targets = set(cfg["peft"]["config"].get("target_modules", ()))
+    linear = set(cfg["model"]["linear_modules"])
+    attention = linear & set(cfg["model"].get("attention_modules", ATTENTION_MODULES))
+    choices = {"all": linear, "attention": attention, "mlp": linear - attention}
+    return next((name for name, modules in choices.items() if targets and targets == modules), None)
 
 
 def averaged_benchmarks(benchmarks: Iterable[str]) -> list[str]:
@@ -159,11 +168,25 @@ def positions_per_pass(cfg: Resolved) -> int:
     return int(cfg["training"]["per_device_batch_size"] * (cfg["data"]["max_prompt_tokens"] + cfg["rollout"]["max_tokens"]))
 
 
+def largest_pass(cfg: Resolved) -> tuple[int, int]:
+    """Return the completions of the largest forward pass that a step can have, and the tokens of each of them.
+
+    These are `per_device_batch_size` completions of full length. With training.micro_batches=by_prompt a pass can hold more
+    completions, since their prompts take less room; they are as many groups as fit, with completions that fill the pass.
+    """
+    size, prompt, limit = completions_per_row(cfg), cfg["data"]["max_prompt_tokens"], cfg["rollout"]["max_tokens"]
+    positions, widest = positions_per_pass(cfg), prompt + size * limit
+    rows = min(-(-positions // widest), cfg["batch_size"] // cfg["distributed"]["processes"] // size)
+    width = min(widest, positions // rows)
+    return rows * size, max(1, (width - prompt) // size)
+
+
 def dial_values(cfg: Resolved) -> Row:
     """Return the run's dials by name; None where its method has no such dial."""
     if not is_trained(cfg):
-        return dict.fromkeys(("rank", "alpha", "dropout", "lr", "batch_size", "steps", "seed"))
+        return dict.fromkeys((*METHOD_DIALS, "lr", "batch_size", "steps", "seed"))
     config = cfg["peft"]["config"]
     dropout = next((value for key, value in config.items() if key.endswith("dropout")), None)
-    method = {"rank": rank_of(cfg), "alpha": config.get("lora_alpha"), "dropout": dropout}
+    method = {"rank": rank_of(cfg), "alpha": config.get("lora_alpha", config.get("alpha")), "dropout": dropout}
+    method |= {"modules": modules_of(cfg)}
     return method | {key: cfg[key] for key in ("lr", "batch_size", "steps", "seed")}

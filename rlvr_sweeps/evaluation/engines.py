@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import model_location
@@ -20,8 +20,17 @@ from rlvr_sweeps.assets.tokenizer_check import refuse_other_tokenizer
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained, sampling_precision, sampling_weights
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.planning.memory import shared_engine
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.training.models import PublishedWeights, load_model, load_tokenizer, published_weights
+from rlvr_sweeps.training.models import (
+    PublishedWeights,
+    load_model,
+    load_tokenizer,
+    load_weights,
+    own_device,
+    own_gpu_gib,
+    published_weights,
+)
 from rlvr_sweeps.training.seeded_sampling import sample
 from rlvr_sweeps.training.weight_rounding import Rounding, rounding_of
 
@@ -82,12 +91,8 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, run: Run, cfg: Resolved, tokenizer: Any) -> None:
-        model = (
-            AutoModelForCausalLM.from_pretrained(run.merged_path, dtype=torch.float32)
-            if is_trained(cfg)
-            else load_model(cfg)[0]
-        )
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        model = load_weights(str(run.merged_path), own_device()) if is_trained(cfg) else load_model(cfg)[0]
+        self.model = model.eval()
         if rounding := evaluation_rounding(cfg):
             for name, parameter in self.model.named_parameters():
                 parameter.data = rounding(name, parameter.data)
@@ -139,7 +144,8 @@ class VllmEngine:
             )
         if rounding and current_platform.is_cpu():
             patches.keep_cpu_weights_unpacked()
-        self.engine = LLM(model=path, **revision, **(derived | settings["vllm"]))
+        engine = derived | shared_engine(cfg, settings["vllm"], own_gpu_gib(), "evaluation")
+        self.engine = LLM(model=path, **revision, **engine)
         if rounding:
             weights = PublishedWeights(run.merged_path) if is_trained(cfg) else published_weights(cfg)
             patches.vllm_module(self.engine).load_weights((name, rounding(name, weights[name])) for name in weights.file_of)

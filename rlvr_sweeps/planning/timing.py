@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from rlvr_sweeps.assets.architecture import Architecture, base_parameters, head_size
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import cuts_passes, is_trained, sampling_precision, training_of
-from rlvr_sweeps.planning.hardware import Gpu, constants
-from rlvr_sweeps.planning.memory import footprint, key_value_bytes, sampling_bytes, sequence_tokens
+from rlvr_sweeps.planning.hardware import Gpu, constants, rates
+from rlvr_sweeps.planning.memory import footprint, key_value_bytes, sampling_bytes, sequence_tokens, vllm_bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ def step_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> fl
     base = base_parameters(model)
     if base is None:
         return None
-    return lengths.rounds * rollout_s(cfg, model, gpu, lengths) + update_s(cfg, model, gpu, lengths)
+    alone = lengths.rounds * rollout_s(cfg, model, gpu, lengths) + update_s(cfg, model, gpu, lengths)
+    return alone * slowdown(cfg, gpu)
+
+
+def slowdown(cfg: Resolved, gpu: Gpu) -> float:
+    """Return how much longer a step takes because other runs are on the GPU (cluster.runs_per_gpu)."""
+    return 1 + rates(gpu)["shared_gpu"] * (cfg["cluster"].get("runs_per_gpu", 1) - 1)
 
 
 def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float:
@@ -48,7 +54,7 @@ def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) ->
     rows, longest = cfg["batch_size"] / cfg["distributed"]["processes"], cfg["rollout"]["max_tokens"]
     prompt = cfg["data"]["max_prompt_tokens"]
     if cfg["rollout"]["engine"] != "vllm":
-        overhead = constants()["generate_overhead_s"] * model["num_hidden_layers"]
+        overhead = rates(gpu)["generate_overhead_s"] * model["num_hidden_layers"]
         # Under autocast each pass reads the float32 weights, writes them in bfloat16 and reads the copy.
         copies = 2 * constants()["bytes"]["half"] if sampling_precision(cfg, "rollout") == "bfloat16" else 0
         weight = copies + constants()["bytes"]["master"]
@@ -56,7 +62,7 @@ def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) ->
     memory, weight = footprint(cfg, model, gpu), sampling_bytes(cfg, "rollout")
     cached = memory.parts["KV cache"] / key_value_bytes(model, weight) if memory else math.inf  # tokens
     slots = max(1.0, cached / (prompt + lengths.completion))
-    overhead = constants()["decode_overhead_s"]
+    overhead = rates(gpu)["decode_overhead_s"]
     return decode_s(cfg, "rollout", model, gpu, rows, lengths.completion, longest, slots, overhead, weight)
 
 
@@ -71,7 +77,7 @@ def decode_s(
     and values of its context are read: the prompt and on average two thirds of `mean` (lengths spread evenly up to 2 × mean).
     The precision is that of `<stage>.weights`.
     """
-    known, prompt = constants()["achieved"], cfg["data"]["max_prompt_tokens"]
+    known, prompt = rates(gpu), cfg["data"]["max_prompt_tokens"]
     tflops = gpu.bf16_tflops if sampling_precision(cfg, stage) == "bfloat16" else gpu.fp32_tflops
     bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * tflops * 1e12
     parameters = matrix_parameters(model)
@@ -106,7 +112,7 @@ def update_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> 
         mean = cfg["data"]["max_prompt_tokens"] + lengths.completion
         square = min(square, 4 / 3 * mean**2)
     operations = passes * forward_operations(model, rows, mean, square)
-    return float(operations / (constants()["achieved"]["training"] * gpu.bf16_tflops * 1e12))
+    return float(operations / (rates(gpu)["training"] * gpu.bf16_tflops * 1e12))
 
 
 def forward_operations(model: Architecture, rows: float, mean: float, square: float) -> float:
@@ -126,11 +132,13 @@ def evaluation_s(cfg: Resolved, model: Architecture, gpu: Gpu, gpus: int) -> flo
     if base_parameters(model) is None or any(count is None for count in counts):
         return None
     rows = sum(source["problems"] * source["k"] for source in cfg["benchmark"].values()) / gpus
-    longest, known = cfg["evaluation"]["max_tokens"], constants()
-    return decode_s(
-        cfg, "evaluation", model, gpu, rows, known["assumed"]["evaluation_share"] * longest, longest, known["vllm_slots"],
-        known["decode_overhead_s"], sampling_bytes(cfg, "evaluation"),
-    )  # fmt: skip
+    longest, prompt, known = cfg["evaluation"]["max_tokens"], cfg["data"]["max_prompt_tokens"], constants()
+    mean, weight = known["assumed"]["evaluation_share"] * longest, sampling_bytes(cfg, "evaluation")
+    sharing = cfg["cluster"].get("runs_per_gpu", 1)
+    _, cache = vllm_bytes((base_parameters(model) or 0) * weight, cfg["evaluation"]["vllm"], gpu.memory_gib, sharing)
+    slots = max(1.0, min(gpu.vllm_slots, cache / key_value_bytes(model, weight) / (prompt + mean)))
+    overhead = rates(gpu)["decode_overhead_s"]
+    return decode_s(cfg, "evaluation", model, gpu, rows, mean, longest, slots, overhead, weight) * slowdown(cfg, gpu)
 
 
 def on_gpus(cfg: Resolved, count: int) -> Resolved:

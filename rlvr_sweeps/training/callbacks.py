@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import analysis_of, sampling_weights, training_of
+from rlvr_sweeps.config.settings import analysis_of, largest_pass, sampling_weights, training_of
 from rlvr_sweeps.errors import Damaged, StoppedInStep, Superseded
 from rlvr_sweeps.files import append_rows, read_object, read_rows, write_json, write_text
 from rlvr_sweeps.runs.checkpoints import mark_complete, superseded
@@ -318,7 +318,7 @@ class WorstCaseFirst(TrainerCallback):
 
 
 def dry_step(trainer: Any, cfg: Resolved, has_state: bool) -> None:
-    """Compute and discard the gradients of `per_device_batch_size` completions of full length.
+    """Compute and discard the gradients of the largest forward pass that a step can have, padding included.
 
     `torch.autograd.grad` returns gradients without accumulating them, so no DDP or DeepSpeed hook runs. Under ZeRO a GPU holds
     neither all gradients nor the whole optimizer state; there only the first parameter's gradient is computed, which needs as
@@ -327,11 +327,14 @@ def dry_step(trainer: Any, cfg: Resolved, has_state: bool) -> None:
     policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     policy.train()
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    rows, length = cfg["training"]["per_device_batch_size"], cfg["rollout"]["max_tokens"]
-    ids = torch.ones((rows, cfg["data"]["max_prompt_tokens"] + length), dtype=torch.long, device=trainer.accelerator.device)
+    completions, length = largest_pass(cfg)
+    device, prompt = trainer.accelerator.device, cfg["data"]["max_prompt_tokens"]
+    ids = torch.ones((completions, prompt + length), dtype=torch.long, device=device)
+    mask = torch.ones_like(ids)
+    mask[1:, 0] = 0  # all prompts but the first are padded, as in a real pass
     sharded = bool(cfg["distributed"]["deepspeed"])
     state_size = 0 if sharded or has_state else 2 * sum(parameter.numel() for parameter in trained)
-    adam_state = torch.empty(state_size, device=ids.device)  # AdamW allocates its state at its first step
-    logps = patches.log_probabilities(trainer, policy, ids, torch.ones_like(ids), length)
+    adam_state = torch.empty(state_size, device=device)  # AdamW allocates its state at its first step
+    logps = patches.log_probabilities(trainer, policy, ids, mask, length)
     torch.autograd.grad(logps.sum(), trained[:1] if sharded else trained, allow_unused=True)
     del adam_state

@@ -49,10 +49,13 @@ class Group:
     logprobs: list[Any] | None  # the sampler's, where it returns them
     rewards: Tensor  # (G, reward functions); the first column is the verifier's
     reasons: list[str] = field(default_factory=list)  # the verifier's, one per completion
+    correct: list[bool] = field(default_factory=list)  # the verifier's, one per completion
 
     @property
     def is_mixed(self) -> bool:
-        """Whether some completions are right and some wrong: only such a group has an advantage."""
+        """Whether completions differ in the verifier's score, right and wrong ones for a score of 0 or 1: only then they have
+        an advantage.
+        """
         accuracy = self.rewards[:, 0]
         return bool(accuracy.max() > accuracy.min())
 
@@ -103,7 +106,7 @@ class Pool:
                 "problem": group.rows[index]["problem"],
                 "prompt": without_middle(group.rows[index]["prompt"][-1]["content"], TEXT_LIMIT),
                 "gold": group.rows[index]["gold"], "text": without_middle(group.completions[index][0]["content"], TEXT_LIMIT),
-                "reward": float(group.rewards[index].sum()), "correct": bool(group.rewards[index, 0]),
+                "reward": float(group.rewards[index].sum()), "correct": group.correct[index],
                 "reason": group.reasons[index], "tokens": len(group.completion_ids[index]),
                 "truncated": group.completion_ids[index][-1] not in end_ids,
                 "trained": any(group is trained for trained in self.trained),

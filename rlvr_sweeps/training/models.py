@@ -1,5 +1,6 @@
 """Load a base model, its tokenizer and its published weights, with transformers only: evaluation imports no TRL and no PEFT."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def tokenizer_file(path: str, revision: str | None) -> Path | None:
 
 
 def load_model(cfg: Resolved) -> tuple[Any, Any]:
-    """Return the base model in float32, and its tokenizer."""
+    """Return the base model in float32 on this process's device, and its tokenizer."""
     tokenizer = load_tokenizer(cfg)
     path, revision = model_location(cfg)
     torch.manual_seed(cfg["seed"])  # weights that the checkpoint lacks are drawn; transformers.set_seed would import PEFT
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **revision)
+    model = load_weights(path, own_device(), **revision)
     if cfg["model"].get("rounded_to_bf16"):
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16().float()
@@ -58,6 +59,30 @@ def load_model(cfg: Resolved) -> tuple[Any, Any]:
     ends = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     return model, tokenizer
+
+
+def own_device() -> torch.device:
+    """Return this process's device: the GPU of its local rank, where torchrun started it, else the first; or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def own_gpu_gib() -> float | None:
+    """Return the memory of this process's GPU in GiB; None without a GPU."""
+    device = own_device()
+    return torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None
+
+
+def load_weights(path: str, device: torch.device, **revision: Any) -> Any:
+    """Return the causal language model of a folder or hub id, in float32, its weights read straight onto `device`.
+
+    transformers maps the files into memory and converts one tensor after another, at most four at a time. The host therefore
+    never holds the model of a process on a GPU, and holds that of a process on the CPU once (planning/host_memory.py).
+    """
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, device_map={"": device}, **revision)
 
 
 class PublishedWeights:

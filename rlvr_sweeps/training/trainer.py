@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from rlvr_sweeps.training.methods.merging import merged
 from rlvr_sweeps.training.methods.reach import update_kept
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
 from rlvr_sweeps.training.models import PublishedWeights
+from rlvr_sweeps.training.right_padding import RightPadded
 from rlvr_sweeps.training.sampler_agreement import (
     Scores,
     gap,
@@ -122,6 +123,8 @@ class RlvrTrainer(GRPOTrainer):
         pool = fill(roll, completions // size * world, most)
         self.announce("updating")
         self.columns |= pool.metrics()
+        if self.use_vllm:
+            self.vllm_generation.fall_asleep()
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         shown = int(training_of(self.cfg, "samples_per_step"))
         self.readable = pool.readable(shown, f"{self.cfg['seed']}-{self.state.global_step}", ends) if shown else []
@@ -171,8 +174,9 @@ class RlvrTrainer(GRPOTrainer):
             completions = [[{"role": "assistant", "content": text}] for text in texts]
         with self.timed("reward"):
             rewards = self.score(rows, completions, completion_ids)
-            reasons = [verdict.reason for verdict in self.score_functions[0].verdicts]
-        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, strict=True)
+            verdicts = self.score_functions[0].verdicts
+            reasons, correct = [verdict.reason for verdict in verdicts], [verdict.correct for verdict in verdicts]
+        samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, correct, strict=True)
         all_samples = gather_object(list(samples))
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         is_truncated = [sample[2][-1] not in ends for sample in all_samples]
@@ -180,9 +184,9 @@ class RlvrTrainer(GRPOTrainer):
         rolled = []
         for start in range(0, groups * size, size):
             columns: list[list[Any]] = [list(column) for column in zip(*all_samples[start : start + size], strict=True)]
-            rows, prompt_ids, completion_ids, completions, scores, rewards, reasons = columns
-            own_scores = scores if logprobs else None
-            rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, torch.tensor(rewards), reasons))
+            rows, prompt_ids, completion_ids, completions, scores, rewards, reasons, correct = columns
+            own_scores, table = scores if logprobs else None, torch.tensor(rewards)
+            rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, table, reasons, correct))
         return rolled
 
     def prompt_ids(self, conversation: list[dict[str, str]]) -> list[int]:
@@ -218,7 +222,10 @@ class RlvrTrainer(GRPOTrainer):
         return completions, None
 
     def sync(self, policy: Any) -> None:
-        """Load this step's policy into vLLM; raise Refused where they disagree, every `rollout.check_every` steps."""
+        """Load this step's policy into vLLM; raise Refused where they disagree.
+
+        They are compared every `rollout.check_every` steps, and each time that vLLM wakes from sleep.
+        """
         step, rollout = self.state.global_step, self.cfg["rollout"]
         synced_step = patches.synced_step(self)
         if step == synced_step:
@@ -228,7 +235,7 @@ class RlvrTrainer(GRPOTrainer):
         with self.timed("sync"):
             sampler.sync_weights()
         patches.set_synced_step(self, step)
-        if synced_step < 0 or (rollout["check_every"] and step % rollout["check_every"] == 0):
+        if synced_step < 0 or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
             sampling = sampling_precision(self.cfg, "rollout")
             tolerance = max(rollout["tolerance_nats"][name] for name in (model_precision(self.cfg), sampling))
@@ -237,9 +244,9 @@ class RlvrTrainer(GRPOTrainer):
             with self.autocast(False):
                 self.columns["policy_gap_nats"] = gap(policy, sampler, text)
             self.columns["sampling_gap_nats"] = refuse_sampling_gap(sampler, text, rollout["tolerance_nats"][sampling])
-            kept = update_kept(sampler_weights(policy, sampler), self.published) if self.published else None
-            if kept is not None:
-                self.columns["update_kept"] = kept
+            if self.published and rollout["check_every"] and step % rollout["check_every"] == 0:
+                kept = update_kept(sampler_weights(policy, sampler), self.published)
+                self.columns |= {} if kept is None else {"update_kept": kept}
 
     def rounding(self) -> Rounding | None:
         """Return the rounding of the weights that sample this step: `rollout.weights`."""
@@ -253,16 +260,21 @@ class RlvrTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        """Return TRL's values under autocast; in the update, count positions and compute the importance weights."""
-        rest = (input_ids, attention_mask, logits_to_keep, *args)
-        if not torch.is_grad_enabled():
-            with self.autocast(), self.timed("logprobs"):
-                return super()._get_per_token_logps_and_entropies(model, *rest, **kwargs)
-        shared = SharedPrompts(model, logits_to_keep, self.completions_per_row) if self.completions_per_row > 1 else None
-        with self.autocast():
-            scored = super()._get_per_token_logps_and_entropies(shared or model, *rest, **kwargs)
-        positions, tokens = attention_mask.numel(), int(attention_mask.sum())
-        count_positions(self.columns, *((shared.positions, shared.tokens) if shared else (positions, tokens)))
+        """Return TRL's values, computed under autocast without padding on the left.
+
+        In the update, count positions and compute the importance weights.
+        """
+        rest, is_update = (input_ids, attention_mask, logits_to_keep, *args), torch.is_grad_enabled()
+        rows = (
+            SharedPrompts(model, logits_to_keep, self.completions_per_row)
+            if is_update and self.completions_per_row > 1
+            else RightPadded(model, logits_to_keep)
+        )
+        with self.autocast(), nullcontext() if is_update else self.timed("logprobs"):
+            scored = super()._get_per_token_logps_and_entropies(rows, *rest, **kwargs)
+        if not is_update:
+            return scored
+        count_positions(self.columns, rows.positions, rows.tokens)
         if self.batch_in_loss:
             logps, batch = scored[0].detach(), self.batch_in_loss
             limits = (self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)

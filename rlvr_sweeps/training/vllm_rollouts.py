@@ -20,7 +20,9 @@ from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import sampling_precision, sampling_weights
 from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.planning.memory import shared_engine
 from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
+from rlvr_sweeps.training.models import own_gpu_gib
 from rlvr_sweeps.training.random_state import kept_random_state
 from rlvr_sweeps.training.weight_rounding import Rounding
 
@@ -50,6 +52,11 @@ class VllmRollouts(VLLMGeneration):
         if "MASTER_PORT" not in os.environ:  # TRL would choose 29500 for every run that starts at this moment
             os.environ["MASTER_PORT"] = str(get_free_port())  # type: ignore[no-untyped-call]
         ensure_master_addr_port()
+        if self.enable_sleep_mode and not current_platform.is_sleep_mode_available():
+            raise Refused(
+                "rollout.sleep=true needs a GPU: vLLM releases GPU memory by mapping it anew, and this build of it cannot. Use "
+                "rollout.sleep=false."
+            )
         if current_platform.is_cpu():
             patches.keep_cpu_weights_unpacked()
         elif not torch.cuda.is_available():
@@ -64,6 +71,7 @@ class VllmRollouts(VLLMGeneration):
                 f"vLLM does not start with these settings: {str(error).splitlines()[0]} Change rollout.vllm, or use rollout=hf."
             ) from error
         self._llm_weights_sleeping = False
+        self.fall_asleep()
         accelerator.wait_for_everyone()  # DeepSpeed hangs where one process is still loading
 
     @property
@@ -115,13 +123,21 @@ class VllmRollouts(VLLMGeneration):
         for name, weight in policy_weights(self.accelerator.unwrap_model(self.model)):
             yield name, self.rounding(name, weight) if self.rounding else weight
 
+    def fall_asleep(self) -> None:
+        """With `rollout.sleep`, discard the engine's weights and KV cache until the next sync, which loads new weights."""
+        if self.enable_sleep_mode:
+            self.llm.sleep(level=2)
+            self._llm_weights_sleeping = True
+
     def sync_weights(self) -> None:
-        """Load the trainer's policy into the engine; the random number generators are restored."""
+        """Load the trainer's policy into the engine, and wake it; the random number generators are restored."""
         with kept_random_state():
             if self.cfg["rollout"]["sync"] == "merged":
-                super().sync_weights()
+                super().sync_weights()  # wakes the memory of the weights
             else:
                 self.load_adapter()
+            if self.enable_sleep_mode:
+                self.llm.wake_up(tags=["kv_cache"])
             self.reset_prefix_cache()  # TRL does so too, and ignores whether it succeeded
 
     def load_adapter(self) -> None:
@@ -217,11 +233,12 @@ def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
         "distributed_executor_backend": "external_launcher",
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled: the importance correction's denominator
         "seed": 0,
+        "enable_sleep_mode": cfg["rollout"].get("sleep", False),
         **revision,
     }
     if cfg["rollout"]["sync"] == "adapter":
         derived |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_slots(cfg["peft"]["config"]["r"])}
-    return derived | cfg["rollout"]["vllm"]
+    return derived | shared_engine(cfg, cfg["rollout"]["vllm"], own_gpu_gib())
 
 
 def class_name(instance: object) -> str:

@@ -10,9 +10,10 @@ from rlvr_sweeps.assets.architecture import activation_kind, architecture
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import as_yaml, write_json, write_text
 from rlvr_sweeps.launching.local import first_that_fits, refuse_vllm_without_gpu
+from rlvr_sweeps.launching.stages import process_environment
 from rlvr_sweeps.planning import estimates, measured, timing
-from rlvr_sweeps.planning.hardware import constants, gpu_by_driver_name, gpu_of, known_gpus
-from rlvr_sweeps.planning.memory import SHARES, footprint, refuse_too_large
+from rlvr_sweeps.planning.hardware import GIB, constants, gpu_by_driver_name, gpu_of, known_gpus
+from rlvr_sweeps.planning.memory import SHARES, footprint, mask_bytes, refuse_too_large, sequence_tokens, shared_engine
 from rlvr_sweeps.planning.plan import make_plan
 from rlvr_sweeps.runs.directory import Run
 from tests.conftest import choices
@@ -119,6 +120,22 @@ def test_memory_grows_with_batch_and_share(composer):
     assert footprint_of(composer, "training.gradient_checkpointing=false").peak > peaks[2]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "window", "expected"),
+    [
+        ((), {}, 0),
+        (("model.autocast_bf16=false",), {}, 4 * 16896**2 * 5),  # bool, and attention's copy in float32
+        (("training.micro_batches=by_prompt", "rollout.max_tokens=512"), {}, 2 * 2048**2 * 3),  # 4 completions and a prompt
+        ((), {"sliding_window": 4096, "use_sliding_window": True}, 4 * 16896**2 * 3),
+        ((), {"sliding_window": 4096, "use_sliding_window": False}, 0),
+    ],
+)
+def test_masks_against_values_by_hand(composer, overrides, window, expected):
+    cfg = composer.point([*LARGE, *overrides]).cfg
+    assert (cfg["training"]["per_device_batch_size"], sequence_tokens(cfg)) in ((4, 16896), (4, 1024))
+    assert mask_bytes(cfg, architecture(cfg) | window) == expected
+
+
 def test_a_step_on_one_gpu_takes_about_half_the_gpu_time_of_four(composer):
     """Decoding 32 sequences takes about as long as decoding 128 (the 1.5B at 16k tokens)."""
     cfg = composer.point([*LARGE, "peft=lora"]).cfg
@@ -134,7 +151,7 @@ def test_a_grid_of_one_shape_is_one_row(composer, tmp_path):
         for lr in ("1e-5", "1e-6")
     ]
     text = printed(points)
-    assert text.count("LoRA r=32") == 2 and "   6  r1_qwen_1_5b LoRA r=32 DAPO" in text  # memory and time
+    assert text.count("   6  r1_qwen_1_5b LoRA r=32 DAPO") == 3  # GPU memory, host memory and time
     assert "GPU-hours in all" in text and "s/step on 1" in text and "s/step on 4" in text
 
 
@@ -211,11 +228,22 @@ def test_every_method_has_an_activation_constant(composer):
     assert kinds - set(constants()["activations"]) == {"shira", "tinylora"}  # both use `other`
 
 
-def test_vllm_without_a_gpu_is_refused(composer, tmp_path):
+def test_vllm_without_a_gpu_is_refused(composer, tmp_path, monkeypatch):
     plan = make_plan([composer.point(["rollout=vllm", f"runs_dir={tmp_path}"])], retry=False)
     with pytest.raises(Refused, match="rollout=hf"):
         refuse_vllm_without_gpu(plan, [])
     refuse_vllm_without_gpu(make_plan([composer.point(["rollout=vllm", "peft=none"])], retry=False), [])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is installed
+    asleep = make_plan([composer.point(["rollout=vllm", "rollout.sleep=true", f"runs_dir={tmp_path}"])], retry=False)
+    with pytest.raises(Refused, match=r"rollout\.sleep=true needs a GPU"):
+        refuse_vllm_without_gpu(asleep, [])
+
+
+def test_the_allocator_of_a_run_is_the_users_where_it_is_set():
+    assert process_environment({})["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    own = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512", "OMP_NUM_THREADS": "8"}
+    result = process_environment(own)
+    assert result["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512" and result["OMP_NUM_THREADS"] == "1"
 
 
 def test_the_longest_run_starts_first(composer, tmp_path):
@@ -248,14 +276,80 @@ def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):
     estimates.refuse_unfit(make_plan([composer.point(shared)], retry=False))
     with pytest.raises(Refused, match="16 runs share it"):
         estimates.refuse_unfit(make_plan([composer.point([*shared, "cluster.runs_per_gpu=16"])], retry=False))
-    refused = {
-        "cluster=slurm": "where the site shares GPUs",
-        "rollout=vllm": "with vLLM",
-        "evaluation.engine=auto": "with vLLM",
+    with pytest.raises(Refused, match="where the site shares GPUs"):
+        composer.point([*shared, "cluster.runs_per_gpu=2", "cluster=slurm"])
+
+
+TWO_WITH_VLLM = [*LARGE, "peft=lora", "distributed=single", "training.per_device_batch_size=1", "cluster.runs_per_gpu=2",
+                 "rollout.vllm.gpu_memory_utilization=0.5"]  # fmt: skip
+
+
+def test_two_runs_with_vllm_share_a_gpu_where_they_fit(composer, tmp_path):
+    estimates.refuse_unfit(make_plan([composer.point([*TWO_WITH_VLLM, f"runs_dir={tmp_path}"])], retry=False))
+    with pytest.raises(Refused, match=r"cluster\.runs_per_gpu=2 runs share it") as refused:
+        cfg = composer.point([*TWO_WITH_VLLM, "training.per_device_batch_size=4", f"runs_dir={tmp_path}"])
+        estimates.refuse_unfit(make_plan([cfg], retry=False))
+    fitting = str(refused.value).partition("This fits: ")[2].rstrip(".").split()
+    estimates.refuse_unfit(make_plan([composer.point([*TWO_WITH_VLLM, *fitting, f"runs_dir={tmp_path}"])], retry=False))
+
+
+def test_an_engine_beside_another_gets_the_kv_cache_that_the_plan_counts(composer):
+    cfg = composer.point(TWO_WITH_VLLM).cfg
+    gpu, settings = gpu_of(cfg), cfg["rollout"]["vllm"]
+    shared = shared_engine(cfg, settings, gpu.memory_gib)
+    assert shared["gpu_memory_utilization"] == 0.25 and shared["max_num_batched_tokens"] == 4096
+    assert shared["kv_cache_memory_bytes"] == int(footprint(cfg, architecture(cfg), gpu).parts["KV cache"])
+    weights = BASE * 2 + constants()["vllm_rest_gib"] * GIB
+    assert shared["kv_cache_memory_bytes"] == pytest.approx(0.25 * gpu.memory_gib * GIB - weights, rel=1e-9)
+    evaluation = shared_engine(cfg, {}, gpu.memory_gib)
+    assert evaluation["gpu_memory_utilization"] == 0.45
+    assert shared_engine(cfg, settings, None) == settings  # no GPU
+    alone = composer.point([*TWO_WITH_VLLM, "cluster.runs_per_gpu=1"]).cfg
+    assert shared_engine(alone, settings, gpu.memory_gib) == settings
+    with pytest.raises(Refused, match="which its weights fill"):
+        shared_engine(cfg, settings, 16.0)
+    unknown = composer.point([*TWO_WITH_VLLM, "model.architecture.model_type=unknown"]).cfg
+    with pytest.raises(Refused, match=r"cluster\.runs_per_gpu=2 with vLLM needs a model"):
+        shared_engine(unknown, settings, gpu.memory_gib)
+
+
+def test_two_runs_on_a_gpu_cost_less_than_two_alone_and_take_longer(composer):
+    two, one = composer.point(TWO_WITH_VLLM).cfg, composer.point([*TWO_WITH_VLLM, "cluster.runs_per_gpu=1"]).cfg
+    model, gpu = architecture(two), gpu_of(two)
+    lengths = timing.assumed_lengths(two)
+    seconds = {name: timing.step_s(cfg, model, gpu, lengths) for name, cfg in (("two", two), ("one", one))}
+    assert seconds["two"] > 1.35 * seconds["one"]  # each has a smaller KV cache too
+    hours = {name: timing.gpu_hours(cfg, model, gpu, seconds[name]) for name, cfg in (("two", two), ("one", one))}
+    assert 0.5 < hours["two"] / hours["one"] < 1
+
+
+def test_with_sleep_vllm_and_the_update_do_not_hold_memory_at_the_same_time(composer):
+    awake, asleep = footprint_of(composer), footprint_of(composer, "rollout.sleep=true")
+    assert sum(asleep.parts.values()) == pytest.approx(sum(awake.parts.values()))
+    state = sum(asleep.parts[part] for part in ("weights", "adapter", "gradients and optimizer", "rest"))
+    update = asleep.parts["logits"] + asleep.parts["activations"]
+    rollout = asleep.parts["vLLM's weights"] + asleep.parts["KV cache"]
+    assert asleep.peak == state + max(update, rollout) < awake.peak
+
+
+def test_measured_constants_replace_the_estimates_of_their_gpu(composer, tmp_path, monkeypatch):
+    points = {
+        name: composer.point([*LARGE, f"cluster.gpu={name}", "peft=lora", f"runs_dir={tmp_path}"]) for name in ("h100", "h200")
     }
-    for override, message in refused.items():
-        with pytest.raises(Refused, match=message):
-            composer.point([*shared, "cluster.runs_per_gpu=2", override])
+
+    def step(name):
+        (estimate,) = estimates.estimates_by_shape(make_plan([points[name]], retry=False), measure=True)
+        return estimate.step_time(points[name].cfg)
+
+    before = {name: step(name) for name in points}
+    assert before["h100"][1] == "estimated ± 50 %"
+    entry = {"date": "2026-12-01", "machine": "NVIDIA H100 80GB HBM3", "decode_overhead_s": 0.014}
+    monkeypatch.setitem(constants(), "measured", {"h100": entry})
+    seconds, source = step("h100")
+    assert source == "estimated with constants measured on NVIDIA H100 80GB HBM3, 2026-12-01 ± 25 %"
+    # 7 ms more for each pass of both rounds, which have as many passes as the longest completion has tokens.
+    assert seconds - before["h100"][0] == pytest.approx(2 * 16384 * 0.007, rel=1e-6)
+    assert step("h200") == before["h200"]
 
 
 def test_a_stored_configuration_without_pass_settings_counts_as_padded(composer, tmp_path):

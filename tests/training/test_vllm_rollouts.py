@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import choices
+from tests.conftest import methods
 from tests.training.test_merging import adapted
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,6 @@ from rlvr_sweeps.training.sampler_agreement import (  # noqa: E402
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of  # noqa: E402
 from rlvr_sweeps.training.weight_rounding import rounding_of  # noqa: E402
 
-METHODS = [name for name in choices("peft") if name != "none"]
 WITH_SEPARATE_ADAPTER = ("lora", "rslora", "lora_plus", "lora_fa")
 ON_CPU = (
     "rollout=vllm", "+rollout.vllm.kv_cache_memory_bytes=67108864", "rollout.vllm.enforce_eager=true",
@@ -104,7 +103,7 @@ def policy_of(name, model, composer):
     return adapted(model, composer, name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods())
 def test_sampler_and_trainer_agree_after_every_sync(engines, embedded, composer, name):
     model, _, _, prompts = embedded
     text = prompts[0] + prompts[1]
@@ -125,6 +124,19 @@ def test_sampler_and_trainer_agree_after_every_sync(engines, embedded, composer,
         expected = log_probabilities[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
         error = (torch.tensor(sampled) - expected).abs()
         assert error.mean() < 1e-5 and error.max() < 5e-5
+
+
+def test_sleep_on_a_cpu_is_refused_with_the_reason(embedded, composer):
+    from accelerate import Accelerator
+
+    from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
+
+    model, tokenizer, *_ = embedded
+    with pytest.raises(Refused, match=r"rollout\.sleep=true needs a GPU: vLLM releases GPU memory"):
+        VllmRollouts(
+            composer.point([*ON_CPU, "rollout.sleep=true"]).cfg, model=model, accelerator=Accelerator(cpu=True),
+            processing_class=tokenizer, enable_sleep_mode=True,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WITH_SEPARATE_ADAPTER)

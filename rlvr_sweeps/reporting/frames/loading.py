@@ -274,6 +274,7 @@ def sample_row(row: Row, benchmark: str, text: bool) -> Row:
         "reason",
         "tokens",
         "truncated",
+        *(["score"] if "score" in row else []),
         *(["text"] if text else []),
     )
     values = row | {"sample_seed": row.get("seed")}

@@ -16,7 +16,14 @@ NOT_COLUMNS = (  # patterns of dotted keys: those with a column in NAMED, and th
     *DIALS, "*.name", "*.title", "*.unavailable", "cluster.*", "tracking.*", "sweep", "runs_dir", "plan", "retry", "wait",
     "canary", "untested_versions", "signal_check",
 )  # fmt: skip
-OF_EVERY_RUN = ("model.*", "evaluation.*", "benchmark.*", "grading", "answers.*")  # the others matter to trained runs only
+OF_EVERY_RUN = (
+    "model.*",
+    "evaluation.*",
+    "benchmark.*",
+    "grading",
+    "answers.*",
+    "verifier.*",
+)  # the others matter to trained runs only
 ABSENT = object()
 
 

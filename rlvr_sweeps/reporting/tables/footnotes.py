@@ -22,7 +22,7 @@ def footnotes(
         *lost_updates.notes((row.row.label, row.cell) for row in rows if row.cell),
         *errors(rows),
         *differences(rows, contrasts),
-        printed(rows),
+        *printed(rows),
     ]
 
 
@@ -80,9 +80,12 @@ def differences(rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]) ->
     ]
 
 
-def printed(rows: Sequence[RowResult]) -> str:
-    """Return the meaning of the column of the paper's values for this model."""
+def printed(rows: Sequence[RowResult]) -> list[str]:
+    """Return the meaning of the column of the paper's values for this model; nothing for a sweep that is not in the paper."""
     model = rows[0].cfg["model"]["name"]
+    if not any(row.row.printed for row in rows):
+        return []
     if model in paper_models():
-        return "paper: the value printed in the paper; a dash where paper/reference.csv has none."
-    return f"paper: the value printed in the paper, for its models. Our values are for {model}, so the two are not comparable."
+        return ["paper: the value printed in the paper; a dash where paper/reference.csv has none."]
+    sentence = f"Our values are for {model}, so the two are not comparable."
+    return [f"paper: the value printed in the paper, for its models. {sentence}"]

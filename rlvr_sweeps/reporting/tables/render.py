@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlvr_sweeps.config.lr_grid import split_auto
 from rlvr_sweeps.reporting.rows import Source, from_files
 from rlvr_sweeps.reporting.sweep_results import read_sweep_results
 from rlvr_sweeps.reporting.tables.accuracy import accuracy
@@ -14,7 +15,7 @@ from rlvr_sweeps.reporting.tables.formats import Sheet, show, write
 def make(name: str, overrides: Sequence[str], source: Source = from_files) -> tuple[str, Sheet]:
     """Return (the model's name, the table)."""
     results = read_sweep_results(name, overrides, source)
-    if name == "lr_fair":
+    if name in ("lr_fair", "rank_fair") or split_auto(overrides)[1]:
         from rlvr_sweeps.reporting.tables import learning_rates
 
         return results.model, learning_rates.sheet(results)
