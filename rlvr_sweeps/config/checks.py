@@ -17,6 +17,7 @@ from rlvr_sweeps.config.settings import (
     HELD_OUT,
     METHOD_DIALS,
     TRACKERS,
+    WEIGHTS,
     dials_read,
     gpu_count,
     is_trained,
@@ -29,6 +30,8 @@ from rlvr_sweeps.grading.extraction import POLICIES
 
 CHOICES = {
     "evaluation.engine": ("auto", "vllm", "transformers"),
+    "evaluation.weights": WEIGHTS,
+    "rollout.weights": WEIGHTS,
     "grading": tuple(POLICIES),
     **{f"answers.{rule}": choices for rule, choices in rules.CHOICES.items()},
     "modules": ("all", "attention", "mlp"),

@@ -79,3 +79,21 @@ def test_the_evaluation_spec_is_equal_exactly_where_the_samples_are_equal(compos
     assert len({spec(), spec("evaluation.seed=1"), spec("benchmark.tier1.k=4"), spec("evaluation.temperature=1")}) == 4
     assert len({spec(), spec("verifier=choice"), spec("verifier=choice", "verifier.correct_at=0.5")}) == 3
     assert spec("verifier=choice") == spec("verifier=choice", "verifier.timeout_s=9", "verifier.name=mine")
+
+
+def test_the_weights_that_sample_are_part_of_the_ids_where_they_are_not_the_models_own(composer):
+    def identity(*overrides):
+        cfg = composer.point(overrides).cfg
+        return run_id(cfg), evaluation_spec(cfg)
+
+    plain, rounded = identity(), identity("model=r1_qwen_1_5b")
+    assert identity("rollout.weights=float32", "evaluation.weights=float32") == plain
+    for weights in ("bfloat16", "stochastic"):
+        assert identity(f"rollout.weights={weights}")[0] != plain[0] and identity(f"rollout.weights={weights}")[1] == plain[1]
+        assert identity(f"evaluation.weights={weights}") == (plain[0], identity(f"evaluation.weights={weights}")[1]) != plain
+    assert composer.point(["model=r1_qwen_1_5b"]).cfg["rollout"]["weights"] == "stochastic"
+    before = composer.point(["model=r1_qwen_1_5b"]).cfg
+    for stage in ("rollout", "evaluation"):
+        del before[stage]["weights"]  # as in a configuration that was stored before this setting existed: the nearest values
+    papers = identity("model=r1_qwen_1_5b", "rollout.weights=bfloat16", "evaluation.weights=bfloat16")
+    assert (run_id(before), evaluation_spec(before)) == papers and papers[0] != rounded[0] and papers[1] != rounded[1]

@@ -15,7 +15,7 @@ RUNS = {  # columns of the table of runs
     **dict.fromkeys(
         ("rank", "batch_size", "steps", "seed", "trainable", "parameters", "steps_done", "grader"), NULLABLE_INTEGER
     ),
-    **dict.fromkeys(("alpha", "dropout", "lr", "train_seconds", "reach"), FLOAT),
+    **dict.fromkeys(("alpha", "dropout", "lr", "train_seconds", "reach", "bfloat16_error", "update_kept"), FLOAT),
     "evaluated": BOOLEAN,
 }
 CELLS = {"seeds": INTEGER, "runs": TEXT, "avg": FLOAT, "avg_se": FLOAT}
