@@ -58,6 +58,8 @@ def refuse_ignored_dials(cfg: DictConfig, overridden: Collection[str]) -> None:
 
 def refuse(cfg: Resolved) -> None:
     """Raise Refused for the first setting of a resolved configuration that cannot work."""
+    if cfg["budget"] is not None:
+        raise Refused(f"budget={cfg['budget']} needs a sweep that claims are about: python launch.py sweep=methods budget=40.")
     if cfg["distributed"]["name"].startswith("zero") and cfg["peft"]["config"].get("peft_type") == "ADALORA":
         raise Refused(
             f"distributed={cfg['distributed']['name']} with peft={cfg['peft']['name']}: ZeRO flattens the gradients that the "

@@ -20,7 +20,7 @@ from rlvr_sweeps.grading.rules import DEFAULT_RULES
 NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
     "rank", "alpha", "dropout", "modules", "model.attention_modules",  # they enter through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
-    "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
+    "sweep", "runs_dir", "plan", "retry", "wait", "canary", "budget", "most_seeds", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "peft.factored_norm", "*.unavailable", "model.architecture.*",
     "model.opens_think", "model.paper_size", "model.license", "data.problems",
     "rollout.vllm.*", "rollout.sleep", "rollout.continuous", "rollout.check_every", "rollout.tolerance_nats.*",

@@ -304,6 +304,8 @@ class Config:
     plan: bool = False  # print what the launch would do, and do nothing
     retry: bool = False  # also run failed runs again
     wait: bool = False  # cluster=slurm: return only when all jobs have ended
+    budget: str | None = None  # of a sweep with claims: runs (40) or GPU-hours (12h), spent where a seed can decide a claim
+    most_seeds: int = 12  # with budget=: the most seeds of a row
     canary: bool = False  # cluster=slurm: submit one short run first; the others depend on its success
 
 
