@@ -1,6 +1,6 @@
-"""Make the model card of an exported run import re
-from the run's files: base, data, method, scores, command, versions, licence."""
+"""Make the model card of an exported run from the run's files: base, data, method, scores, command, versions, licence."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -140,7 +140,7 @@ def scores(cfg: Resolved, summary: Row, base: Row | None) -> str:
 
 
 def judged_by(summary: Row) -> str:
-    """Return what judged the samples: the version of the grader, or the reward functions, without the folders of their files."""
+    """Return what judged the samples: the version of the grader, or reward functions, without the folders of their files."""
     if "verifier" in summary:
         return "verifier " + re.sub(r"\S*/", "", summary["verifier"])
     return f"grader version {summary['grader']}"
