@@ -108,18 +108,22 @@ def update_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> 
 
     Products cost 2 operations per parameter and token forward, 2 backward through the layer and 2 for the gradient of a trained
     weight. Checkpointing repeats the forward pass; scoring the samples in an extra pass adds one. Causal attention costs half
-    the square of the length. In passes cut by length, padding is negligible, and for lengths spread evenly up to twice the mean
-    the mean square is 4/3 of the squared mean; otherwise TRL pads every completion to the longest.
+    the square of the length, since rows have no mask. Lengths are spread evenly up to twice the mean. In passes cut by length,
+    padding is negligible, and the mean square is 4/3 of the squared mean; else rows are padded to the longest of their pass,
+    whose mean is B / (B + 1) of the largest length.
     """
     rows = cfg["batch_size"] / cfg["distributed"]["processes"]
     corrected = cfg["rollout"]["trl"].get("vllm_importance_sampling_correction", False)
     twice = training_of(cfg, "log_probabilities") == "twice"
     passes = update_passes(cfg) + int(cfg["rollout"]["engine"] == "vllm" and corrected and twice)
-    mean = square = float(sequence_tokens(cfg))
-    square *= square
+    limit, prompt = float(sequence_tokens(cfg)), cfg["data"]["max_prompt_tokens"]
     if cuts_passes(cfg):
-        mean = cfg["data"]["max_prompt_tokens"] + lengths.completion
-        square = min(square, 4 / 3 * mean**2)
+        mean = prompt + lengths.completion
+        square = min(limit**2, 4 / 3 * mean**2)
+    else:
+        per_pass = cfg["training"]["per_device_batch_size"]
+        mean = min(limit, prompt + 2 * lengths.completion * per_pass / (per_pass + 1))
+        square = mean**2
     operations = passes * forward_operations(model, rows, mean, square)
     return float(operations / (rates(gpu)["training"] * gpu.bf16_tflops * 1e12))
 

@@ -63,6 +63,13 @@ def test_the_kv_cache_against_values_by_hand(composer):
     assert memory.sequences == pytest.approx(cache / (28_672 * (512 + 16384)))
 
 
+def test_memory_follows_the_modules(composer):
+    both, attention, mlp = (footprint_of(composer, f"modules={part}").parts for part in ("all", "attention", "mlp"))
+    for part in ("adapter", "gradients and optimizer"):
+        assert both[part] == attention[part] + mlp[part]
+    assert attention["adapter"] == 4 * 28 * 32 * 9_728  # layers, rank, inputs and outputs of q, k, v and o
+
+
 def test_the_papers_recipes_fit_80_gb(composer):
     """All methods with the 1.5B, and those of Table 6 with the 7B, without changes."""
     for model, methods in (("r1_qwen_1_5b", choices("peft")), ("r1_qwen_7b", ["lora", "dora", "miss", "lora_plus"])):
