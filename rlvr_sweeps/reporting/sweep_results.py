@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlvr_sweeps.config.compose import Composer, offline_composer
+from rlvr_sweeps.config.lr_grid import split_auto
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.sweeps import Product, RowSpec, key_of, load_product, refuse_fixed_keys
 from rlvr_sweeps.config.sweeps import seeds as first_seeds
@@ -51,21 +52,24 @@ def read_row_results(
         for seed in seeds or first_seeds(product.sections[row.section].seeds):
             cfg = composer.point([*row.overrides, *shared, f"seed={seed}"]).cfg
             by_name.setdefault(Run.of(cfg).name, (Run.of(cfg), cfg))
-        first_cfg = next(iter(by_name.values()))[1]
-        cell, unreadable = Cell(first_cfg), []
-        for run, cfg in by_name.values():
-            try:
-                result = source(run, cfg)
-            except Damaged as damage:
-                unreadable.append(unreadable_sentence(run, damage))
-                continue
-            if result:
-                cell.runs.append(run)
-                cell.summaries.append(result.summary)
-                cell.right.append(result.right)
-        runs = tuple(run for run, _ in by_name.values())
-        results.append(RowResult(row, first_cfg, cell if cell.runs else None, runs, tuple(unreadable)))
+        results.append(result_of(row, list(by_name.values()), source))
     return results
+
+
+def result_of(row: RowSpec, runs: Sequence[tuple[Run, Resolved]], source: Source = from_files) -> RowResult:
+    """Return a row with the results of its runs, one per seed; a run with a damaged file is left out and named."""
+    cell, unreadable = Cell(runs[0][1]), []
+    for run, cfg in runs:
+        try:
+            result = source(run, cfg)
+        except Damaged as damage:
+            unreadable.append(unreadable_sentence(run, damage))
+            continue
+        if result:
+            cell.runs.append(run)
+            cell.summaries.append(result.summary)
+            cell.right.append(result.right)
+    return RowResult(row, runs[0][1], cell if cell.runs else None, tuple(run for run, _ in runs), tuple(unreadable))
 
 
 def unreadable_sentence(run: Run, damage: Damaged) -> str:
@@ -86,11 +90,30 @@ class SweepResults:
 
 
 def read_sweep_results(name: str, overrides: Sequence[str], source: Source = from_files) -> SweepResults:
-    """Return a product's rows and results for the overrides of its launch (model=, seed=, runs_dir=, …).
+    """Return a product's rows and results for the overrides of its launch (model=, seed=, runs_dir=, …; lr=auto too).
 
     Raises Refused for a list of values of a key other than `seed`, and for a key that the rows set.
     """
     composer = offline_composer()
+    others, bound = split_auto(overrides)
+    base, seeds = split_seeds(others)
+    model = model_of(base, composer)
+    product = load_product(name, model, composer)
+    refuse_fixed_keys(product.sections, model, others)
+    if bound:
+        from rlvr_sweeps.reporting.lr_search import tuned_product  # here: it imports this module
+
+        product, base = tuned_product(product, composer, base, seeds, bound, source)
+    return SweepResults(
+        product, composer, tuple(overrides), tuple(base), read_row_results(product, composer, base, seeds, source), model
+    )
+
+
+def split_seeds(overrides: Sequence[str]) -> tuple[list[str], list[int] | None]:
+    """Return the overrides without the seeds, and the seeds; None where the overrides name none.
+
+    Raises Refused for a list of values of another key.
+    """
     base, seeds = [], None
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
@@ -100,9 +123,9 @@ def read_sweep_results(name: str, overrides: Sequence[str], source: Source = fro
             raise Refused(f"{override.input_line}: a table has one value of {override.get_key_element()} for all of its rows.")
         else:
             base.append(str(override.input_line))
-    model = str(composer.compose([override for override in base if not key_of(override).startswith("hydra")]).model.name)
-    product = load_product(name, model, composer)
-    refuse_fixed_keys(product.sections, model, overrides)
-    return SweepResults(
-        product, composer, tuple(overrides), tuple(base), read_row_results(product, composer, base, seeds, source), model
-    )
+    return base, seeds
+
+
+def model_of(base: Sequence[str], composer: Composer) -> str:
+    """Return the name of the model that the overrides choose."""
+    return str(composer.compose([override for override in base if not key_of(override).startswith("hydra")]).model.name)

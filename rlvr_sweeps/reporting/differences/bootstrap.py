@@ -25,7 +25,7 @@ Z = 1.959964  # 0.975 quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of arm A minus that of arm B: value, 95 % interval, two-sided p."""
+    """Accuracy of arm A minus that of arm B: value, interval (at 95 %, or at the level given), two-sided p."""
 
     value: float
     low: float
@@ -33,11 +33,12 @@ class Difference:
     p: float
 
 
-def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
+def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> Difference:
     """Return the paired difference, averaged over benchmarks. Raise ValueError unless both arms have the same problems.
 
+    `level`: the probability that the interval contains the true difference; p does not depend on it.
     With one training seed in an arm, its spread over seeds is unknown and left out: the interval then compares two trained
-    models, not their methods.
+    models, not their methods. The interval of two accuracies ends at -1 and 1.
     """
     from scipy import stats  # its import takes half a second
 
@@ -59,7 +60,10 @@ def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0) -> Difference:
     for index, (gap, noise) in enumerate(zip(gaps, problems, strict=True)):
         by_problem += resampling(len(gap), draws, seed, index) @ noise.deviations / count
         by_sign += signs(len(gap), draws, seed, index) @ gap / count
-    low, high = value - np.quantile((by_problem + by_seed) * stretch, [0.975, 0.025])
+    widening = stretch if level == 0.95 else float(stats.t.ppf((1 + level) / 2, degrees) / stats.norm.ppf((1 + level) / 2))
+    ends = value - np.quantile((by_problem + by_seed) * widening, [(1 + level) / 2, (1 - level) / 2])
+    largest = max(1.0, *(float(table.max()) for table in (*a, *b)))  # of a sum of two rows' accuracies: 2
+    low, high = np.clip(ends, -largest, largest)
     p = (1 + np.count_nonzero(np.abs(by_sign + by_seed * stretch) >= abs(value) - 1e-12)) / (1 + draws)
     return Difference(value, float(low), float(high), float(p))
 

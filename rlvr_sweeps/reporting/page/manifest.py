@@ -1,5 +1,6 @@
 """List the origin of a page's numbers: code, packages, models, data, decoding, grader and launch commands."""
 
+import contextlib
 import shlex
 import time
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     entries["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
     answers = [grading_of(cfg), *(f"{rule} {value}" for rule, value in asdict(rules_of(cfg)).items())]
     entries["Evaluation", "answers"] = f"{', '.join(answers)}, grader version {summary.get('grader', 'not recorded')}"
+    if "verifier" in summary:
+        entries["Evaluation", "verifier"] = summary["verifier"]
     right = run.right_samples() or {}
     for name, benchmark in cfg["benchmark"].items():
         text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"
@@ -102,14 +105,12 @@ class Launch:
 
 
 def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
-    """Return the launches of these runs, oldest first: from launches/ beside the folder and from the runs' submissions."""
+    """Return the launches of these runs, oldest first."""
     names = {run.name for run in runs}
-    folders = {path.parent.resolve() for path in (runs_dir.absolute().parent / "launches").rglob("launch.json")}
-    folders |= {Path(submitted["launch"]).resolve() for run in runs if (submitted := run.submission("launch"))}
     dated_launches = []
-    for folder in folders:
+    for folder in launch_folders(runs_dir, runs):
         try:
-            record = read_object(folder / "launch.json", "command", "started", "points")
+            record = launch_record(folder)
         except Damaged as damage:
             dated_launches.append((0.0, Launch("-", str(damage), 0, "unreadable")))
             continue
@@ -125,6 +126,27 @@ def launches(runs_dir: Path, runs: Sequence[Run]) -> list[Launch]:
                 )
             )
     return [launch for _, launch in sorted(dated_launches, key=lambda pair: pair[0])]
+
+
+def launch_folders(runs_dir: Path, runs: Sequence[Run]) -> set[Path]:
+    """Return the folders of launches that may have these runs: launches/ beside `runs_dir`, and those of their submissions."""
+    folders = {path.parent.resolve() for path in (runs_dir.absolute().parent / "launches").rglob("launch.json")}
+    return folders | {Path(submitted["launch"]).resolve() for run in runs if (submitted := run.submission("launch"))}
+
+
+def launch_record(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a launch's launch.json; None where there is none. Raises Damaged."""
+    return read_object(folder / "launch.json", "command", "started", "points")
+
+
+def launch_records(runs_dir: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the readable records of launches that may have these runs, the newest first."""
+    records = []
+    for folder in launch_folders(runs_dir, runs):
+        with contextlib.suppress(Damaged):
+            if record := launch_record(folder):
+                records.append(record)
+    return sorted(records, key=lambda record: -float(record["started"]))
 
 
 def shell_command(command: Sequence[str]) -> str:
