@@ -71,7 +71,11 @@ real: MODEL := smollm2_135m
 real: CLUSTER := local
 real: SEEDS := 2
 real:
-	@status=0; $(launch) || status=$$?; $(BIN)/rlvr table $@ $(overrides) || status=$$?; exit $$status
+	@status=0; $(launch) || status=$$?; \
+	if [ -e $(READY_VLLM) ]; then \
+	    TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python launch.py sweep=real_vllm $(overrides) wait=true || status=$$?; \
+	else echo "The row with rollouts by vLLM was left out: it needs make venv-vllm, then make real again."; fi; \
+	$(BIN)/rlvr table $@ $(overrides) || status=$$?; exit $$status
 
 # No file of an earlier run may affect a test: no pytest cache (and no example database, tests/conftest.py).
 PYTEST := python -m pytest -p no:cacheprovider
@@ -97,8 +101,9 @@ test-fast: venv ## run the tests without training: two minutes
 test-main: venv
 	$(BIN)/$(PYTEST) -n 2 --dist loadgroup -m "$(SELECT)" $(WITHOUT_CLUSTER)
 
-chromium: # install the browser for the report's tests, if it is missing and the user is root on Debian
+chromium: # install the browser for the report's tests and the sandbox for programs, if missing and the user is root on Debian
 	tests/chromium.sh
+	tests/bubblewrap.sh
 
 venv-vllm: $(READY_VLLM) ## create or update .venv-vllm: real vLLM on the CPU in addition to .venv, 1 GB
 

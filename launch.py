@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from rlvr_sweeps.config import compose, schema
+from rlvr_sweeps.config import compose, lr_grid, schema
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.launching import local
 from rlvr_sweeps.launching.slurm import launch
@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     try:
+        sys.argv[1:] = lr_grid.as_hydra_setting(sys.argv[1:])
         compose.refuse_unknown_settings(sys.argv[1:])
     except Refused as refusal:
         sys.exit(str(refusal))

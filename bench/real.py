@@ -1,11 +1,11 @@
 """Compare a training step of SmolLM2-135M with one of plain TRL with TRL's defaults: LoRA and DoRA, 64 completions, on the CPU.
 
-    python bench/real.py [--steps 4]        about forty minutes on two cores; needs `make smollm2`
+    python bench/real.py [--steps 4] [--bfloat16]        about forty minutes on two cores; needs `make smollm2`
 
-Each side has the whole machine, one after another: launch.py gives its one run all cores, and the script has torch's default
-number of threads. Both train the same method on the same questions with GRPO in float32, G = 8. Completions are limited to 64
-and to 128 tokens. TRL's defaults include gradient checkpointing and eight completions per forward pass. Medians leave out the
-first step.
+`--bfloat16` adds a run of this project with model.autocast_bf16=true. Each side has the whole machine, one after another:
+launch.py gives its one run all cores, and the script has torch's default number of threads. Both train the same method on the
+same questions with GRPO in float32, G = 8. Completions are limited to 64 and to 128 tokens. TRL's defaults include gradient
+checkpointing and eight completions per forward pass. Medians leave out the first step.
 """
 
 import argparse
@@ -41,12 +41,14 @@ def make_world(folder: Path) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def launched(folder: Path, method: str, tokens: int, steps: int) -> dict[str, Any]:
+def launched(folder: Path, method: str, tokens: int, steps: int, bfloat16: bool = False) -> dict[str, Any]:
     """Return seconds and tokens of the steps of a run of this project."""
-    overrides = [f"peft={method}", f"rollout.max_tokens={tokens}", f"steps={steps}", f"runs_dir={folder}/runs-{tokens}"]
+    runs = Path(folder, f"runs-{tokens}{'-bfloat16' if bfloat16 else ''}")
+    overrides = [f"peft={method}", f"rollout.max_tokens={tokens}", f"steps={steps}", f"runs_dir={runs}"]
+    overrides.append(f"model.autocast_bf16={str(bfloat16).lower()}")
     command = [sys.executable, "launch.py", *RECIPE, *ONE_PROBLEM, *overrides]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    (path,) = Path(folder, f"runs-{tokens}").glob(f"*-{method}-*/metrics.jsonl")
+    (path,) = runs.glob(f"*-{method}-*/metrics.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     phases = ("rollout_s", "reward_s", "logprobs_s", "update_s", "rest_s")
     seconds = [sum(row[name] for name in phases) for row in rows]
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--methods", nargs="+", default=["lora", "dora"], choices=["lora", "dora"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--bfloat16", action="store_true", help="also measure model.autocast_bf16=true")
     options = parser.parse_args()
     print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores")
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,11 +80,16 @@ def main() -> None:
         make_world(folder)
         for tokens in options.tokens:
             for method in options.methods:
-                sides = [run(folder, method, tokens, options.steps) for run in (launched, scripted)]
-                seconds, means = ([statistics.median(side[key][1:]) for side in sides] for key in ("seconds", "tokens"))
-                own, plain = (f"{second:6.1f} s ({mean:.0f} tokens each)" for second, mean in zip(seconds, means, strict=True))
-                ratio = f"{seconds[1] / seconds[0]:.2f} times as long"
-                print(f"{method}, at most {tokens} tokens   launch.py {own}   plain TRL {plain}   {ratio}", flush=True)
+                sides = {"launch.py": launched(folder, method, tokens, options.steps)}
+                if options.bfloat16:
+                    sides["launch.py, bfloat16"] = launched(folder, method, tokens, options.steps, bfloat16=True)
+                sides["plain TRL"] = scripted(folder, method, tokens, options.steps)
+                print(f"{method}, at most {tokens} tokens", flush=True)
+                own = statistics.median(sides["launch.py"]["seconds"][1:])
+                for name, side in sides.items():
+                    seconds, mean = (statistics.median(side[key][1:]) for key in ("seconds", "tokens"))
+                    ratio = f"{seconds / own:.2f} times as long"
+                    print(f"  {name:20} {seconds:6.1f} s ({mean:.0f} tokens each)   {ratio}", flush=True)
 
 
 if __name__ == "__main__":

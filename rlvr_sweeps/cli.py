@@ -179,6 +179,27 @@ def show_audit(arguments: argparse.Namespace, console: Console) -> None:
         audit.show(rows, total, console)
 
 
+def try_verifier(arguments: argparse.Namespace, console: Console) -> None:
+    """Try a verifier on gold answers and corrupted ones, and print the result; exit with code 1 if gold answers are refused."""
+    from hydra.errors import HydraException
+
+    from rlvr_sweeps.evaluation import verify
+
+    try:
+        cfg = offline_composer().point(arguments.overrides).cfg
+    except Refused:
+        raise
+    except HydraException as error:
+        raise Refused(f"The overrides cannot work: {str(error).splitlines()[0]}") from error
+    trial = verify.verify(cfg, arguments.count, arguments.seed, arguments.completion)
+    if arguments.json:
+        print(verify.as_json(trial))
+    else:
+        verify.show(trial, console)
+    if trial.refused:
+        sys.exit(1)
+
+
 def show_logs(arguments: argparse.Namespace, _: Console) -> None:
     """Print the last lines of a run's log; with --follow, also the lines added until the run is neither queued nor running."""
     from rlvr_sweeps.launching.slurm import manage
@@ -362,7 +383,7 @@ def move_data(arguments: argparse.Namespace, console: Console) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "status": show_status, "report": show_report, "table": show_table, "claims": show_claims,
     "figure": draw_figure, "compare": show_comparison,
-    "regrade": show_regrading, "audit": show_audit, "data": move_data, "logs": show_logs,
+    "regrade": show_regrading, "audit": show_audit, "verify": try_verifier, "data": move_data, "logs": show_logs,
     "samples": show_samples, "profile": show_profile,
     "cancel": cancel_runs, "retry": retry_runs, "doctor": examine, "export": export_run, "wandb": exchange_with_wandb,
 }  # fmt: skip
@@ -430,6 +451,17 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     audit.add_argument("--sample", type=int, default=200, help="number of distinct answers; 200 by default")
     audit.add_argument("--seed", type=int, default=0, help="seed of the sample; 0 by default")
+    verify = commands.add_parser("verify", help="try a verifier on gold answers and on corrupted ones, before training with it")
+    verify.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="overrides as for launch.py: verifier=custom data.path=…"
+    )
+    verify.add_argument("--count", type=int, default=20, help="gold answers, and as many corrupted ones; 20 by default")
+    verify.add_argument("--seed", type=int, default=0, help="seed of the choice; 0 by default")
+    verify.add_argument(
+        "--completion",
+        metavar="TEXT",
+        help="a right completion, with {answer} for the answer; by default usual forms are tried",
+    )
     status.add_argument("--sweep", metavar="LABEL", help="only runs whose last launch had this sweep label")
     status.add_argument("--watch", action="store_true", help="refresh until no run is queued or running")
     status.add_argument(
@@ -493,6 +525,7 @@ def parser() -> argparse.ArgumentParser:
         retry,
         data,
         doctor,
+        verify,
         export,
     ):
         command.add_argument("--json", action="store_true", help="print JSON")

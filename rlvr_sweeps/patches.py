@@ -33,7 +33,7 @@ OVERRIDDEN = (
     ),
     Override(
         f"{GRPO}._get_per_token_logps_and_entropies", TRAINER,
-        "Adds bfloat16 autocast under DeepSpeed, a timer, and importance weights from the update's own forward pass.",
+        "Adds rows without attention mask, bfloat16 autocast under DeepSpeed, a timer, and the update's importance weights.",
     ),
     Override(
         f"{GRPO}._prepare_inputs", TRAINER,
@@ -190,15 +190,23 @@ def use_loadable_cpu_device(args: Any) -> None:
 def forget_merge(layer: Any) -> None:
     """Mark a tuner layer as not merged, after its base weights were restored without PEFT's `unmerge`.
 
-    PEFT 0.21.2 caches DoRA's norm at a merge and frees it at the unmerge; without an unmerge, the norm would stay in memory.
-    https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py
+    PEFT 0.21.2 keeps DoRA's norm, the base weights of HiRA and PEANuT, and a factor of DEFT from a merge to the unmerge;
+    without an unmerge they would stay in memory.
+    https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners (layer.py of lora, hira, peanut, deft)
     Remove when PEFT can return merged weights without changing the layer.
     """
+    from peft.tuners.deft.layer import DeftLayer
+    from peft.tuners.hira.layer import HiraLayer
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.peanut.layer import PeanutLayer
 
     layer.merged_adapters.clear()
     if isinstance(layer, LoraLayer):
         layer._caches.clear()
+    elif isinstance(layer, HiraLayer | PeanutLayer):
+        layer._base_weight_before_merge = None
+    elif isinstance(layer, DeftLayer):
+        layer._cached_merge_factor.clear()
 
 
 def change_class(module: Any, new_class: type) -> None:
@@ -240,6 +248,17 @@ def vllm_model_runner(llm: Any) -> Any:
     Remove when vLLM publishes the weights of an engine.
     """
     return llm.llm_engine.model_executor.driver_worker.model_runner
+
+
+def unfinished_tokens(llm: Any) -> int:
+    """Return the number of tokens that an engine in this process has decoded for its unfinished requests.
+
+    vLLM 0.31.0 returns nothing for an aborted request; the tokens thrown away are counted before.
+    https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/v1/engine/output_processor.py
+    Remove when abort_request returns what was decoded.
+    """
+    states = llm.llm_engine.output_processor.request_states.values()
+    return sum(state.detokenizer.num_output_tokens() for state in states)
 
 
 def vllm_module(llm: Any) -> Any:

@@ -33,6 +33,20 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
+# The methods whose proofs run in CI completely. Of the others, CI runs those that take less than a second each.
+ALL_PROOFS_IN_CI = (
+    "adalora", "dora", "eva", "full", "hra", "ia3", "ln_tuning", "ln_tuning_post", "lora", "lora_fa", "lora_plus", "milora",
+    "milora_released", "miss", "miss_qv_r64", "oft", "olora", "pissa", "pissa_niter_16", "randlora", "rslora", "shira",
+    "tinylora", "vera", "vera_qv",
+)  # fmt: skip
+
+
+def methods(*without: str) -> list:
+    """Return the methods of conf/peft as parameters of an expensive test: exhaustive except for ALL_PROOFS_IN_CI."""
+    names = [name for name in choices("peft") if name not in ("none", *without)]
+    return [name if name in ALL_PROOFS_IN_CI else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
+
+
 @pytest.fixture(scope="session")
 def composer():
     """Return a composer over conf/."""

@@ -33,6 +33,7 @@ class SweeperConf:
     params: dict[str, Any] | None = None
     title: str | None = None  # title of the table or figure
     sections: dict[str, Any] | None = None  # rows of the table or figure: rlvr_sweeps/config/sweeps.py
+    lr: str | None = None  # auto, auto:N: grids of learning rates that grow (rlvr_sweeps/config/lr_grid.py); set by lr=auto
 
 
 class LocalLauncher(Launcher):
@@ -112,9 +113,10 @@ class GridSweeper(BasicSweeper):
         params: dict[str, Any] | None = None,
         title: str | None = None,
         sections: dict[str, Any] | None = None,
+        lr: str | None = None,
     ) -> None:
         super().__init__(max_batch_size, params)
-        self.sections = sections
+        self.sections, self.lr = sections, lr
 
     def sweep(self, arguments: list[str]) -> Any:
         """Pass the points to the launcher, in batches of at most `max_batch_size`; return its records of all points."""
@@ -131,11 +133,30 @@ class GridSweeper(BasicSweeper):
             parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
             overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
             batches = self.split_arguments(overrides, self.max_batch_size)
+        return self.launch_growing(batches) if self.lr else self.launch(batches)
+
+    def launch(self, batches: Sequence[Sequence[Sequence[str]]]) -> list[Any]:
+        """Pass batches of points to the launcher; return its records of all points."""
+        assert self.launcher is not None
         returns = []
         for index, batch in enumerate(batches):
             returns.append(self.launcher.launch(batch, initial_job_idx=index * len(batches[0])))
             for job in returns[-1]:
                 _ = job.return_value  # raises the exception of a failed job
+        return returns
+
+    def launch_growing(self, batches: Sequence[Sequence[Sequence[str]]]) -> list[Any]:
+        """Launch every row at the rates of its grid, again while results make a grid grow; print each row's curve."""
+        from rlvr_sweeps.config import lr_grid
+        from rlvr_sweeps.launching import lr_rounds
+
+        assert self.config is not None and self.hydra_context is not None and self.lr is not None
+        points = [point for batch in batches for point in batch]
+        rounds = lr_rounds.Rounds(self.hydra_context.config_loader, self.config, points, lr_grid.most_rates(self.lr))
+        returns: list[Any] = []
+        while grid := rounds.next_points():
+            returns += self.launch(list(self.split_overrides_to_chunks(grid, self.max_batch_size)))
+        rounds.show()
         return returns
 
     def sweep_within_budget(self, arguments: list[str]) -> Any:
@@ -147,6 +168,8 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if not self.sections or self.config.sweep is None:
             raise Refused("budget= needs a sweep that claims are about: python launch.py sweep=methods budget=40.")
+        if self.lr:
+            raise Refused("budget= and lr=auto cannot be combined: each decides which runs come next. Leave one of them out.")
         composer = compose.Composer(self.hydra_context.config_loader)
         budget = adaptive.read_budget(str(self.config.budget))
         returns: list[Any] = []

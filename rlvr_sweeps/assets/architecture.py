@@ -16,7 +16,8 @@ from rlvr_sweeps.assets.locations import EMBEDDED, locate
 
 Architecture = dict[str, Any]
 Shape = tuple[int, int]  # (out_features, in_features)
-CountsByKind = dict[str, int]  # parameters by name part, as in conf/peft's `trained`; "shared": frozen, one for all layers
+# Parameters by name part, as in conf/peft's `trained`; "buffers": the other tensors that a method adds, in units of four bytes
+CountsByKind = dict[str, int]
 KNOWN_DECODERS = ("qwen2", "qwen3", "llama", "mistral")  # model types with the same names and shapes of layers
 
 
@@ -96,9 +97,11 @@ def adapter_parameters(method: Mapping[str, Any], model: Architecture) -> Counts
     for target, shape in adapted.items():
         for kind, count in LAYER_PARAMETERS[config["peft_type"]](config, target, shape).items():
             counts[kind] += count * layers
-    if config["peft_type"] in SHARED_PARAMETERS and adapted:
+    if config["peft_type"] in MODEL_PARAMETERS and adapted:
+        counts.update(MODEL_PARAMETERS[config["peft_type"]](config))
+    if config["peft_type"] in SHARED_BUFFERS and adapted:
         widest = max(shape[0] for shape in adapted.values()), max(shape[1] for shape in adapted.values())
-        counts["shared"] = SHARED_PARAMETERS[config["peft_type"]](config["r"], *widest)
+        counts["buffers"] += SHARED_BUFFERS[config["peft_type"]](config["r"], *widest)
     return dict(counts)
 
 
@@ -145,6 +148,39 @@ def randlora(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
     return {"randlora_lambda": config["r"] * bases, "randlora_gamma": bases * min(shape)}
 
 
+def psoft(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    rank = config["r"]  # buffers: A, B, and rows and columns (int64) of the skew-symmetric matrix's entries
+    return {"psoft_R": rank * (rank - 1) // 2 + 2 * rank, "buffers": rank * sum(shape) + 2 * rank * (rank - 1)}
+
+
+def delora(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    (out_features, in_features), rank = shape, config["r"]
+    return {"delora_A": rank * in_features, "delora_B": out_features * rank, "delora_lambda": 1, "buffers": in_features}
+
+
+def loha(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    left, right = shape[0] * config["r"], config["r"] * shape[1]
+    return {"hada_w1_a": left, "hada_w1_b": right, "hada_w2_a": left, "hada_w2_b": right}
+
+
+def vblora(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    (out_features, in_features), choices = shape, config["r"] * config["num_vectors"]
+    return {
+        "vblora_logits_A": in_features // config["vector_length"] * choices,
+        "vblora_logits_B": out_features // config["vector_length"] * choices,
+    }
+
+
+def supertuning(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    entries = int(math.prod(shape) * (1 - config["sparsity"]))  # rounded as PEFT does; buffers: their positions (int32)
+    return {"supertuning_values": entries, "buffers": entries}
+
+
+def glora(config: Mapping[str, Any], _: str, shape: Shape) -> CountsByKind:
+    (out_features, in_features), both = shape, config["r"] * sum(shape)  # buffers: zeros in place of C, D and E
+    return {"glora_A": both, "glora_B": both, "buffers": in_features + 2 * out_features}
+
+
 LAYER_PARAMETERS: dict[str, Callable[[Mapping[str, Any], str, Shape], CountsByKind]] = {
     "LORA": lora,
     "ADALORA": adalora,
@@ -156,9 +192,29 @@ LAYER_PARAMETERS: dict[str, Callable[[Mapping[str, Any], str, Shape], CountsByKi
     "HRA": lambda config, _, shape: {"hra_u": shape[1] * config["r"]},
     "SHIRA": lambda config, _, shape: {"shira_weight": config["r"] * sum(shape)},
     "TINYLORA": lambda config, *_: {"tinylora_v": config["u"]},
+    "HIRA": lambda config, _, shape: {"hira_A": config["r"] * shape[1], "hira_B": shape[0] * config["r"]},
+    "PSOFT": psoft,
+    "GRALORA": lambda config, _, shape: {"gralora_A": config["r"] * shape[1], "gralora_B": shape[0] * config["r"]},
+    "DELORA": delora,
+    "UNILORA": lambda config, _, shape: {"buffers": 3 * config["r"] * sum(shape)},  # an int64 index and a factor per entry
+    "C3A": lambda config, _, shape: {"c3a_kernel": math.prod(shape) // config["block_size"]},
+    "FOURIERFT": lambda config, *_: {"fourierft_spectrum": config["n_frequency"]},
+    "WAVEFT": lambda config, *_: {"waveft_spectrum": config["n_frequency"]},
+    "LOHA": loha,
+    "ROAD": lambda _, __, shape: {"road_theta": shape[0] // 2, "road_alpha": shape[0] // 2},  # variant 1
+    "VBLORA": vblora,
+    "SUPERTUNING": supertuning,
+    "DEFT": lambda config, _, shape: {"deft_P": shape[0] * config["r"], "deft_R": config["r"] * shape[1]},
+    "GLORA": glora,
+    "PEANUT": lambda config, _, shape: {"peanut_A": shape[0] * config["r"], "peanut_B": shape[0] * config["r"]},
+}
+# Trained parameters that all layers share
+MODEL_PARAMETERS: dict[str, Callable[[Mapping[str, Any]], CountsByKind]] = {
+    "UNILORA": lambda config: {"unilora_theta_d": config["theta_d_length"]},
+    "VBLORA": lambda config: {"vblora_vector_bank": config["num_vectors"] * config["vector_length"]},
 }
 # Random matrices that all layers share, from the rank, the largest out_features and the largest in_features
-SHARED_PARAMETERS: dict[str, Callable[[int, int, int], int]] = {
+SHARED_BUFFERS: dict[str, Callable[[int, int, int], int]] = {
     "VERA": lambda rank, out, in_: rank * (out + in_),
     "RANDLORA": lambda rank, out, in_: rank * min(out, in_) + max(out, in_) * math.ceil(min(out, in_) / rank) * rank,
 }

@@ -21,7 +21,7 @@ from rlvr_sweeps.grading.tasks import CORRECT_SCORE, PREFIX, read_gold, scorer, 
 MATHEMATICS = ("chain_sum", "gcd", "simple_equations", "gsm_symbolic")
 READY = (*MATHEMATICS, "fraction_simplification")  # tasks with a file in conf/data
 OWN_SETTINGS = ("size", "seed")  # settings of the source that a task's parameters must not repeat
-GENERATOR_SETTINGS = ("parameters", "size", "seed", "test_parameters", "test_size", "test_seed")
+GENERATOR_SETTINGS = ("parameters", "size", "seed", "test_parameters")
 Rows = list[dict[str, Any]]
 
 
@@ -31,9 +31,10 @@ def is_procedural(source: Mapping[str, Any]) -> bool:
 
 
 def rows(source: Mapping[str, Any]) -> Rows:
-    """Return the rows (question, answer) of a source: distinct questions in order, without those of its test set.
+    """Return the rows (question, answer, entry) of a source: distinct questions in order, without those of its test set.
 
-    `answer` is a gold answer of the grading wing. Raise Refused where the source cannot work.
+    `answer` is a gold answer of the grading wing, `entry` the one by which the task's own score decides. Raise Refused where
+    the source cannot work.
     """
     task = str(source["path"]).removeprefix(PREFIX)
     refuse_unknown(task, source["revision"])
@@ -49,6 +50,16 @@ def rows(source: Mapping[str, Any]) -> Rows:
             "set, so none is left to train on. Set a lower data.test_size, or data.parameters that allow more questions."
         )
     return kept
+
+
+def training_set_sentence(source: Mapping[str, Any]) -> str | None:
+    """Return how many questions a generated training set has, and how many were left out; None where none was."""
+    if not is_procedural(source):
+        return None
+    kept, different = len(rows(source)), len(distinct(generate(str(source["path"]).removeprefix(PREFIX), source, "")))
+    reasons = {"repeat an earlier question": source["size"] - different, "are in the test set": different - kept}
+    left_out = " and ".join(f"{count:,} that {reason}" for reason, count in reasons.items() if count)
+    return f"{source['path']}: {kept:,} questions to train on, of {source['size']:,}, without {left_out}." if left_out else None
 
 
 def same_question(question: str) -> str:
@@ -97,8 +108,20 @@ def generated(task: str, parameters_json: str, size: int, seed: int) -> Rows:
             f"conf/data does not name them), or use the file of the task: data={'|'.join(READY)}."
         ) from error
     if task in MATHEMATICS:
-        return [{"question": entry["question"], "answer": str(entry["answer"])} for entry in entries]
-    return [{"question": entry["question"], "answer": gold_of(task, parameters, entry)} for entry in entries]
+        return [
+            {"question": entry["question"], "answer": str(entry["answer"]), **entry_column(task, parameters, entry)}
+            for entry in entries
+        ]
+    golds = [gold_of(task, parameters, entry) for entry in entries]
+    return [{"question": entry["question"], "answer": gold, "entry": gold} for entry, gold in zip(entries, golds, strict=True)]
+
+
+def entry_column(task: str, parameters: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the column `entry` by which the task's own score decides; none where an entry cannot be written as JSON."""
+    try:
+        return {"entry": write_gold(task, parameters, entry)}
+    except (TypeError, ValueError):
+        return {}
 
 
 def gold_of(task: str, parameters: Mapping[str, Any], entry: Mapping[str, Any]) -> str:

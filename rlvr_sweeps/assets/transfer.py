@@ -73,6 +73,6 @@ def refuse_mismatch(name: str, source: Source, rows: list[dict[str, Any]]) -> No
     """Raise Refused unless the set has the configured number of rows, and the configured fields in each."""
     if source["problems"] is not None and len(rows) != source["problems"]:
         raise Refused(f"{name} has {len(rows)} rows, but its configuration says {source['problems']}.")
-    for field in (source["question"], source["answer"]):
-        if any(field not in row for row in rows):
+    for field in (source["question"], source["answer"], *(source.get("columns") or {}).values()):
+        if field is not None and any(field not in row for row in rows):
             raise Refused(f"{name} has rows without the field {field!r}, which its configuration names.")

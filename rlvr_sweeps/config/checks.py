@@ -17,6 +17,7 @@ from rlvr_sweeps.config.settings import (
     HELD_OUT,
     METHOD_DIALS,
     TRACKERS,
+    WEIGHTS,
     dials_read,
     gpu_count,
     is_trained,
@@ -29,8 +30,11 @@ from rlvr_sweeps.grading.extraction import POLICIES
 
 CHOICES = {
     "evaluation.engine": ("auto", "vllm", "transformers"),
+    "evaluation.weights": WEIGHTS,
+    "rollout.weights": WEIGHTS,
     "grading": tuple(POLICIES),
     **{f"answers.{rule}": choices for rule, choices in rules.CHOICES.items()},
+    "modules": ("all", "attention", "mlp"),
     "analysis": ("none", "final", "checkpoints"),
     "training.micro_batches": ("by_length", "by_prompt", "equal"),
     "training.log_probabilities": ("once", "twice"),
@@ -80,6 +84,7 @@ def refuse(cfg: Resolved) -> None:
         if name not in TRACKERS:
             raise Refused(f"tracking.also=[{name}] is not possible. Allowed: {', '.join(TRACKERS)}.")
     refuse_wrong_held_out(cfg)
+    refuse_wrong_split(cfg)
     refuse_uneven_resources(cfg)
     refuse_too_long(cfg)
     if not is_trained(cfg):
@@ -121,6 +126,35 @@ def refuse_wrong_held_out(cfg: Resolved) -> None:
             )
 
 
+def refuse_wrong_split(cfg: Resolved) -> None:
+    """Raise Refused where the test problems of the training file cannot be chosen, and for golds that the grader would need."""
+    data = cfg["data"]
+    is_generated = str(data["path"]).startswith("reasoning_gym:")
+    if data["test_size"] is not None and data["test_size"] < 1 and not is_generated:
+        raise Refused(f"data.test_size={data['test_size']} is not possible. Allowed: a whole number from 1; null: no test set.")
+    for name, source in cfg["benchmark"].items():
+        if source["part"] not in (None, "test"):
+            raise Refused(f"benchmark.{name}.part={source['part']} is not possible. Allowed: test, null.")
+        if source["part"] == "test" and is_generated:
+            raise Refused(
+                f"benchmark={name} is the test set of a file, but data.path={data['path']}: use benchmark=reasoning_gym."
+            )
+        if source["part"] == "test" and source["test_size"] is None:
+            raise Refused(f"benchmark={name} needs the number of test problems: data.test_size=100.")
+        same = all(source[key] == data[key] for key in ("path", "test_size", "test_seed"))
+        if source["part"] == "test" and not same:
+            raise Refused(
+                f"benchmark.{name} is the test set of another split than the one that training leaves out. Set data.path, "
+                f"data.test_size and data.test_seed alone: benchmark={name} follows them."
+            )
+    if cfg["verifier"]["target"] == "math" or any(part["target"] == "math" for part in cfg["verifier"]["also"].values()):
+        for name, source in {"data": data, **{f"benchmark.{name}": each for name, each in cfg["benchmark"].items()}}.items():
+            if source["answer"] is None:
+                raise Refused(
+                    f"{name}.answer=null, but verifier=math compares with gold answers. Name their field: {name}.answer=FIELD."
+                )
+
+
 def refuse_early_stopping(rules: Resolved) -> None:
     """Raise Refused for early-stopping rules that cannot trigger, and for ASHA without a study name."""
     if rules["window"] < 2:
@@ -150,11 +184,6 @@ def refuse_uneven_resources(cfg: Resolved) -> None:
             f"cluster.runs_per_gpu={runs_per_gpu} with cluster={cfg['cluster']['name']} is not possible. Allowed: a whole "
             "number from 1 with cluster=local; 1 on Slurm, where the site shares GPUs (shards, MIG): request a share by "
             "hydra.launcher.additional_parameters."
-        )
-    if runs_per_gpu > 1 and (cfg["rollout"]["engine"] == "vllm" or cfg["evaluation"]["engine"] != "transformers"):
-        raise Refused(
-            f"cluster.runs_per_gpu={runs_per_gpu} with vLLM is not possible: each engine reserves its share of the GPU when it "
-            "starts, and fails beside another one. Use rollout=hf evaluation.engine=transformers, or cluster.runs_per_gpu=1."
         )
     processes, nodes, gpus = cfg["distributed"]["processes"], train["nodes"], gpu_count(train["gpus_per_node"])
     gpu_count(evaluate["gpus_per_node"])
@@ -192,6 +221,12 @@ def refuse_unfit_adapter(cfg: Resolved) -> None:
             f"peft={name} targets lm_head, which is not possible: merging would untie it from the embedding. Allowed: "
             f"{', '.join(cfg['model']['linear_modules'])} (the linear layers of the blocks, as in the paper)."
         )
+    if not targets:
+        raise Refused(
+            f"modules={cfg['modules']} selects none of model.linear_modules={cfg['model']['linear_modules']}. Set "
+            "model.attention_modules to the names of those in the attention."
+        )
+    refuse_unfit_rank(cfg)
     model = architecture(cfg)
     shapes = linear_shapes(model) if model else None
     if shapes is None:
@@ -204,13 +239,55 @@ def refuse_unfit_adapter(cfg: Resolved) -> None:
             f"It has: {', '.join(known)}."
         )
     rank = rank_of(cfg)
+    refuse_unfit_shapes(cfg, {target: shapes[target] for target in targets if target in shapes})
     sides = {target: min(shapes[target]) for target in targets if target in shapes}
+    if cfg["peft"]["initialisation"] == "gradients" and rank is not None and 2 * rank > min(sides.values()):
+        raise Refused(
+            f"rank={rank} with peft={name} is not possible: it takes 2 × rank singular vectors, and a target layer has only "
+            f"{min(sides.values())}. Lower rank to {min(sides.values()) // 2}."
+        )
     if rank is not None and sides and rank > min(sides.values()):
         narrowest = min(sides, key=lambda target: sides[target])
         rows, columns = shapes[narrowest]
         raise Refused(
             f"rank={rank} exceeds {narrowest}, which is {rows} × {columns}: the largest rank possible for these targets is "
             f"{sides[narrowest]}."
+        )
+
+
+def refuse_unfit_rank(cfg: Resolved) -> None:
+    """Raise Refused for a rank that the method cannot divide."""
+    name, config, rank = cfg["peft"]["name"], cfg["peft"]["config"], rank_of(cfg)
+    part = 2 if config.get("init_lora_weights") == "orthogonal" else config.get("gralora_k", 1)
+    if rank is not None and rank % part:
+        nearest = f"{rank - rank % part} or {rank + part - rank % part}" if rank > part else str(part)
+        raise Refused(
+            f"rank={rank} with peft={name} is not possible: the rank must be a multiple of {part}. Set rank={nearest}."
+        )
+
+
+# Settings of PEFT's that must divide sides of every target layer: True where the number of its inputs counts too.
+DIVISORS = {"gralora_k": True, "block_size": True, "vector_length": True, "group_size": False}
+
+
+def refuse_unfit_shapes(cfg: Resolved, shapes: dict[str, tuple[int, int]]) -> None:
+    """Raise Refused where a target layer cannot be cut into the method's blocks; `shapes`: (outputs, inputs) by target."""
+    name, config = cfg["peft"]["name"], cfg["peft"]["config"]
+    for key, both in DIVISORS.items():
+        cut = {target: shape if both else shape[:1] for target, shape in shapes.items()} if key in config else {}
+        for target, sides in cut.items():
+            if any(side % config[key] for side in sides):
+                rows, columns = shapes[target]
+                raise Refused(
+                    f"peft.config.{key}={config[key]} with peft={name} is not possible: it does not divide {target}, which is "
+                    f"{rows} × {columns}. The largest number that divides all target layers is "
+                    f"{math.gcd(*(side for sides in cut.values() for side in sides))}."
+                )
+    smallest = min((math.prod(shape) for shape in shapes.values()), default=0)
+    if config.get("n_frequency", 0) > smallest:
+        raise Refused(
+            f"peft.config.n_frequency={config['n_frequency']} with peft={name} exceeds the {smallest:,} entries of the "
+            "smallest target layer. Lower it."
         )
 
 
@@ -293,6 +370,13 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     refuse_unread_settings(cfg)
     if cfg["rollout"]["engine"] == "vllm":
         refuse_unfit_engine(cfg)
+    elif cfg["rollout"].get("continuous"):
+        raise Refused(
+            f"rollout.continuous=true needs vLLM, and rollout.engine is {cfg['rollout']['engine']}, which samples in rounds. "
+            "Use rollout=vllm, or rollout.continuous=false."
+        )
+    elif cfg["rollout"].get("sleep"):
+        raise Refused("rollout.sleep=true needs rollout=vllm: only vLLM holds GPU memory that it can release.")
 
 
 def refuse_unread_settings(cfg: Resolved) -> None:
@@ -320,6 +404,11 @@ def refuse_unfit_engine(cfg: Resolved) -> None:
         )
     if rollout["sync"] not in ("merged", "adapter"):
         raise Refused(f"rollout.sync={rollout['sync']} is not possible. Allowed: merged, adapter.")
+    if rollout.get("sleep") and rollout["sync"] == "adapter":
+        raise Refused(
+            "rollout.sleep=true with rollout.sync=adapter is not possible: sleep discards the base's weights, and this sync "
+            "sends the adapter alone. Use rollout.sync=merged."
+        )
     config = method["config"]
     starts_at_zero = not method["initialisation"] and config.get("init_lora_weights", True) is True
     plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlvr_sweeps import patches
-from rlvr_sweeps.config import checks, schema
+from rlvr_sweeps.config import checks, schema, verifiers
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import conf_dir
@@ -108,6 +108,7 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
     assert isinstance(container, dict)
     resolved: Resolved = {str(key): value for key, value in container.items()}
     checks.refuse(resolved)
+    verifiers.record_sources(resolved)
     return Point(tuple(overrides), resolved)
 
 

@@ -12,15 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlvr_sweeps.config.schema import Resolved, schema_defaults
+from rlvr_sweeps.config.schema import ATTENTION_MODULES, Resolved, schema_defaults
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import Row
 from rlvr_sweeps.grading.extraction import Policy
 from rlvr_sweeps.grading.rules import Rules
 from rlvr_sweeps.paths import conf_dir
 
-METHOD_DIALS = ("rank", "alpha", "dropout")  # the dials that only some methods have
+METHOD_DIALS = ("rank", "alpha", "dropout", "modules")  # the dials that only some methods have
 TRACKERS = ("wandb", "tensorboard", "trackio")
+WEIGHTS = ("float32", "bfloat16", "stochastic")  # choices of rollout.weights and evaluation.weights
 HELD_OUT = "heldout"  # the benchmark of held-out training prompts; it is not part of the overall average
 
 
@@ -39,7 +40,7 @@ def site_runs_dir() -> Path:
 
 
 def dials_read(cfg: DictConfig) -> set[str]:
-    """Return which of rank, α and dropout the method's file refers to. `cfg` is composed but not resolved."""
+    """Return which of rank, α, dropout and modules the method's file refers to. `cfg` is composed but not resolved."""
     text = str(OmegaConf.to_container(cfg.peft, resolve=False))
     dials = {dial for dial in METHOD_DIALS if re.search(rf"\$\{{(\w+:)?{dial}[,}}]", text)}
     return dials | {"rank"} if "alpha" in dials else dials  # alpha is derived from rank
@@ -77,6 +78,15 @@ def rank_of(cfg: Resolved) -> int | None:
     return rank
 
 
+def modules_of(cfg: Resolved) -> str | None:
+    """Return which linear modules the adapter targets: all, attention or mlp; None for a method with a choice of its own."""
+    targets = set(cfg["peft"]["config"].get("target_modules", ()))
+    linear = set(cfg["model"]["linear_modules"])
+    attention = linear & set(cfg["model"].get("attention_modules", ATTENTION_MODULES))
+    choices = {"all": linear, "attention": attention, "mlp": linear - attention}
+    return next((name for name, modules in choices.items() if targets and targets == modules), None)
+
+
 def averaged_benchmarks(benchmarks: Iterable[str]) -> list[str]:
     """Return the benchmarks that enter the overall average: all but the held-out training prompts."""
     return [name for name in benchmarks if name != HELD_OUT]
@@ -103,9 +113,42 @@ def analysis_of(cfg: Resolved) -> str:
     return str(cfg.get("analysis", schema_defaults()["analysis"]))
 
 
+def model_precision(cfg: Resolved) -> str:
+    """Return the precision of the model's products, `bfloat16` or `float32`."""
+    return "bfloat16" if cfg["model"]["autocast_bf16"] else "float32"
+
+
+def sampling_weights(cfg: Resolved, stage: str) -> str:
+    """Return `<stage>.weights`, one of WEIGHTS; the model's precision where the stored configuration has no such key.
+
+    `stage` is `rollout` or `evaluation`.
+    """
+    return str(cfg[stage].get("weights") or model_precision(cfg))
+
+
+def sampling_precision(cfg: Resolved, stage: str) -> str:
+    """Return the precision of weights, products and KV cache where a stage samples: `bfloat16` or `float32`."""
+    return "float32" if sampling_weights(cfg, stage) == "float32" else "bfloat16"
+
+
 def training_of(cfg: Resolved, setting: str) -> str:
     """Return `training.<setting>`; the schema's default where the stored configuration has no such key."""
     return str(cfg["training"].get(setting, schema_defaults()[f"training.{setting}"]))
+
+
+def samples_at_once(cfg: Resolved) -> bool:
+    """Return whether a step samples in one call of vLLM; False where the stored configuration is older than this setting."""
+    return bool(cfg["rollout"]["engine"] == "vllm" and cfg["rollout"].get("continuous", False))
+
+
+ROUNDS_AT_ONCE = 2  # where a call samples several rounds; more slow the completions that are needed: bench/sampling_rounds.py
+
+
+def sampler_slots(cfg: Resolved) -> int:
+    """Return the number of completions that vLLM decodes at the same time in each process: its `max_num_seqs`."""
+    one_round = cfg["batch_size"] // cfg["distributed"]["processes"]
+    derived = one_round * (ROUNDS_AT_ONCE if samples_at_once(cfg) and cfg["algo"]["sampling_rounds"] > 1 else 1)
+    return int(cfg["rollout"]["vllm"].get("max_num_seqs") or derived)
 
 
 # TRL's losses that are a mean over the completions of a pass, and those that divide by the tokens of the step. A mean over the
@@ -140,11 +183,25 @@ def positions_per_pass(cfg: Resolved) -> int:
     return int(cfg["training"]["per_device_batch_size"] * (cfg["data"]["max_prompt_tokens"] + cfg["rollout"]["max_tokens"]))
 
 
+def largest_pass(cfg: Resolved) -> tuple[int, int]:
+    """Return the completions of the largest forward pass that a step can have, and the tokens of each of them.
+
+    These are `per_device_batch_size` completions of full length. With training.micro_batches=by_prompt a pass can hold more
+    completions, since their prompts take less room; they are as many groups as fit, with completions that fill the pass.
+    """
+    size, prompt, limit = completions_per_row(cfg), cfg["data"]["max_prompt_tokens"], cfg["rollout"]["max_tokens"]
+    positions, widest = positions_per_pass(cfg), prompt + size * limit
+    rows = min(-(-positions // widest), cfg["batch_size"] // cfg["distributed"]["processes"] // size)
+    width = min(widest, positions // rows)
+    return rows * size, max(1, (width - prompt) // size)
+
+
 def dial_values(cfg: Resolved) -> Row:
     """Return the run's dials by name; None where its method has no such dial."""
     if not is_trained(cfg):
-        return dict.fromkeys(("rank", "alpha", "dropout", "lr", "batch_size", "steps", "seed"))
+        return dict.fromkeys((*METHOD_DIALS, "lr", "batch_size", "steps", "seed"))
     config = cfg["peft"]["config"]
     dropout = next((value for key, value in config.items() if key.endswith("dropout")), None)
-    method = {"rank": rank_of(cfg), "alpha": config.get("lora_alpha"), "dropout": dropout}
+    method = {"rank": rank_of(cfg), "alpha": config.get("lora_alpha", config.get("alpha")), "dropout": dropout}
+    method |= {"modules": modules_of(cfg)}
     return method | {key: cfg[key] for key in ("lr", "batch_size", "steps", "seed")}

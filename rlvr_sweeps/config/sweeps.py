@@ -25,6 +25,7 @@ DIAL_LABELS = {
     "rank": "r",
     "alpha": "α",
     "dropout": "dropout",
+    "modules": "modules",
     "lr": "lr",
     "batch_size": "batch",
     "steps": "steps",
@@ -169,12 +170,18 @@ def rows_of(key: str, section: Section, model: str) -> list[RowSpec]:
 
 def label(row: Sequence[str], among: Sequence[Sequence[str]]) -> str:
     """Return the values in which a row differs from the others of its section: `DoRA`, `r 8`, `LoRA r 1`."""
-    parts = []
-    for override in row:
-        key, _, value = override.partition("=")
-        if len({next((other for other in rival if key_of(other) == key), "") for rival in among}) > 1:
-            parts.append(title(key, value) if key in ("peft", "algo") else f"{DIAL_LABELS.get(key, key)} {format_value(value)}")
-    return " ".join(parts) or " ".join(f"{key_of(override)} {override.partition('=')[2]}" for override in row)
+    varying = [override for override in row if len({value_in(rival, key_of(override)) for rival in among}) > 1]
+    return " ".join(described(*override.split("=", 1)) for override in varying or row)
+
+
+def value_in(row: Sequence[str], key: str) -> str:
+    """Return the override of a key in a row; empty if the row does not set it."""
+    return next((override for override in row if key_of(override) == key), "")
+
+
+def described(key: str, value: str) -> str:
+    """Return a value as a label states it: the title of a method or an objective, otherwise the dial and its value."""
+    return title(key, value) if key in ("peft", "algo") else f"{DIAL_LABELS.get(key, key)} {format_value(value)}"
 
 
 def format_value(value: str) -> str:

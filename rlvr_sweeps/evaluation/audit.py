@@ -1,5 +1,8 @@
 """`rlvr audit RUNS…`: compare a sample of verdicts with a second, independent reader, and list the disagreements.
 
+Verdicts of reward functions are compared with those that the same function gives again, to the sample alone and in a new
+process: a function that depends on time, on random numbers or on what it judged before disagrees with itself.
+
 The second reader shares only sympy's arithmetic with the grader: sympy's own LaTeX grammar (lark) parses both answers, and they
 are compared by their value, at random points where they have variables. It returns no opinion where it cannot parse a side, and
 does not judge the form: a disagreement with the verdict `wrong form` shows what the required form costs.
@@ -13,10 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlvr_sweeps.config.verifiers import verdicts_of, verifier_of
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.evaluation.regrade import printable
+from rlvr_sweeps.evaluation.regrade import answered, printable
 from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS
 from rlvr_sweeps.files import Row, read_rows
+from rlvr_sweeps.grading import reward_pool
 from rlvr_sweeps.grading.sandbox import opinions
 from rlvr_sweeps.runs.directory import Run
 
@@ -24,15 +29,18 @@ from rlvr_sweeps.runs.directory import Run
 def audit(runs: Sequence[Run], size: int, seed: int) -> tuple[list[Row], int]:
     """Return `size` random samples with a boxed answer, each with the second opinion, and the number of distinct samples.
 
-    opinion: same, different, or None where the second reader cannot parse a side. Samples are distinct (answer, gold) pairs,
-    drawn equally from all reasons, since most are integers that need no audit. Raises Refused where no sample has an answer.
+    opinion: same, different, or None where the second reader cannot parse a side. Samples are distinct (answer, gold) pairs, of
+    reward functions distinct (text, problem) pairs, drawn equally from all reasons, since most are integers that need no audit.
+    Raises Refused where no sample has an answer.
     """
-    samples: dict[tuple[str, str], Row] = {}
+    samples: dict[tuple[str, ...], Row] = {}
     for run in runs:
+        is_math = verifier_of(run.config()).is_math
         for name in run.config()["benchmark"]:
             for row in read_rows(run.samples_path(name), *SAMPLE_KEYS):
-                if row["answer"] is not None:
-                    samples.setdefault((row["answer"], row["gold"]), row | {"run": run.name, "benchmark": name})
+                key = (row["answer"], row["gold"]) if is_math else (run.name, row["text"], row["problem"])
+                if not is_math or row["answer"] is not None:
+                    samples.setdefault(key, row | {"run": run.name, "benchmark": name})
     if not samples:
         raise Refused("No sample of these runs has an answer in a box. Evaluate them first, or name other runs.")
     by_reason: dict[str, list[Row]] = {}
@@ -45,8 +53,24 @@ def audit(runs: Sequence[Run], size: int, seed: int) -> tuple[list[Row], int]:
     while len(drawn) < min(size, len(samples)):
         drawn += [rows.pop() for rows in by_reason.values() if rows]
     drawn = drawn[:size]
-    second = opinions([(row["answer"], row["gold"]) for row in drawn])
-    return [row | {"opinion": opinion} for row, opinion in zip(drawn, second, strict=True)], len(samples)
+    return with_opinions(runs, drawn), len(samples)
+
+
+def with_opinions(runs: Sequence[Run], rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with their second opinions."""
+    by_name = {run.name: run for run in runs}
+    is_math = {name: verifier_of(run.config()).is_math for name, run in by_name.items()}
+    compared = [row for row in rows if is_math[row["run"]]]
+    second = iter(opinions([(row["answer"], row["gold"]) for row in compared]))
+    reward_pool.close()  # so that no process has judged anything before
+    return [row | {"opinion": next(second) if is_math[row["run"]] else judged_again(by_name[row["run"]], row)} for row in rows]
+
+
+def judged_again(run: Run, row: Row) -> str:
+    """Return `same` where the run's reward functions accept a sample that they judge alone, else `different`."""
+    cfg = run.config()
+    (verdict,) = verdicts_of(cfg, answered(run, cfg, row["benchmark"], [row]))
+    return "same" if verdict.correct else "different"
 
 
 def disagrees(row: Row) -> bool:

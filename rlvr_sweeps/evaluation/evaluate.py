@@ -11,16 +11,17 @@ from collections.abc import Callable
 
 from torch.distributed.rendezvous import rendezvous
 
-from rlvr_sweeps.assets.problems import Problem, load_problems, prompt_ids, warn_of_unreadable_golds
+from rlvr_sweeps.assets.problems import Problem, load_problems, messages, prompt_ids, warn_of_unreadable_golds
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
+from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.verifiers import verdicts_of, verifier_of
 from rlvr_sweeps.evaluation.engines import Completion, Request, engine_name, make_engine, tokenizer_of
-from rlvr_sweeps.evaluation.regrade import new_verdicts, write_samples
+from rlvr_sweeps.evaluation.regrade import new_verdicts, score_of, write_samples
 from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS, gather, summarise
 from rlvr_sweeps.files import append_rows, read_json, read_rows, write_json
 from rlvr_sweeps.gpus import visible_gpus
-from rlvr_sweeps.grading.grader import grade_all
+from rlvr_sweeps.grading.verifiers import Answered
 from rlvr_sweeps.runs.checksums import verify
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.seeded_sampling import seed_of
@@ -38,9 +39,8 @@ def evaluate(run: Run, cfg: Resolved) -> None:
     problems = {name: load_problems(source) for name, source in cfg["benchmark"].items()}
     if process == 0:
         set_aside_other_samples(run, cfg)
-        questions = {name: {row.id: [row.question, row.answer] for row in rows} for name, rows in problems.items()}
-        write_json(run.questions_path, questions)
-        for name, rows in problems.items():
+        write_questions(run, cfg, problems)
+        for name, rows in problems.items() if verifier_of(cfg).is_math else ():
             warn_of_unreadable_golds({row.id: row.answer for row in rows}, cfg["benchmark"][name]["path"])
         if gather_samples(run, cfg, problems) and is_trained(cfg):
             verify(run.merged_path)
@@ -53,6 +53,24 @@ def evaluate(run: Run, cfg: Resolved) -> None:
         if missing:
             raise RuntimeError(f"{missing} samples of {run.name} are missing although every process has ended.")
         write_json(run.summary_path, summarise(run, cfg) | {"engine": engine_name(cfg), "finished": time.time()})
+
+
+def write_questions(run: Run, cfg: Resolved, problems: Problems) -> None:
+    """Write question and gold answer of each problem, and the columns that reward functions read, for `rlvr regrade`.
+
+    Without reward functions there are no columns.
+    """
+    is_math = verifier_of(cfg).is_math
+    questions = {
+        name: {row.id: [row.question, row.answer, *([] if is_math else [columns_of(row, cfg)])] for row in rows}
+        for name, rows in problems.items()
+    }
+    write_json(run.questions_path, questions)
+
+
+def columns_of(problem: Problem, cfg: Resolved) -> dict[str, object]:
+    """Return what reward functions read of a problem: its columns, and its prompt as a conversation."""
+    return {**problem.columns, "prompt": messages(problem, cfg["model"]["system_prompt"])}
 
 
 def join_processes() -> tuple[int, int, Callable[[str], None]]:
@@ -139,16 +157,19 @@ def all_requests(cfg: Resolved, problems: Problems, tokenizer: object) -> list[R
 
 def write_rows(run: Run, cfg: Resolved, completions: list[Completion], process: int, engine: str) -> None:
     """Grade completions and append them to this process's shards."""
-
-    golds = [request.problem.answer for request, *_ in completions]
-    verdicts = grade_all([text for _, text, *_ in completions], golds, grading_of(cfg), rules_of(cfg))
+    is_math = verifier_of(cfg).is_math
+    answered = [
+        Answered(text, request.problem.answer, {} if is_math else columns_of(request.problem, cfg))
+        for request, text, *_ in completions
+    ]
+    verdicts = verdicts_of(cfg, answered)
     by_benchmark: dict[str, list[dict[str, object]]] = {}
     for (request, text, tokens, truncated), verdict in zip(completions, verdicts, strict=True):
         row = {
             "problem": request.problem.id, "sample": request.index, "seed": request.seed, "text": text,
             "answer": verdict.answer, "gold": request.problem.answer, "correct": verdict.correct,
             "reason": verdict.reason, "tokens": tokens, "truncated": truncated, "engine": engine,
-        }  # fmt: skip
+        } | score_of(verdict)  # fmt: skip
         by_benchmark.setdefault(request.benchmark, []).append(row)
     for benchmark, rows in by_benchmark.items():
         append_rows(run.shard_path(benchmark, process), rows)

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -12,13 +12,15 @@ from rich.text import Text
 
 from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import averaged_benchmarks, grading_of, rules_of
-from rlvr_sweeps.errors import Refused
+from rlvr_sweeps.config.settings import averaged_benchmarks
+from rlvr_sweeps.config.verifiers import verdicts_of, verifier_of
+from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.evaluation.samples import SAMPLE_KEYS, score, summarise
 from rlvr_sweeps.evaluation.scores import mean_of_benchmarks
 from rlvr_sweeps.files import Row, read_object, read_rows, write_json, write_text
-from rlvr_sweeps.grading.grader import VERSION, grade_all
+from rlvr_sweeps.grading.grader import VERSION, Verdict
 from rlvr_sweeps.grading.rules import Rules
+from rlvr_sweeps.grading.verifiers import Answered, Verifier
 from rlvr_sweeps.runs.directory import Run
 
 KEPT_KEYS = ("engine", "finished")  # keys of the summary that cannot be computed from the samples
@@ -34,32 +36,51 @@ class Change:
 
     @property
     def kind(self) -> str:
-        """The change in words: of the verdict, else of the reason, else `answer`."""
+        """The change in words: of the verdict, else `score`, else of the reason, else `answer`."""
         if self.before["correct"] != self.after["correct"]:
             return "wrong → correct" if self.after["correct"] else "correct → wrong"
+        if self.before.get("score") != self.after.get("score"):
+            return "score"
         return (
             f"{self.before['reason']} → {self.after['reason']}" if self.before["reason"] != self.after["reason"] else "answer"
         )
 
 
-def new_verdicts(run: Run, cfg: Resolved, rules: Rules | None = None) -> dict[str, tuple[list[Row], list[Row]]]:
-    """Return (stored samples, the same with the verdicts of this version of the grader), by benchmark.
+def new_verdicts(run: Run, cfg: Resolved, verifier: Verifier | None = None) -> dict[str, tuple[list[Row], list[Row]]]:
+    """Return (stored samples, the same with the verdicts of this version of the verifier), by benchmark.
 
-    `rules`: those by which to grade; None: those of the run.
+    `verifier`: the one by which to grade; None: that of the run.
     """
     samples = {}
     for name in cfg["benchmark"]:
         rows = read_rows(run.samples_path(name), *SAMPLE_KEYS)
-        texts, golds = [row["text"] for row in rows], [row["gold"] for row in rows]
-        verdicts = grade_all(texts, golds, grading_of(cfg), rules or rules_of(cfg))
+        verdicts = verdicts_of(cfg, answered(run, cfg, name, rows), verifier)
         samples[name] = (
             rows,
             [
-                row | {"answer": verdict.answer, "correct": verdict.correct, "reason": verdict.reason}
+                {key: value for key, value in row.items() if key != "score"}
+                | {"answer": verdict.answer, "correct": verdict.correct, "reason": verdict.reason}
+                | score_of(verdict)
                 for row, verdict in zip(rows, verdicts, strict=True)
             ],
         )
     return samples
+
+
+def answered(run: Run, cfg: Resolved, benchmark: str, rows: Sequence[Row]) -> list[Answered]:
+    """Return stored samples of a benchmark as a verifier reads them, with the columns that the evaluation stored."""
+    if verifier_of(cfg).is_math:
+        return [Answered(row["text"], row["gold"]) for row in rows]
+    questions = (read_object(run.questions_path) or {}).get(benchmark, {})
+    missing = [row["problem"] for row in rows if len(questions.get(row["problem"], ())) < 3]
+    if missing:
+        raise Damaged(run.questions_path, f"it lacks the columns of problem {missing[0]} of {benchmark}")
+    return [Answered(row["text"], row["gold"], questions[row["problem"]][2]) for row in rows]
+
+
+def score_of(verdict: Verdict) -> Row:
+    """Return the column with the score of a reward function; none for the project's grader, where `correct` says all."""
+    return {} if verdict.score is None else {"score": verdict.score}
 
 
 def write_samples(run: Run, benchmark: str, rows: Sequence[Row]) -> None:
@@ -77,7 +98,8 @@ def average(verdicts: dict[str, tuple[list[Row], list[Row]]], cfg: Resolved) -> 
 def regrade(run: Run, dry_run: bool = False, rules: Rules | None = None) -> tuple[list[Change], Row, Row]:
     """Return (changes, summary before, summary after); unless `dry_run` or with other rules, write the new verdicts.
 
-    With `dry_run`, or with other rules than the run's, of the summary after only the average is that of the new verdicts.
+    `rules`: those by which the project's grader grades; None: those of the run. With `dry_run`, or with `rules`, of the
+    summary after only the average is that of the new verdicts.
     The old files are copied to the run's old/. Raises Refused where the run is running, or is not evaluated as configured.
     """
     cfg, before = run.config(), read_object(run.summary_path, "evaluation")
@@ -91,7 +113,8 @@ def regrade(run: Run, dry_run: bool = False, rules: Rules | None = None) -> tupl
     with run.claim() as is_claimed:
         if not is_claimed:
             raise Refused(f"{run.name} is running. Regrade it when it is done.")
-        verdicts = new_verdicts(run, cfg, rules)
+        verifier = None if rules is None else with_rules(run, cfg, rules)
+        verdicts = new_verdicts(run, cfg, verifier)
         changes = [
             Change(name, old, new)
             for name, (olds, news) in verdicts.items()
@@ -108,6 +131,17 @@ def regrade(run: Run, dry_run: bool = False, rules: Rules | None = None) -> tupl
         after = summarise(run, cfg) | {key: before[key] for key in KEPT_KEYS if key in before}
         write_json(run.summary_path, after)
     return changes, before, after
+
+
+def with_rules(run: Run, cfg: Resolved, rules: Rules) -> Verifier:
+    """Return the run's verifier with other rules; raise Refused where none of its parts reads them."""
+    verifier = verifier_of(cfg)
+    if not any(part.is_math for part in verifier.parts):
+        raise Refused(
+            f"{run.name} is judged by {verifier.label()}, which does not read answers=. Leave --answers out: rlvr regrade "
+            "judges its samples again."
+        )
+    return replace(verifier, rules=rules)
 
 
 def as_facts(run: Run, changes: Sequence[Change], before: Row, after: Row) -> Row:

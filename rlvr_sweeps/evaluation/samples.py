@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from rlvr_sweeps.config.identity import digest, evaluation_spec
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import averaged_benchmarks, dial_values, is_trained
+from rlvr_sweeps.config.verifiers import verifier_of
 from rlvr_sweeps.evaluation.scores import (
     avg_at_k,
     majority_at_k,
     mean_of_benchmarks,
+    mean_score,
     none_if_nan,
     pass_at,
+    score_error,
+    score_error_new_problems,
     standard_error,
     standard_error_new_problems,
 )
@@ -57,15 +61,35 @@ def score(rows: Sequence[Row], k: int, source: str) -> Row:
     if pairs != {(problem, index) for problem in problems for index in range(k)} or len(rows) != len(pairs) or not rows:
         raise RuntimeError(f"{source} does not hold exactly {k} samples of each of its {len(problems)} problems.")
     correct = list(right_by_problem(rows).values())
-    columns: Row = {
-        "avg": avg_at_k(correct, k), "avg_se": none_if_nan(standard_error(correct, k)),
-        "avg_se_new_problems": none_if_nan(standard_error_new_problems(correct, k)),
+    columns: Row = averages(rows, correct, k) | {
         "pass": pass_at(correct, k, k), "majority": majority(rows), "k": k, "n": len(problems),
         "truncated_share": mean([row["truncated"] for row in rows]), "tokens_mean": mean([row["tokens"] for row in rows]),
     }  # fmt: skip
     columns |= {f"pass{smaller}": pass_at(correct, k, smaller) for smaller in SMALLER_K if smaller < k}
     reasons = Counter(row["reason"] for row in rows)
     return columns | {share_column(reason): count / len(rows) for reason, count in sorted(reasons.items())}
+
+
+def averages(rows: Sequence[Row], correct: Sequence[int], k: int) -> Row:
+    """Return Avg@k and its errors: of the scores where a reward function gave them, else of the correct samples."""
+    if "score" not in rows[0]:
+        return {
+            "avg": avg_at_k(correct, k), "avg_se": none_if_nan(standard_error(correct, k)),
+            "avg_se_new_problems": none_if_nan(standard_error_new_problems(correct, k)),
+        }  # fmt: skip
+    scores = list(scores_by_problem(rows).values())
+    return {
+        "avg": mean_score(scores), "avg_se": none_if_nan(score_error(scores)),
+        "avg_se_new_problems": none_if_nan(score_error_new_problems(scores)),
+    }  # fmt: skip
+
+
+def scores_by_problem(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Return the scores of the samples of each problem, in the order of the rows."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row["problem"], []).append(float(row["score"]))
+    return scores
 
 
 def right_by_problem(rows: Sequence[Row]) -> dict[str, int]:
@@ -81,8 +105,10 @@ def majority(rows: Sequence[Row]) -> float:
     votes: dict[str, Counter[str]] = {}
     for row in rows:
         counts = votes.setdefault(row["problem"], Counter())
-        if row["answer"] is not None:
-            counts["right" if row["correct"] else f"wrong: {canonical_form(row['answer'])}"] += 1
+        if row["correct"]:
+            counts["right"] += 1
+        elif row["answer"] is not None:
+            counts[f"wrong: {canonical_form(row['answer'])}"] += 1
     return majority_at_k([counts["right"] for counts in votes.values()], [wrong_votes(counts) for counts in votes.values()])
 
 
@@ -111,8 +137,11 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         "train_seconds": (run.marker("train") or {}).get("seconds"),
         "reach": reach_rows[-1]["reach"]["all"] if reach_rows else None,
         "bfloat16_error": reach_rows[-1].get("bfloat16_error", {}).get("all") if reach_rows else None,
+        "update_kept": reach_rows[-1].get("update_kept", {}).get("all") if reach_rows else None,
         "evaluation": evaluation_spec(cfg), "grader": VERSION,
     }  # fmt: skip
+    if not verifier_of(cfg).is_math:
+        row["verifier"] = verifier_of(cfg).label()
     scored, right = {}, {}
     for name, source in cfg["benchmark"].items():
         rows = read_rows(run.samples_path(name), *SAMPLE_KEYS)
@@ -124,6 +153,8 @@ def summarise(run: Run, cfg: Resolved) -> Row:
             )
         golds = digest({row["problem"]: row["gold"] for row in rows})
         right[name] = {"k": source["k"], "golds": golds, "right": right_by_problem(rows)}
+        if "score" in rows[0]:
+            right[name]["mean"] = {problem: mean(scores) for problem, scores in scores_by_problem(rows).items()}
         row |= {f"{name}/{column}": value for column, value in scored[name].items()}
     write_json(run.right_path, right)
     parts = [scored[name] for name in averaged_benchmarks(scored)]

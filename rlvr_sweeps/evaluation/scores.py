@@ -40,6 +40,28 @@ def standard_error_new_problems(correct: Sequence[int], k: int) -> float:
     return float(np.sqrt(((p - p.mean()) ** 2).sum() / (len(p) * (len(p) - 1))))
 
 
+def mean_score(scores: Sequence[Sequence[float]]) -> float:
+    """Return Avg@k of scores that are any numbers, shape (n, k)."""
+    return float(np.asarray(scores, dtype=float).mean())
+
+
+def score_error(scores: Sequence[Sequence[float]]) -> float:
+    """Return the standard error of Avg@k for new samples of the same problems: (1/n)·√(Σ s²/k), s² the variance of a problem's
+    samples. NaN for k = 1.
+
+    For scores of 0 and 1 it is `standard_error`, since then s²/k = p̂(1−p̂)/(k−1).
+    """
+    table = np.asarray(scores, dtype=float)
+    n, k = table.shape
+    return float(np.sqrt((table.var(1, ddof=1) / k).sum()) / n) if k > 1 else float("nan")
+
+
+def score_error_new_problems(scores: Sequence[Sequence[float]]) -> float:
+    """Return the standard error of Avg@k for new problems too: √(Σ(x̄−x̄̄)²/(n(n−1))) of the problems' means. NaN for one."""
+    means = np.asarray(scores, dtype=float).mean(1)
+    return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
+
+
 def pass_at(correct: Sequence[int], samples: int, k: int) -> float:
     """Return Pass@k, the unbiased probability that one of k samples is correct, from `samples` ≥ k per problem; else NaN.
 

@@ -9,17 +9,19 @@ Verdicts are cached by answer, gold answer and rules.
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rlvr_sweeps.grading.answers import AnswerReason, is_plain_number, judge, needs_parser
 from rlvr_sweeps.grading.extraction import MissingReason, Policy, extract
 from rlvr_sweeps.grading.latex import MAX_LENGTH
 from rlvr_sweeps.grading.numbers import INTEGER, canonical_integer
+from rlvr_sweeps.grading.reward_pool import Failure
 from rlvr_sweeps.grading.rules import DEFAULT_RULES, Rules
 from rlvr_sweeps.grading.sandbox import UNFINISHED, Pair, verdicts
 from rlvr_sweeps.grading.tasks import is_task_gold, require_package
 
 VERSION = 4  # raise it with every change that can change a verdict; summaries of two versions are not compared
-Reason = AnswerReason | MissingReason
+Reason = AnswerReason | MissingReason | Failure | Literal["partly correct"]
 CACHE_SIZE = 100_000  # verdicts by each set of rules
 
 _caches: dict[Rules, OrderedDict[Pair, AnswerReason]] = {}
@@ -32,6 +34,12 @@ class Verdict:
     correct: bool
     answer: str | None  # as it stands in the completion; None where there is none
     reason: Reason
+    score: float | None = None  # of a verifier that is not the grader alone; None: 1 for a correct answer, else 0
+
+    @property
+    def reward(self) -> float:
+        """The score of the completion."""
+        return float(self.correct) if self.score is None else self.score
 
 
 def grade(completion: str, gold: str, policy: Policy = "boxed_after_thinking", rules: Rules = DEFAULT_RULES) -> Verdict:

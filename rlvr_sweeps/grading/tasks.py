@@ -8,7 +8,7 @@ have the same verdict. `score` runs in a worker of `sandbox.py`, never in the ca
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal
 
@@ -63,7 +63,12 @@ def cached_scorer(task: str, parameters: str) -> Callable[..., float]:
 
 
 def score(answer: str, gold: str) -> Literal["correct", "wrong"]:
-    """Grade an answer by the task's own score: a LaTeX fraction as a/b, other answers as they stand or without their LaTeX.
+    """Grade an answer by the task's own score: correct where one of its spellings has the full score."""
+    return "correct" if any(value >= CORRECT_SCORE for value in score_values(answer, gold)) else "wrong"
+
+
+def score_values(answer: str, gold: str) -> Iterator[float]:
+    """Yield the task's own score of an answer: a LaTeX fraction as a/b, other answers as they stand and without their LaTeX.
 
     A task that reads LaTeX fractions may ignore what follows them, and would accept \\frac{3}{4}+1 for 3/4.
     """
@@ -71,7 +76,7 @@ def score(answer: str, gold: str) -> Literal["correct", "wrong"]:
     score_answer = scorer(task, parameters)
     plain = without_latex(answer)
     spellings = (plain,) if "\\frac" in tidy(answer) else dict.fromkeys((answer, plain))
-    return "correct" if any(score_answer(text, entry) >= CORRECT_SCORE for text in spellings) else "wrong"
+    return (float(score_answer(text, entry)) for text in spellings)
 
 
 def without_latex(answer: str) -> str:

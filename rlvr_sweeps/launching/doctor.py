@@ -33,7 +33,8 @@ IF_UNREACHABLE = {
 }
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 MIN_DRIVER = {"12": 525, "13": 580}  # by the first part of CUDA's version: NVIDIA's table of minor version compatibility
-MEMORY_GB, TEMPORARY_GB = 16, 5  # float32 weights of 1.5B parameters twice while they are loaded, and Python; compiled kernels
+# Python, CUDA, vLLM and the export of the 1.5B model in one process (planning/host_memory.py); compiled kernels
+MEMORY_GB, TEMPORARY_GB = 16, 5
 SPACE_GB = 50  # a run of the 1.5B model keeps its merged weights (7 GB) and one checkpoint
 
 
@@ -188,7 +189,7 @@ def check_memory(facts: Mapping[str, Any]) -> Iterator[Finding]:
     """Check the memory that Slurm gave the job, and the space in the node's temporary folder."""
     memory = facts["memory_gb"]
     observed = "not limited by Slurm" if memory is None else f"Slurm gave {memory:,.0f} GB"
-    cure = f"Set hydra.launcher.mem_gb: loading a model of 1.5B parameters takes {MEMORY_GB} GB per GPU."
+    cure = f"Set hydra.launcher.mem_gb: a 1.5B model takes {MEMORY_GB} GB on one GPU. plan=true prints what a grid needs."
     yield finding("memory of a job", memory is None or memory >= MEMORY_GB, observed, cure, "warning")
     free = facts["temporary_gb"]
     cure = "Set TMPDIR to a folder with more space in the setup lines: torch and vLLM compile kernels there."

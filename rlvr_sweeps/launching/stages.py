@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rlvr_sweeps.config.schema import Resolved
@@ -35,6 +35,14 @@ ENVIRONMENT = {  # of every process of a run; one thread each, unless rlvr_sweep
     "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONUNBUFFERED": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's engine runs in the stage's own process
 }  # fmt: skip
+# Of every process that does not set it itself, for GPUs only: passes differ in length, and memory in segments that grow is not
+# fragmented by them. vLLM 0.31 switches this off while it allocates the memory that its sleep mode releases.
+ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+def process_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a run's process: `own` with ENVIRONMENT over it and ALLOCATOR where it is not set."""
+    return ALLOCATOR | dict(own) | ENVIRONMENT
 
 
 def supervise(run: Run, start: StageRunner) -> int:

@@ -14,7 +14,8 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained, rank_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.planning import measured, timing
-from rlvr_sweeps.planning.hardware import GIB, Gpu, gpu_of
+from rlvr_sweeps.planning.hardware import GIB, Gpu, accuracy, calibration, gpu_of
+from rlvr_sweeps.planning.host_memory import HostFootprint, HostLimit, host_footprint, refuse_too_little
 from rlvr_sweeps.planning.measured import Pace, Paces
 from rlvr_sweeps.planning.memory import Footprint, footprint, refuse_too_large
 from rlvr_sweeps.planning.plan import Planned
@@ -50,6 +51,12 @@ class ShapeEstimate:
         """Memory of one training run; None for an untrained run, and where the GPU or the architecture is not known."""
         return footprint(self.cfg, self.model, self.gpu) if self.gpu and self.model and is_trained(self.cfg) else None
 
+    @cached_property
+    def host(self) -> HostFootprint | None:
+        """Host memory of one run's training job on a node, of its evaluation for an untrained run; None as for `memory`."""
+        stage = "train" if is_trained(self.cfg) else "evaluate"
+        return host_footprint(self.cfg, self.model, stage) if self.gpu and self.model else None
+
     def lengths(self, cfg: Resolved) -> timing.Lengths:
         """Return completion length and sampling rounds: means over comparable finished runs, else the assumed values."""
         paces, assumed = self.comparable_paces(cfg), timing.assumed_lengths(cfg)
@@ -78,9 +85,18 @@ class ShapeEstimate:
         seconds = timing.step_s(cfg, self.model, self.gpu, self.lengths(cfg))
         ratios = [pace.step_s / modelled for pace in self.comparable_paces(cfg) if (modelled := self.modelled_step_s(pace))]
         if seconds is None or not ratios:
-            return seconds, "estimated" if seconds else "-"
+            return seconds, self.source if seconds else "-"
         runs = f"{len(ratios)} measured run{'s' * (len(ratios) > 1)} of this model"
         return seconds * median(ratios), f"estimated × {median(ratios):.2g}, from {runs}"
+
+    @property
+    def source(self) -> str:
+        """What the time model's seconds rest on, with the share by which they may differ."""
+        if self.gpu is None:
+            return "-"
+        entry = calibration(self.gpu)
+        base = f"estimated with constants measured on {entry['machine']}, {entry['date']}" if entry else "estimated"
+        return f"{base} ± {100 * accuracy(self.gpu):.0f} %"
 
     def modelled_step_s(self, pace: Pace) -> float | None:
         """Return the time model's seconds per step for a measured run, with the lengths that the run recorded."""
@@ -132,17 +148,20 @@ def longest_first(todo: Sequence[Planned]) -> list[Planned]:
     return sorted(todo, key=lambda planned: -lengths[planned.run.name])
 
 
-def refuse_unfit(plan: Sequence[Planned]) -> None:
-    """Raise Refused for the first run that does not fit its GPU."""
+def refuse_unfit(plan: Sequence[Planned], host_limit: HostLimit | None = None) -> None:
+    """Raise Refused for the first run that does not fit its GPU, or the host memory of its job."""
     for estimate in estimates_by_shape(plan, measure=False):
         if estimate.gpu and estimate.model and is_trained(estimate.cfg):
             refuse_too_large(estimate.cfg, estimate.model, estimate.gpu)
+        if estimate.gpu and estimate.model and host_limit:
+            refuse_too_little(estimate.cfg, estimate.model, host_limit)
 
 
 def show(plan: Sequence[Planned], console: Console) -> None:
     """Print memory and time, one row per distinct shape; nothing where neither can be estimated."""
     estimates = estimates_by_shape(plan, measure=True)
     show_memory([estimate for estimate in estimates if estimate.memory], console)
+    show_host_memory([estimate for estimate in estimates if estimate.host], console)
     show_time([estimate for estimate in estimates if is_trained(estimate.cfg) and estimate.step_time(estimate.cfg)[0]], console)
     hours = [(len(estimate.runs), estimate.hours(estimate.cfg)) for estimate in estimates]
     if estimates and all(per_run is not None for _, per_run in hours):
@@ -154,15 +173,27 @@ def show_memory(estimates: Sequence[ShapeEstimate], console: Console) -> None:
     """Print the memory of one GPU by part; runs with equal numbers share a row."""
     if not estimates:
         return
-    parts = list(dict.fromkeys(part for estimate in estimates for part in (estimate.memory.parts if estimate.memory else ())))
     kinds = dict.fromkeys(f"{estimate.gpu.product}, {estimate.gpu.memory_gib:.0f}" for estimate in estimates if estimate.gpu)
-    table = new_table(f"GiB on each GPU ({'; '.join(kinds)} GiB) with every completion at its limit")
+    title = f"GiB on each GPU ({'; '.join(kinds)} GiB) with every completion at its limit"
+    show_parts(title, [(estimate, estimate.memory) for estimate in estimates if estimate.memory], console)
+
+
+def show_host_memory(estimates: Sequence[ShapeEstimate], console: Console) -> None:
+    """Print the host memory of a training job on one node by part; of an evaluation for untrained runs."""
+    pairs = [(estimate, estimate.host) for estimate in estimates if estimate.host]
+    if pairs:
+        show_parts("GiB of host memory on each node (mem_gb); loading and export at different times", pairs, console)
+
+
+def show_parts(title: str, pairs: Sequence[tuple[ShapeEstimate, Footprint | HostFootprint]], console: Console) -> None:
+    """Print a table of memory by part and its peak; runs with equal numbers share a row."""
+    parts = list(dict.fromkeys(part for _, memory in pairs for part in memory.parts))
+    table = new_table(title)
     for column in (*(SHORT_NAMES.get(part, part) for part in parts), "peak"):
         table.add_column(column, justify="right")
     rows: dict[tuple[str, ...], list[ShapeEstimate]] = {}
-    for estimate in estimates:
-        assert estimate.memory
-        sizes = [estimate.memory.parts.get(part) for part in parts] + [estimate.memory.peak]
+    for estimate, memory in pairs:
+        sizes = [memory.parts.get(part) for part in parts] + [memory.peak]
         rows.setdefault(tuple("-" if size is None else f"{size / GIB:.1f}" for size in sizes), []).append(estimate)
     for cells, same in rows.items():
         table.add_row(*row_head(same), *cells)

@@ -24,7 +24,9 @@ class Gpu:
     product: str  # part of the name that the driver reports
     memory_gib: float
     bf16_tflops: float
+    fp32_tflops: float  # without tensor cores, which compute float32 products from rounded factors
     bandwidth_tb_s: float
+    vllm_slots: int  # sequences that vLLM decodes at the same time by default
 
 
 @cache
@@ -38,6 +40,24 @@ def constants() -> dict[str, Any]:
 def known_gpus() -> dict[str, Gpu]:
     """Return the kinds of GPU of conf/hardware.yaml, by name."""
     return {name: Gpu(name, **facts) for name, facts in constants()["gpus"].items()}
+
+
+def rates(gpu: Gpu) -> dict[str, float]:
+    """Return the constants of the time model for a kind of GPU, by name: measured where it was measured, else estimated."""
+    known = constants()
+    names = ("decode_overhead_s", "generate_overhead_s", "shared_gpu")
+    estimated = {**known["achieved"], **{name: known[name] for name in names}}
+    return estimated | {name: value for name, value in calibration(gpu).items() if name in estimated}
+
+
+def calibration(gpu: Gpu) -> dict[str, Any]:
+    """Return the entry of `measured` in conf/hardware.yaml for a kind of GPU; empty where it was not measured."""
+    return dict(constants()["measured"].get(gpu.name, {}))
+
+
+def accuracy(gpu: Gpu) -> float:
+    """Return the share by which the time model's seconds may differ from the true ones."""
+    return float(constants()["accuracy"]["calibrated" if calibration(gpu) else "estimated"])
 
 
 def gpu_of(cfg: Resolved) -> Gpu | None:

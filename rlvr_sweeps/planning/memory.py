@@ -4,7 +4,7 @@ docs/planning.md has the equations, conf/hardware.yaml the constants with their 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,20 @@ from rlvr_sweeps.assets.architecture import (
     Architecture,
     activation_kind,
     adapter_parameters,
+    architecture,
     base_parameters,
     head_size,
     trained_parameters,
 )
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import completions_per_row, largest_pass, sampling_precision
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.hardware import GIB, Gpu, constants, known_gpus
 
 STATE = ("weights", "adapter", "gradients and optimizer", "rest")  # parts held during the whole training
 UPDATE = ("logits", "activations")  # parts held during an update
 ROLLOUT = ("vLLM's weights", "KV cache", "rollout")  # parts held during rollouts; by vLLM during the whole training
+VLLM_SHARE = 0.9  # gpu_memory_utilization where it is not set, to be divided among the runs; vLLM's own default is 0.92
 SHARES = tuple(round(0.05 * step, 2) for step in range(18, 1, -1))  # values of gpu_memory_utilization to try: 0.9 … 0.1
 
 
@@ -52,8 +55,13 @@ def key_value_bytes(model: Architecture, bytes_per_number: float) -> float:
 
 
 def compute_bytes(cfg: Resolved) -> float:
-    """Return the bytes per number in matrix products and in vLLM: 2 under autocast, else 4."""
+    """Return the bytes per number in the matrix products of training: 2 under autocast, else 4."""
     return float(constants()["bytes"]["half" if cfg["model"]["autocast_bf16"] else "master"])
+
+
+def sampling_bytes(cfg: Resolved, stage: str) -> float:
+    """Return the bytes of a weight, product, key or value where a stage samples: 4 with `<stage>.weights=float32`, else 2."""
+    return float(constants()["bytes"]["master" if sampling_precision(cfg, stage) == "float32" else "half"])
 
 
 def sequence_tokens(cfg: Resolved) -> int:
@@ -75,19 +83,24 @@ def footprint(cfg: Resolved, model: Architecture, gpu: Gpu) -> Footprint | None:
         "activations": activation_bytes(cfg, model, base, trained),
     }
     held = sum(parts.values())
-    alternating, sequences = True, None
+    alternating, sequences, stays = True, None, 0.0
+    sharing = cfg["cluster"].get("runs_per_gpu", 1)
     if cfg["rollout"]["engine"] == "vllm":
-        weights, cache = vllm_bytes(cfg, base, gpu)
-        parts |= {"vLLM's weights": weights, "KV cache": cache}
-        alternating, sequences = False, cache / (key_value_bytes(model, compute_bytes(cfg)) * sequence_tokens(cfg))
+        weights, cache = vllm_bytes(base * sampling_bytes(cfg, "rollout"), cfg["rollout"]["vllm"], gpu.memory_gib, sharing)
+        sleeps = cfg["rollout"].get("sleep", False)
+        stays = known["vllm_rest_gib"] * GIB if sleeps else 0.0  # CUDA graphs and buffers are not released
+        parts |= {"vLLM's weights": weights - stays, "KV cache": cache}
+        cached = key_value_bytes(model, sampling_bytes(cfg, "rollout")) * sequence_tokens(cfg)  # by one sequence
+        alternating, sequences = sleeps, cache / cached
     else:
         rows = cfg["batch_size"] // cfg["distributed"]["processes"]
-        parts["KV cache"] = rows * sequence_tokens(cfg) * key_value_bytes(model, compute_bytes(cfg))
-        merged = 0 if cfg["peft"]["trains"] == "everything" else base * size["master"]
+        parts["KV cache"] = rows * sequence_tokens(cfg) * key_value_bytes(model, sampling_bytes(cfg, "rollout"))
+        is_rounded = sampling_precision(cfg, "rollout") == "bfloat16"  # the rounded weights are a copy, too
+        merged = base * size["master"] if is_rounded or cfg["peft"]["trains"] != "everything" else 0
         parts["rollout"] = merged + rows * model["vocab_size"] * size["draw"]
         held += parts["KV cache"] + parts["rollout"]
-    parts["rest"] = known["context_gib"] * GIB + known["fragmentation"] * held
-    return Footprint(parts, alternating, sequences, cfg["cluster"].get("runs_per_gpu", 1))
+    parts["rest"] = known["context_gib"] * GIB + known["fragmentation"] * held + stays
+    return Footprint(parts, alternating, sequences, sharing)
 
 
 def optimizer_bytes(cfg: Resolved, trained: int) -> float:
@@ -113,7 +126,7 @@ def logits_bytes(cfg: Resolved, model: Architecture, everything: bool) -> float:
 
 
 def activation_bytes(cfg: Resolved, model: Architecture, base: int, trained: int) -> float:
-    """Return the bytes of saved tensors (all layers; with checkpointing the residual stream and one layer) and of the mask."""
+    """Return the bytes of saved tensors (all layers; with checkpointing the residual stream and one layer) and of a mask."""
     known, size = constants(), constants()["bytes"]
     rows, layers = cfg["training"]["per_device_batch_size"], model["num_hidden_layers"]
     tokens = rows * sequence_tokens(cfg)
@@ -121,7 +134,7 @@ def activation_bytes(cfg: Resolved, model: Architecture, base: int, trained: int
     measured = known["activations"].get(kind, known["activations"]["other"])
     autocast = cfg["model"]["autocast_bf16"]
     width = (model["hidden_size"] + model["intermediate_size"]) * (1 if autocast else known["float32_factor"])
-    mask = rows * sequence_tokens(cfg) ** 2 * size["mask"]
+    mask = mask_bytes(cfg, model)
     copies = base * size["half"] if autocast else 0  # autocast's bfloat16 copies of the weights
     if not cfg["training"]["gradient_checkpointing"]:
         return float(tokens * layers * measured["kept"] * width + mask + copies)
@@ -130,13 +143,59 @@ def activation_bytes(cfg: Resolved, model: Architecture, base: int, trained: int
     return float(stream + mask + (max(layer, copies) if base == trained else layer))
 
 
-def vllm_bytes(cfg: Resolved, base: int, gpu: Gpu) -> tuple[float, float]:
-    """Return (bytes of vLLM's weights and working memory, bytes that its share of the GPU leaves for the KV cache)."""
-    settings = cfg["rollout"]["vllm"]
-    weights = base * compute_bytes(cfg) + constants()["vllm_rest_gib"] * GIB
+def mask_bytes(cfg: Resolved, model: Architecture) -> float:
+    """Return the bytes of attention masks in the largest pass, and of attention's copy in the precision of products.
+
+    Rows that hold a group have one, rows longer than a sliding window, and all rows in float32; others have none
+    (rlvr_sweeps/training/right_padding.py).
+    """
+    per_row, (completions, length) = completions_per_row(cfg), largest_pass(cfg)
+    width = cfg["data"]["max_prompt_tokens"] + per_row * length
+    has_window = model.get("use_sliding_window", model["model_type"] == "mistral") and model.get("sliding_window")
+    if per_row == 1 and cfg["model"]["autocast_bf16"] and not (has_window and width >= model["sliding_window"]):
+        return 0.0
+    return float(completions // per_row * width**2 * (constants()["bytes"]["mask"] + compute_bytes(cfg)))
+
+
+def vllm_bytes(weights: float, settings: Mapping[str, Any], memory_gib: float, sharing: int) -> tuple[float, float]:
+    """Return (bytes of vLLM's weights and working memory, bytes that its share of the GPU leaves for the KV cache).
+
+    `weights`: bytes of the weights alone; `settings`: arguments of vllm.LLM; `sharing`: runs on the GPU, which divide
+    gpu_memory_utilization among them.
+    """
+    weights += constants()["vllm_rest_gib"] * GIB
     if cache := settings.get("kv_cache_memory_bytes"):
         return weights, float(cache)
-    return weights, max(0.0, settings["gpu_memory_utilization"] * gpu.memory_gib * GIB - weights)
+    share = settings.get("gpu_memory_utilization", VLLM_SHARE) / sharing
+    return weights, max(0.0, share * memory_gib * GIB - weights)
+
+
+def shared_engine(
+    cfg: Resolved, settings: Mapping[str, Any], memory_gib: float | None, stage: str = "rollout"
+) -> dict[str, Any]:  # fmt: skip
+    """Return `settings` (arguments of vllm.LLM) for an engine on a GPU of `memory_gib` that several runs share.
+
+    vLLM would measure how much of the GPU is free, while the other runs allocate and release memory. So the size of its KV
+    cache is set instead, to what the plan counts. With one run per GPU, or without a GPU, `settings` do not change. Raises
+    Refused where the size of the model's weights is not known, or where nothing is left for the KV cache.
+    """
+    sharing, model = cfg["cluster"].get("runs_per_gpu", 1), architecture(cfg)
+    if sharing == 1 or memory_gib is None:
+        return dict(settings)
+    base = base_parameters(model) if model else None
+    if base is None:
+        raise Refused(
+            f"cluster.runs_per_gpu={sharing} with vLLM needs a model whose weights can be counted: Qwen2, Qwen3, Llama or "
+            "Mistral. Use cluster.runs_per_gpu=1."
+        )
+    share = settings.get("gpu_memory_utilization", VLLM_SHARE) / sharing
+    _, cache = vllm_bytes(base * sampling_bytes(cfg, stage), settings, memory_gib, sharing)
+    if not cache:
+        raise Refused(
+            f"cluster.runs_per_gpu={sharing} leaves vLLM {share:.2f} of a GPU of {memory_gib:.0f} GiB, which its weights fill. "
+            "Use fewer runs per GPU, or raise gpu_memory_utilization."
+        )
+    return {**settings, "gpu_memory_utilization": share, "kv_cache_memory_bytes": int(cache)}
 
 
 def refuse_too_large(cfg: Resolved, model: Architecture, gpu: Gpu) -> None:

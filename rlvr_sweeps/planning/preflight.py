@@ -1,6 +1,7 @@
 """Plan a grid and reject what could not run, with and without plan=true, before a launcher writes or submits anything."""
 
 import importlib.metadata
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,21 +10,30 @@ from typing import Any
 from rich.console import Console
 
 from rlvr_sweeps import versions
-from rlvr_sweeps.assets import locations, model_folder, procedural
+from rlvr_sweeps.assets import locations, model_folder, problems, procedural
 from rlvr_sweeps.config.compose import Point
 from rlvr_sweeps.config.settings import trackers_of
+from rlvr_sweeps.config.verifiers import refuse_unusable, verifier_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning import estimates
+from rlvr_sweeps.planning.host_memory import HostLimit
 from rlvr_sweeps.planning.plan import Planned, make_plan, show
 from rlvr_sweeps.runs.directory import Live
 
 
-def preflight(points: Sequence[Point], console: Console, active: Live | None, with_estimates: bool) -> list[Planned]:
+def preflight(
+    points: Sequence[Point],
+    console: Console,
+    active: Live | None,
+    with_estimates: bool,
+    host_limit: HostLimit | None = None,
+) -> list[Planned]:
     """Return the plan of a grid and print it, with estimates of memory and time where `with_estimates`.
 
-    `active` holds the user's active Slurm jobs. Raises Refused where the runs to do need a missing model or problem file, a
-    task of reasoning-gym that cannot work or whose training and test sets have common questions, a model folder that cannot be
-    trained, package versions that are no known set, a tracker whose package is missing, or more memory than their GPU has.
+    `active` holds the user's active Slurm jobs, `host_limit` returns the host memory of a stage's job. Raises Refused where the
+    runs to do need a missing model or problem file, a task of reasoning-gym that cannot work or whose training and test sets
+    have common questions, a verifier that cannot be used, a model folder that cannot be trained, package versions that are no
+    known set, a tracker whose package is missing, or more memory than their GPU or their job has.
     Checks of the machine or the cluster that runs the stages belong to the launchers.
     """
     plan = make_plan(points, retry=any(point.cfg["retry"] for point in points), live=active)
@@ -37,13 +47,31 @@ def preflight(points: Sequence[Point], console: Console, active: Live | None, wi
     if cfgs:
         versions.refuse_unknown(cfgs[0])
     refuse_missing_trackers(cfgs)
+    refuse_unusable_verifiers(cfgs)
     show(plan, console)
     if with_estimates:
         estimates.show(plan, console)
     for warning in sorted({text for cfg in cfgs if (text := model_folder.thinking_warning(cfg))}):
         console.print(f"[yellow]{warning}[/yellow]", highlight=False, soft_wrap=True)
-    estimates.refuse_unfit(plan)
+    for sentence in sorted({text for cfg in cfgs if (text := procedural.training_set_sentence(cfg["data"]))}):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    estimates.refuse_unfit(plan, host_limit)
     return plan
+
+
+def refuse_unusable_verifiers(cfgs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise Refused where a reward function cannot be loaded, or reads a column that problems of this machine lack."""
+    checked = set()
+    for cfg in cfgs:
+        resolved = dict(cfg)
+        if verifier_of(resolved).is_math:
+            continue
+        for source in (cfg["data"], *cfg["benchmark"].values()):
+            key = json.dumps([cfg["verifier"], source], sort_keys=True)
+            if key not in checked and problems.is_on_this_machine(source):
+                checked.add(key)
+                first = problems.load_problems(source)[:1]
+                refuse_unusable(resolved, {**first[0].columns, "prompt": []} if first else {})
 
 
 def refuse_missing_trackers(cfgs: Sequence[Mapping[str, Any]]) -> None:

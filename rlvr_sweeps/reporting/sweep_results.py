@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlvr_sweeps.config.compose import Composer, offline_composer
+from rlvr_sweeps.config.lr_grid import split_auto
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.sweeps import Product, RowSpec, key_of, load_product, refuse_fixed_keys
 from rlvr_sweeps.config.sweeps import seeds as first_seeds
@@ -51,21 +52,24 @@ def read_row_results(
         for seed in seeds or first_seeds(product.sections[row.section].seeds):
             cfg = composer.point([*row.overrides, *shared, f"seed={seed}"]).cfg
             by_name.setdefault(Run.of(cfg).name, (Run.of(cfg), cfg))
-        first_cfg = next(iter(by_name.values()))[1]
-        cell, unreadable = Cell(first_cfg), []
-        for run, cfg in by_name.values():
-            try:
-                result = source(run, cfg)
-            except Damaged as damage:
-                unreadable.append(unreadable_sentence(run, damage))
-                continue
-            if result:
-                cell.runs.append(run)
-                cell.summaries.append(result.summary)
-                cell.right.append(result.right)
-        runs = tuple(run for run, _ in by_name.values())
-        results.append(RowResult(row, first_cfg, cell if cell.runs else None, runs, tuple(unreadable)))
+        results.append(result_of(row, list(by_name.values()), source))
     return results
+
+
+def result_of(row: RowSpec, runs: Sequence[tuple[Run, Resolved]], source: Source = from_files) -> RowResult:
+    """Return a row with the results of its runs, one per seed; a run with a damaged file is left out and named."""
+    cell, unreadable = Cell(runs[0][1]), []
+    for run, cfg in runs:
+        try:
+            result = source(run, cfg)
+        except Damaged as damage:
+            unreadable.append(unreadable_sentence(run, damage))
+            continue
+        if result:
+            cell.runs.append(run)
+            cell.summaries.append(result.summary)
+            cell.right.append(result.right)
+    return RowResult(row, runs[0][1], cell if cell.runs else None, tuple(run for run, _ in runs), tuple(unreadable))
 
 
 def unreadable_sentence(run: Run, damage: Damaged) -> str:
@@ -86,15 +90,20 @@ class SweepResults:
 
 
 def read_sweep_results(name: str, overrides: Sequence[str], source: Source = from_files) -> SweepResults:
-    """Return a product's rows and results for the overrides of its launch (model=, seed=, runs_dir=, …).
+    """Return a product's rows and results for the overrides of its launch (model=, seed=, runs_dir=, …; lr=auto too).
 
     Raises Refused for a list of values of a key other than `seed`, and for a key that the rows set.
     """
     composer = offline_composer()
-    base, seeds = split_seeds(overrides)
+    others, bound = split_auto(overrides)
+    base, seeds = split_seeds(others)
     model = model_of(base, composer)
     product = load_product(name, model, composer)
-    refuse_fixed_keys(product.sections, model, overrides)
+    refuse_fixed_keys(product.sections, model, others)
+    if bound:
+        from rlvr_sweeps.reporting.lr_search import tuned_product  # here: it imports this module
+
+        product, base = tuned_product(product, composer, base, seeds, bound, source)
     return SweepResults(
         product, composer, tuple(overrides), tuple(base), read_row_results(product, composer, base, seeds, source), model
     )

@@ -1,10 +1,10 @@
 """Cut a step's completions into forward passes by length, so that little padding is computed.
 
 TRL cuts equal numbers of completions and pads all of them to the longest of the step, which at 16k tokens is mostly padding.
-Here completions are sorted, cut where a pass would hold more positions than `per_device_batch_size` completions of full length,
-and padded to the longest of their pass: the loss is the same sum of the same terms. With training.micro_batches=by_prompt whole
-groups are sorted and cut, since a row is a group (rlvr_sweeps.training.shared_prompts). The module uses tensors without
-importing torch, since plans import it.
+Here rows, a prompt and its completion, are sorted by length, cut where a pass would hold more positions than
+`per_device_batch_size` completions of full length, and padded to the longest of their pass: the loss is the same sum of the
+same terms. With training.micro_batches=by_prompt whole groups are sorted and cut, since a row is a group
+(rlvr_sweeps.training.shared_prompts). The module uses tensors without importing torch, since plans import it.
 """
 
 from collections.abc import Sequence
@@ -91,11 +91,11 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     DeepSpeed every call has a pass.
     """
     size, tokens = completions_per_row(cfg), batch["completion_mask"].sum(1)
-    positions = (tokens.new_ones(len(tokens)).cumsum(0) - 1).view(-1, size)  # of the completions of each row
-    tokens, order = tokens.view(-1, size).sum(1).sort()
-    prompt = int(gather(batch["prompt_mask"].sum(1).max()).max())
-    all_tokens = gather(tokens).view(-1, len(tokens))
-    widths = (all_tokens.max(0).values + prompt).tolist()
+    completions = (tokens.new_ones(len(tokens)).cumsum(0) - 1).view(-1, size)  # of each row
+    tokens = tokens.view(-1, size).sum(1)
+    own_widths, order = (batch["prompt_mask"].sum(1)[::size] + tokens).sort()
+    widths = gather(own_widths).view(-1, len(order)).max(0).values.tolist()
+    all_tokens = gather(tokens[order]).view(-1, len(order))
     count = calls if cfg["distributed"]["deepspeed"] else len(cut(widths, positions_per_pass(cfg)))
     assert count <= calls, f"{count} forward passes do not fit the {calls} that a step has"
     if count == 1:
@@ -104,5 +104,5 @@ def passes_of(batch: dict[str, Any], cfg: Resolved, calls: int, gather: Any) -> 
     for rows in cut_into(widths, count):
         token_share = float(all_tokens[:, rows.start : rows.stop].sum() / all_tokens.sum().clamp(min=1))
         share = Share(count, len(rows) / len(tokens), token_share)
-        passes.append(rows_of(batch, positions[order[rows.start : rows.stop]].flatten()) | {"share": share})
+        passes.append(rows_of(batch, completions[order[rows.start : rows.stop]].flatten()) | {"share": share})
     return passes

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.errors import Refused
-
-IGNORED = -100  # label of a position that is not scored
+from rlvr_sweeps.training.right_padding import IGNORED
 
 
 @dataclass(frozen=True)

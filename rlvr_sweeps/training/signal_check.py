@@ -19,10 +19,12 @@ from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import cache_dir
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import grading_of, rules_of, signal_check_of
+from rlvr_sweeps.config.verifiers import verdict_key, verdicts_of, verifier_of
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import Row, read_json, text_digest, write_json
 from rlvr_sweeps.grading.extraction import POLICIES, MissingReason, Policy
-from rlvr_sweeps.grading.grader import VERSION, grade_all
+from rlvr_sweeps.grading.grader import grade_all
+from rlvr_sweeps.grading.verifiers import Answered
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.rollouts import without_middle
 from rlvr_sweeps.training.seeded_sampling import seed_of
@@ -71,7 +73,8 @@ class SignalCheck(TrainerCallback):
             grading_of(cfg),
             asdict(rules_of(cfg)),
             decoding,
-            VERSION,
+            verdict_key(cfg),
+            *([row["columns"] for row in chosen] if "columns" in chosen[0] else []),
         ]
         path = cache_dir() / "signal" / f"{text_digest(json.dumps(request))[:32]}.json"
         stored: list[Row] | None = None
@@ -92,20 +95,22 @@ class SignalCheck(TrainerCallback):
         if trainer.use_vllm:
             patches.set_synced_step(trainer, -1)  # the first step compares the two samplers itself and records the difference
         texts = trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
-        verdicts = grade_all(texts, [row["gold"] for row in problems], grading_of(cfg), rules_of(cfg))
+        answered = [Answered(text, row["gold"], row.get("columns", {})) for text, row in zip(texts, problems, strict=True)]
+        verdicts = verdicts_of(cfg, answered)
         ends = {*trainer.eos_token_ids, trainer.processing_class.pad_token_id}
         return [
             {
                 "problem": row["problem"], "gold": row["gold"], "text": text, "answer": verdict.answer,
-                "correct": verdict.correct, "reason": verdict.reason, "tokens": len(ids), "truncated": ids[-1] not in ends,
+                "correct": verdict.correct, "score": verdict.reward, "reason": verdict.reason, "tokens": len(ids),
+                "truncated": ids[-1] not in ends,
             }
             for row, text, verdict, ids in zip(problems, texts, verdicts, completions, strict=True)
         ]  # fmt: skip
 
 
 def without_signal(rows: Sequence[Row]) -> bool:
-    """Return whether all verdicts are equal."""
-    return len({row["correct"] for row in rows}) == 1
+    """Return whether all scores are equal."""
+    return len({row.get("score", row["correct"]) for row in rows}) == 1
 
 
 def explanation(rows: Sequence[Row], cfg: Resolved) -> str:
@@ -128,7 +133,8 @@ def advice(rows: Sequence[Row], cfg: Resolved) -> str:
     own: Policy = grading_of(cfg)
     sentences = []
     texts, golds = [row["text"] for row in rows], [row["gold"] for row in rows]
-    laxer: tuple[Policy, ...] = POLICIES[POLICIES.index(own) + 1 :]  # they are ordered from strict to lax
+    # Policies are ordered from strict to lax; reward functions read the whole completion.
+    laxer: tuple[Policy, ...] = POLICIES[POLICIES.index(own) + 1 :] if verifier_of(cfg).is_math else ()
     for policy in laxer:
         if count := sum(verdict.correct for verdict in grade_all(texts, golds, policy, rules_of(cfg))):
             sentences.append(f"With grading={policy}, {count} of {len(rows)} would be right.")

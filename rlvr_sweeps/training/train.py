@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from rlvr_sweeps import patches
-from rlvr_sweeps.assets.locations import model_key, weights_folder
+from rlvr_sweeps.assets.locations import model_key
 from rlvr_sweeps.assets.problems import (
     all_prompt_ids,
     load_problems,
@@ -25,6 +25,7 @@ from rlvr_sweeps.assets.problems import (
 )
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import accumulation
+from rlvr_sweeps.config.verifiers import verifier_of
 from rlvr_sweeps.errors import Refused, Stopped, StoppedInStep
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.runs.checkpoints import choose, step_of
@@ -33,9 +34,10 @@ from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training import build_check
 from rlvr_sweeps.training.callbacks import CheckpointKeeper, MetricsWriter, RolloutWriter, StopOnRequest, WorstCaseFirst
 from rlvr_sweeps.training.early_stopping import EarlyStopping, last_step
-from rlvr_sweeps.training.methods.adapters import attach
+from rlvr_sweeps.training.methods.adapters import attach, has_residual
 from rlvr_sweeps.training.methods.merging import policy_weights
-from rlvr_sweeps.training.models import PublishedWeights, load_model
+from rlvr_sweeps.training.methods.svd import write_tensors
+from rlvr_sweeps.training.models import load_model, published_weights
 from rlvr_sweeps.training.rewards import rewards
 from rlvr_sweeps.training.signal_check import SignalCheck
 from rlvr_sweeps.training.trainer import RlvrTrainer
@@ -98,7 +100,7 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     overlap = overlap_by_benchmark(cfg["benchmark"], [row["prompt"][-1]["content"] for row in rows])
     trainer = RlvrTrainer(
         cfg=cfg,
-        model=attach(model, cfg["peft"], cfg["seed"], key, prompts[:256]),
+        model=attach(model, cfg["peft"], cfg["seed"], key, prompts[:256], stored_start(run)),
         reward_funcs=rewards(cfg),
         args=GRPOConfig(**trl_settings(run, cfg)),
         rows=rows,
@@ -115,9 +117,11 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     if cfg["early_stopping"]["name"] != "none":
         trainer.add_callback(EarlyStopping(run, trainer))
     trainer.add_callback(StopOnRequest(run, trainer))
-    trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
+    trainer.published = published_weights(cfg)
+    trainer.add_callback(CheckpointKeeper(run, trainer, trainer.published, key))
     trainer.create_optimizer()
-    golds = {row["problem"]: row["gold"] for row in rows} if trainer.accelerator.is_main_process else {}
+    is_compared = trainer.accelerator.is_main_process and verifier_of(cfg).is_math
+    golds = {row["problem"]: row["gold"] for row in rows} if is_compared else {}
     facts = {
         "asked": expected,
         "built": build_check.built_record(trainer, cfg),
@@ -130,14 +134,20 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
             "unreadable_golds": warn_of_unreadable_golds(golds, cfg["data"]["path"]),
         },
         "model_key": key,
+        "verifier": verifier_of(cfg).label(),
         "surroundings": build_check.surroundings(),
         "vllm": trainer.vllm_generation.engine_facts() if trainer.use_vllm else None,
     }
-    if cfg["peft"]["not_the_base_in_training"] and trainer.accelerator.is_main_process and not run.start_path.exists():
+    if has_residual(cfg["peft"]) and trainer.accelerator.is_main_process and not run.start_path.exists():
         start = {name: value.detach().clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
-        save_file(start, run.start_path)
+        write_tensors(start, run.start_path)
     trainer.optimizer = None  # Trainer.train makes it again, once the model is on its device
     return trainer, facts
+
+
+def stored_start(run: Run) -> dict[str, torch.Tensor] | None:
+    """Return the trainable parameters at step 0 that an earlier process of the run stored; None where there are none."""
+    return load_file(run.start_path) if run.start_path.exists() else None
 
 
 def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], list[list[int]], int]:
@@ -154,7 +164,12 @@ def training_rows(cfg: Resolved, tokenizer: Any) -> tuple[list[dict[str, Any]], 
             f"No problem of {cfg['data']['path']} has a prompt of at most data.max_prompt_tokens={limit} tokens. Set a larger "
             "limit."
         )
-    rows = [{"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in short]
+    rows: list[dict[str, Any]] = [
+        {"prompt": messages(problem, system), "gold": problem.answer, "problem": problem.id} for problem, _ in short
+    ]
+    if not verifier_of(cfg).is_math:
+        for row, (problem, _) in zip(rows, short, strict=True):
+            row["columns"] = {**problem.columns, "prompt": row["prompt"]}
     return rows, [ids for _, ids in short], len(trained) - len(short)
 
 
@@ -186,6 +201,7 @@ def trl_settings(run: Run, cfg: Resolved) -> dict[str, Any]:
         "bf16": cfg["model"]["autocast_bf16"] and not cfg["distributed"]["deepspeed"],  # DeepSpeed: torch_autocast
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
+        "vllm_enable_sleep_mode": cfg["rollout"].get("sleep", False),
         "deepspeed": copy.deepcopy(cfg["distributed"]["deepspeed"]) or None,
     }
     settings = dict(derived)

@@ -49,6 +49,19 @@ def test_a_ready_task_loads_is_disjoint_and_is_graded(composer, task):
     assert (task in MATHEMATICS) == (golds == answers)
 
 
+def test_the_questions_that_are_left_out_of_training_are_counted(composer):
+    """Test the sentence of a plan against a count by hand: 400 sums of one-digit numbers repeat, and some are tested."""
+    source = launched(composer, "data=chain_sum", "data.size=400", "data.parameters.max_digits=1")["data"]
+    generated = [procedural.same_question(row["question"]) for row in procedural.generate("chain_sum", source, "")]
+    repeated, kept = len(generated) - len(set(generated)), len(load_problems(source))
+    assert repeated > 0 and kept < len(set(generated))
+    assert procedural.training_set_sentence(source) == (
+        f"reasoning_gym:chain_sum: {kept} questions to train on, of 400, without {repeated} that repeat an earlier question "
+        f"and {400 - repeated - kept} that are in the test set."
+    )
+    assert procedural.training_set_sentence(composer.point([]).cfg["data"]) is None
+
+
 def test_reasoning_gym_is_chain_sum(composer):
     assert composer.point(["data=reasoning_gym", BENCHMARK]).cfg == composer.point(["data=chain_sum", BENCHMARK]).cfg
 

@@ -53,7 +53,7 @@ def test_trl_accepts_every_objective(composer, name, tmp_path):
 def test_a_dial_is_read_exactly_where_changing_it_changes_the_method(composer, name):
     """`dials_read` reads the text of the method's file; this test changes each dial and compares the configurations."""
     before = raw(composer, f"peft={name}")["peft"]
-    changes = {"rank": "rank=6", "alpha": "alpha=5", "dropout": "dropout=0.125"}
+    changes = {"rank": "rank=6", "alpha": "alpha=5", "dropout": "dropout=0.125", "modules": "modules=mlp"}
     changed = {dial for dial, override in changes.items() if raw(composer, f"peft={name}", override)["peft"] != before}
     assert dials_read(composer.compose([f"peft={name}"])) == changed
 

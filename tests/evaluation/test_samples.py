@@ -163,7 +163,7 @@ def refused(*arguments):
 
 def test_compare_refuses_runs_with_different_evaluations(evaluated, tmp_path):
     first, second, third = evaluated("seed=1"), evaluated("seed=2", "evaluation.temperature=1"), evaluated("seed=3")
-    assert "benchmarks, k, decoding or grading" in refused("compare", first.path, second.path)
+    assert "benchmarks, k, decoding, grading or verifier" in refused("compare", first.path, second.path)
     write_wrong_verdicts(third)
     assert "versions of the grader" in refused("compare", first.path, third.path)
     assert "needs two runs" in refused("compare", first.path)

@@ -10,9 +10,10 @@ from rlvr_sweeps.assets.architecture import activation_kind, architecture
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import as_yaml, write_json, write_text
 from rlvr_sweeps.launching.local import first_that_fits, refuse_vllm_without_gpu
+from rlvr_sweeps.launching.stages import process_environment
 from rlvr_sweeps.planning import estimates, measured, timing
-from rlvr_sweeps.planning.hardware import constants, gpu_by_driver_name, gpu_of, known_gpus
-from rlvr_sweeps.planning.memory import SHARES, footprint, refuse_too_large
+from rlvr_sweeps.planning.hardware import GIB, constants, gpu_by_driver_name, gpu_of, known_gpus
+from rlvr_sweeps.planning.memory import SHARES, footprint, mask_bytes, refuse_too_large, sequence_tokens, shared_engine
 from rlvr_sweeps.planning.plan import make_plan
 from rlvr_sweeps.runs.directory import Run
 from tests.conftest import choices
@@ -62,6 +63,27 @@ def test_the_kv_cache_against_values_by_hand(composer):
     assert memory.sequences == pytest.approx(cache / (28_672 * (512 + 16384)))
 
 
+def test_memory_follows_the_modules(composer):
+    both, attention, mlp = (footprint_of(composer, f"modules={part}").parts for part in ("all", "attention", "mlp"))
+    for part in ("adapter", "gradients and optimizer"):
+        assert both[part] == attention[part] + mlp[part]
+    assert attention["adapter"] == 4 * 28 * 32 * 9_728  # layers, rank, inputs and outputs of q, k, v and o
+
+
+def test_float32_rollouts_take_twice_the_memory_and_more_time(composer):
+    """Weights, keys and values have four bytes, and products do not use the tensor cores."""
+    gpu, model = known_gpus()["h100"], architecture(composer.point(["model=r1_qwen_1_5b"]).cfg)
+    cfg = {weights: composer.point(["model=r1_qwen_1_5b", H100, f"rollout.weights={weights}",
+                                    f"evaluation.weights={weights}"]).cfg
+           for weights in ("bfloat16", "stochastic", "float32")}  # fmt: skip
+    footprints = {weights: footprint(point, model, gpu) for weights, point in cfg.items()}
+    assert footprints["bfloat16"] == footprints["stochastic"]
+    assert footprints["float32"].parts["vLLM's weights"] - 2 * 2**30 == pytest.approx(4 * BASE)
+    assert footprints["float32"].sequences < footprints["bfloat16"].sequences / 2
+    seconds = {weights: timing.evaluation_s(point, model, gpu, 1) for weights, point in cfg.items()}
+    assert 2 * seconds["bfloat16"] < seconds["float32"] < 10 * seconds["stochastic"]
+
+
 def test_the_papers_recipes_fit_80_gb(composer):
     """All methods with the 1.5B, and those of Table 6 with the 7B, without changes."""
     for model, methods in (("r1_qwen_1_5b", choices("peft")), ("r1_qwen_7b", ["lora", "dora", "miss", "lora_plus"])):
@@ -105,12 +127,45 @@ def test_memory_grows_with_batch_and_share(composer):
     assert footprint_of(composer, "training.gradient_checkpointing=false").peak > peaks[2]
 
 
-def test_a_step_on_one_gpu_takes_about_half_the_gpu_time_of_four(composer):
-    """Decoding 32 sequences takes about as long as decoding 128 (the 1.5B at 16k tokens)."""
-    cfg = composer.point([*LARGE, "peft=lora"]).cfg
+@pytest.mark.parametrize(
+    ("overrides", "window", "expected"),
+    [
+        ((), {}, 0),
+        (("model.autocast_bf16=false",), {}, 4 * 16896**2 * 5),  # bool, and attention's copy in float32
+        (("training.micro_batches=by_prompt", "rollout.max_tokens=512"), {}, 2 * 2048**2 * 3),  # 4 completions and a prompt
+        ((), {"sliding_window": 4096, "use_sliding_window": True}, 4 * 16896**2 * 3),
+        ((), {"sliding_window": 4096, "use_sliding_window": False}, 0),
+    ],
+)
+def test_masks_against_values_by_hand(composer, overrides, window, expected):
+    cfg = composer.point([*LARGE, *overrides]).cfg
+    assert (cfg["training"]["per_device_batch_size"], sequence_tokens(cfg)) in ((4, 16896), (4, 1024))
+    assert mask_bytes(cfg, architecture(cfg) | window) == expected
+
+
+@pytest.mark.parametrize(("continuous", "low", "high"), [("false", 0.35, 0.65), ("true", 0.6, 0.85)])
+def test_a_step_on_one_gpu_takes_less_gpu_time_than_on_four(composer, continuous, low, high):
+    """Decoding 32 sequences takes about as long as decoding 128 (the 1.5B at 16k tokens); one call decodes 64 at once."""
+    cfg = composer.point([*LARGE, "peft=lora", f"rollout.continuous={continuous}"]).cfg
     model, gpu, lengths = architecture(cfg), gpu_of(cfg), timing.assumed_lengths(cfg)
     on_one, on_four = (timing.step_s(timing.on_gpus(cfg, count), model, gpu, lengths) for count in (1, 4))
-    assert on_one > on_four and 0.35 < on_one / (4 * on_four) < 0.65
+    assert on_one > on_four and low < on_one / (4 * on_four) < high
+
+
+def test_one_call_for_all_rounds_is_estimated_as_one_longer_round(composer):
+    """Without dynamic sampling a step has one round, and takes as long as in rounds; two rounds have twice the sequences."""
+    for algo, rounds in (("grpo", 1.0), ("dapo", 2.0)):
+        in_rounds, at_once = (
+            composer.point([*LARGE, "peft=lora", f"algo={algo}", f"rollout.continuous={continuous}"]).cfg
+            for continuous in ("false", "true")
+        )
+        model, gpu, lengths = architecture(at_once), gpu_of(at_once), timing.assumed_lengths(at_once)
+        assert lengths.rounds == rounds
+        of_rounds, of_call = (timing.step_s(cfg, model, gpu, lengths) for cfg in (in_rounds, at_once))
+        twice = at_once | {"batch_size": int(rounds * at_once["batch_size"])}
+        assert of_call - of_rounds == pytest.approx(
+            timing.rollout_s(twice, model, gpu, lengths) - rounds * timing.rollout_s(in_rounds, model, gpu, lengths)
+        )
 
 
 def test_a_grid_of_one_shape_is_one_row(composer, tmp_path):
@@ -120,7 +175,7 @@ def test_a_grid_of_one_shape_is_one_row(composer, tmp_path):
         for lr in ("1e-5", "1e-6")
     ]
     text = printed(points)
-    assert text.count("LoRA r=32") == 2 and "   6  r1_qwen_1_5b LoRA r=32 DAPO" in text  # memory and time
+    assert text.count("   6  r1_qwen_1_5b LoRA r=32 DAPO") == 3  # GPU memory, host memory and time
     assert "GPU-hours in all" in text and "s/step on 1" in text and "s/step on 4" in text
 
 
@@ -197,11 +252,22 @@ def test_every_method_has_an_activation_constant(composer):
     assert kinds - set(constants()["activations"]) == {"shira", "tinylora"}  # both use `other`
 
 
-def test_vllm_without_a_gpu_is_refused(composer, tmp_path):
+def test_vllm_without_a_gpu_is_refused(composer, tmp_path, monkeypatch):
     plan = make_plan([composer.point(["rollout=vllm", f"runs_dir={tmp_path}"])], retry=False)
     with pytest.raises(Refused, match="rollout=hf"):
         refuse_vllm_without_gpu(plan, [])
     refuse_vllm_without_gpu(make_plan([composer.point(["rollout=vllm", "peft=none"])], retry=False), [])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # vLLM is installed
+    asleep = make_plan([composer.point(["rollout=vllm", "rollout.sleep=true", f"runs_dir={tmp_path}"])], retry=False)
+    with pytest.raises(Refused, match=r"rollout\.sleep=true needs a GPU"):
+        refuse_vllm_without_gpu(asleep, [])
+
+
+def test_the_allocator_of_a_run_is_the_users_where_it_is_set():
+    assert process_environment({})["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    own = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512", "OMP_NUM_THREADS": "8"}
+    result = process_environment(own)
+    assert result["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512" and result["OMP_NUM_THREADS"] == "1"
 
 
 def test_the_longest_run_starts_first(composer, tmp_path):
@@ -234,14 +300,80 @@ def test_runs_that_share_a_gpu_share_its_memory(composer, tmp_path):
     estimates.refuse_unfit(make_plan([composer.point(shared)], retry=False))
     with pytest.raises(Refused, match="16 runs share it"):
         estimates.refuse_unfit(make_plan([composer.point([*shared, "cluster.runs_per_gpu=16"])], retry=False))
-    refused = {
-        "cluster=slurm": "where the site shares GPUs",
-        "rollout=vllm": "with vLLM",
-        "evaluation.engine=auto": "with vLLM",
+    with pytest.raises(Refused, match="where the site shares GPUs"):
+        composer.point([*shared, "cluster.runs_per_gpu=2", "cluster=slurm"])
+
+
+TWO_WITH_VLLM = [*LARGE, "peft=lora", "distributed=single", "training.per_device_batch_size=1", "cluster.runs_per_gpu=2",
+                 "rollout.vllm.gpu_memory_utilization=0.5"]  # fmt: skip
+
+
+def test_two_runs_with_vllm_share_a_gpu_where_they_fit(composer, tmp_path):
+    estimates.refuse_unfit(make_plan([composer.point([*TWO_WITH_VLLM, f"runs_dir={tmp_path}"])], retry=False))
+    with pytest.raises(Refused, match=r"cluster\.runs_per_gpu=2 runs share it") as refused:
+        cfg = composer.point([*TWO_WITH_VLLM, "training.per_device_batch_size=4", f"runs_dir={tmp_path}"])
+        estimates.refuse_unfit(make_plan([cfg], retry=False))
+    fitting = str(refused.value).partition("This fits: ")[2].rstrip(".").split()
+    estimates.refuse_unfit(make_plan([composer.point([*TWO_WITH_VLLM, *fitting, f"runs_dir={tmp_path}"])], retry=False))
+
+
+def test_an_engine_beside_another_gets_the_kv_cache_that_the_plan_counts(composer):
+    cfg = composer.point(TWO_WITH_VLLM).cfg
+    gpu, settings = gpu_of(cfg), cfg["rollout"]["vllm"]
+    shared = shared_engine(cfg, settings, gpu.memory_gib)
+    assert shared["gpu_memory_utilization"] == 0.25 and shared["max_num_batched_tokens"] == 4096
+    assert shared["kv_cache_memory_bytes"] == int(footprint(cfg, architecture(cfg), gpu).parts["KV cache"])
+    weights = BASE * 2 + constants()["vllm_rest_gib"] * GIB
+    assert shared["kv_cache_memory_bytes"] == pytest.approx(0.25 * gpu.memory_gib * GIB - weights, rel=1e-9)
+    evaluation = shared_engine(cfg, {}, gpu.memory_gib)
+    assert evaluation["gpu_memory_utilization"] == 0.45
+    assert shared_engine(cfg, settings, None) == settings  # no GPU
+    alone = composer.point([*TWO_WITH_VLLM, "cluster.runs_per_gpu=1"]).cfg
+    assert shared_engine(alone, settings, gpu.memory_gib) == settings
+    with pytest.raises(Refused, match="which its weights fill"):
+        shared_engine(cfg, settings, 16.0)
+    unknown = composer.point([*TWO_WITH_VLLM, "model.architecture.model_type=unknown"]).cfg
+    with pytest.raises(Refused, match=r"cluster\.runs_per_gpu=2 with vLLM needs a model"):
+        shared_engine(unknown, settings, gpu.memory_gib)
+
+
+def test_two_runs_on_a_gpu_cost_less_than_two_alone_and_take_longer(composer):
+    two, one = composer.point(TWO_WITH_VLLM).cfg, composer.point([*TWO_WITH_VLLM, "cluster.runs_per_gpu=1"]).cfg
+    model, gpu = architecture(two), gpu_of(two)
+    lengths = timing.assumed_lengths(two)
+    seconds = {name: timing.step_s(cfg, model, gpu, lengths) for name, cfg in (("two", two), ("one", one))}
+    assert seconds["two"] > 1.35 * seconds["one"]  # each has a smaller KV cache too
+    hours = {name: timing.gpu_hours(cfg, model, gpu, seconds[name]) for name, cfg in (("two", two), ("one", one))}
+    assert 0.5 < hours["two"] / hours["one"] < 1
+
+
+def test_with_sleep_vllm_and_the_update_do_not_hold_memory_at_the_same_time(composer):
+    awake, asleep = footprint_of(composer), footprint_of(composer, "rollout.sleep=true")
+    assert sum(asleep.parts.values()) == pytest.approx(sum(awake.parts.values()))
+    state = sum(asleep.parts[part] for part in ("weights", "adapter", "gradients and optimizer", "rest"))
+    update = asleep.parts["logits"] + asleep.parts["activations"]
+    rollout = asleep.parts["vLLM's weights"] + asleep.parts["KV cache"]
+    assert asleep.peak == state + max(update, rollout) < awake.peak
+
+
+def test_measured_constants_replace_the_estimates_of_their_gpu(composer, tmp_path, monkeypatch):
+    points = {
+        name: composer.point([*LARGE, f"cluster.gpu={name}", "peft=lora", f"runs_dir={tmp_path}"]) for name in ("h100", "h200")
     }
-    for override, message in refused.items():
-        with pytest.raises(Refused, match=message):
-            composer.point([*shared, "cluster.runs_per_gpu=2", override])
+
+    def step(name):
+        (estimate,) = estimates.estimates_by_shape(make_plan([points[name]], retry=False), measure=True)
+        return estimate.step_time(points[name].cfg)
+
+    before = {name: step(name) for name in points}
+    assert before["h100"][1] == "estimated ± 50 %"
+    entry = {"date": "2026-12-01", "machine": "NVIDIA H100 80GB HBM3", "decode_overhead_s": 0.014}
+    monkeypatch.setitem(constants(), "measured", {"h100": entry})
+    seconds, source = step("h100")
+    assert source == "estimated with constants measured on NVIDIA H100 80GB HBM3, 2026-12-01 ± 25 %"
+    # 7 ms more for each pass of both rounds in one call, which has as many passes as the longest completion has tokens.
+    assert seconds - before["h100"][0] == pytest.approx(16384 * 0.007, rel=1e-6)
+    assert step("h200") == before["h200"]
 
 
 def test_a_stored_configuration_without_pass_settings_counts_as_padded(composer, tmp_path):

@@ -79,6 +79,14 @@ def test_equal_arms_have_a_difference_of_zero():
     assert (result.value, result.low, result.high, result.p) == (0, 0, 0, 1)
 
 
+def test_an_interval_ends_where_no_accuracies_differ_by_more():
+    """Test that a difference near one, with a wide interval from two seeds, has no end above one."""
+    right, wrong = np.array([[1.0, 1.0, 1.0], [1.0, 0.4, 1.0]]), np.array([[0.0, 0.0, 0.1], [0.0, 0.0, 0.0]])
+    result = difference([right], [wrong])
+    assert result.high == 1
+    assert -1 < result.low < result.value
+
+
 def test_arms_with_different_problems_are_refused():
     with pytest.raises(ValueError, match="same problems"):
         difference([np.zeros((1, 3))], [np.zeros((1, 4))])

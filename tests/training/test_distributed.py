@@ -11,11 +11,12 @@ import pytest
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.runs.directory import Run, all_runs
 from rlvr_sweeps.training import train as train_stage
-from tests.conftest import ROOT, choices
+from tests.conftest import ALL_PROOFS_IN_CI, ROOT, choices
 from tests.training.two_processes import overrides
 
 pytestmark = pytest.mark.slow
-METHODS = [name for name in choices("peft") if name != "none"]
+METHODS = list(ALL_PROOFS_IN_CI)
+FURTHER_METHODS = [name for name in choices("peft") if name not in ("none", *ALL_PROOFS_IN_CI)]
 UNDER_ZERO = [name for name in METHODS if name != "adalora"]  # refused at launch: tests/config/test_checks.py
 ROUNDED = "lora,model.autocast_bf16=true"  # the recipes' setting: DeepSpeed's autocast, else accelerate's
 # Several forward passes per step, cut by length, after a worst-case step: the same results as "lora".
@@ -88,6 +89,21 @@ def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, by_one_pro
     assert [row["loss"] for row in cut] == pytest.approx([row["loss"] for row in whole], abs=1e-4)
     assert cut[0]["entropy"] == pytest.approx(whole[0]["entropy"], abs=1e-4)
     assert cut[0]["update_positions"] < whole[0]["update_positions"]
+    compare_with_one_process(results, by_one_process)
+    assert results["lora_plus"]["lrs"] == [1e-4, 2e-4]
+    assert results["lora"]["lrs"] == [1e-4]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["ddp", "zero2_offload"])
+def test_ranks_of_the_further_methods_are_equal_and_equal_one_process(kind, twelve, by_one_process, tmp_path):
+    results = train_by_two(kind, FURTHER_METHODS, twelve, tmp_path)
+    assert sorted(results) == sorted(FURTHER_METHODS)
+    compare_with_one_process(results, by_one_process)
+
+
+def compare_with_one_process(results, by_one_process):
+    """Assert that both ranks of each training have the same weights, and the rows of one process."""
     for method, result in results.items():
         first, second = result["weights"]
         assert first == second, method
@@ -96,8 +112,6 @@ def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, by_one_pro
             assert row["reward_mean"] == expected["reward_mean"], method
             assert row["loss"] == pytest.approx(expected["loss"], abs=1e-4), method
             assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-3), method
-    assert results["lora_plus"]["lrs"] == [1e-4, 2e-4]
-    assert results["lora"]["lrs"] == [1e-4]
 
 
 def test_a_launch_with_two_processes_is_killed_and_resumes(launch):

@@ -7,7 +7,7 @@ import torch
 
 from rlvr_sweeps.training.methods.adapters import attach
 from rlvr_sweeps.training.methods.merging import merged, plain_name, policy_weights, tuner_layers
-from tests.conftest import PROMPTS, choices
+from tests.conftest import PROMPTS, choices, methods
 
 METHODS = [name for name in choices("peft") if name not in ("none", "full")]
 
@@ -50,7 +50,7 @@ def test_merged_weights_are_the_policy(model, composer, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods("full"))
 def test_the_base_is_bit_identical_after_50_syncs(model, composer, name, dtype):
     policy = adapted(model, composer, name, dtype)
     before = {key: value.clone() for key, value in policy.state_dict().items()}
@@ -63,6 +63,24 @@ def test_the_base_is_bit_identical_after_50_syncs(model, composer, name, dtype):
     after = policy.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", ["dora", "hira", "peanut", "deft"])
+def test_a_merge_leaves_no_tensor_in_memory(model, composer, name):
+    """PEFT keeps the weights before a merge (HiRA), a factor of them (DEFT) or norms (DoRA) until its own unmerge."""
+    policy = adapted(model, composer, name)
+
+    def tensors():
+        kept = [value for module in policy.modules() for value in vars(module).values()]
+        caches = [value for cache in kept if isinstance(cache, dict) for value in cache.values()]
+        return sum(isinstance(value, torch.Tensor) for value in kept + caches)
+
+    before = tensors()
+    for _ in policy_weights(policy):
+        pass
+    with merged(policy):
+        pass
+    assert tensors() == before
 
 
 def test_an_error_while_merged_restores_the_model(model, composer):
@@ -83,7 +101,7 @@ def test_weights_are_merged_in_float32_and_cast_once(model, composer):
         assert torch.equal(weights[plain_name(f"{name}.weight")], expected.to(torch.bfloat16)), name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods("full"))
 def test_autocast_does_not_change_a_merge(model, composer, name):
     policy = adapted(model, composer, name)
     alone = {key: value.clone() for key, value in policy_weights(policy)}

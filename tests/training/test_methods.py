@@ -23,14 +23,18 @@ from rlvr_sweeps.reporting.hub.folder import adapter_refusal
 from rlvr_sweeps.runs.checkpoints import checkpoints
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training import train as train_stage
-from rlvr_sweeps.training.methods.adapters import is_trained_parameter
+from rlvr_sweeps.training.methods.adapters import has_residual, is_trained_parameter
 from rlvr_sweeps.training.models import load_model
 from rlvr_sweeps.training.seeded_sampling import sample
 from rlvr_sweeps.training.trainer import RlvrTrainer
-from tests.conftest import SHORTEST, choices, prepare
+from tests.conftest import ALL_PROOFS_IN_CI, SHORTEST, choices, prepare
 
 pytestmark = pytest.mark.slow
-METHODS = [name for name in choices("peft") if name != "none"]
+METHODS = [
+    pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in ALL_PROOFS_IN_CI else [pytest.mark.exhaustive])])
+    for name in choices("peft")
+    if name != "none"
+]
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Trained:
 _trainings: dict[str, Trained] = {}  # this worker's latest training only, since models and optimizers are large
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in METHODS])
+@pytest.fixture(params=METHODS)
 def trained(request, composer, three, tmp_path_factory):
     """Return the training of a method, which all its tests use."""
     if request.param not in _trainings:
@@ -87,6 +91,8 @@ def test_exactly_the_declared_parameters_change(trained):
         different = value.detach() != before[key]
         if not (everything or is_trained_parameter(key, cfg["peft"])):
             assert not different.any(), key
+        elif "vblora_logits" in key:  # only the chosen logits of each piece have a gradient
+            assert different.any(-1).all(), key
         elif "lora_E" in key:  # AdaLoRA's singular values start at 0; those that it prunes are 0 again
             kept_singular_values += int(different.sum())
         elif not (everything and "embed_tokens" in key):  # rows of tokens that did not occur have no gradient
@@ -114,7 +120,7 @@ def test_the_saved_model_and_adapter_are_the_policy(trained):
             loaded = PeftModel.from_pretrained(base, run.adapter_path).eval()
             torch.testing.assert_close(loaded(ids).logits, expected, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(loaded.merge_and_unload()(ids).logits, expected, atol=1e-4, rtol=1e-4)
-    assert run.start_path.exists() == bool(cfg["peft"]["not_the_base_in_training"])
+    assert run.start_path.exists() == has_residual(cfg["peft"])
 
 
 def test_in_training_mode_the_policy_starts_as_the_base_unless_the_methods_file_states_why_not(trained):

@@ -69,18 +69,32 @@ def test_two_processes_make_equally_many_passes_of_equally_many_rows(point):
             "completion_ids": torch.ones(16, 48).long(),
         }
 
-    def gathering(first, second):
-        return lambda value: (
-            torch.stack([value, value]) if value.ndim == 0 else torch.cat([first.sort().values, second.sort().values])
-        )
+    def gathering(own):
+        """Return what accelerate's `gather` returns for values that are an own length and a constant."""
+        return lambda value: torch.cat([lengths + value[0] - own[0] for lengths in (short_lengths, long_lengths)])
 
-    short = passes_of(batch(short_lengths), cfg, 8, gathering(short_lengths, long_lengths))
-    long = passes_of(batch(long_lengths), cfg, 8, gathering(short_lengths, long_lengths))
+    short_lengths, long_lengths = short_lengths.sort().values, long_lengths.sort().values
+    short = passes_of(batch(short_lengths), cfg, 8, gathering(short_lengths))
+    long = passes_of(batch(long_lengths), cfg, 8, gathering(long_lengths))
     shapes = [[None if rows is None else len(rows["completion_mask"]) for rows in passes] for passes in (short, long)]
     assert shapes[0] == shapes[1] and shapes[0][0] is None and shapes[0][-1]
     shares = [rows["share"] for rows in long if rows]
     assert sum(share.completions for share in shares) == pytest.approx(1) == sum(share.tokens for share in shares)
     assert shares == [rows["share"] for rows in short if rows] and shares[0].passes == len(shares)
+
+
+def test_rows_are_cut_by_prompt_and_completion_together(point):
+    prompts, answers = torch.tensor([9, 1, 2, 9] * 4), torch.tensor([1, 9, 1, 9] * 4)
+    batch = {
+        "prompt_mask": (torch.arange(9) >= 9 - prompts[:, None]).long(),
+        "completion_mask": (torch.arange(9) < answers[:, None]).long(),
+    }
+    cfg = point("training.per_device_batch_size=1", "data.max_prompt_tokens=9", "rollout.max_tokens=9", "batch_size=16")
+    passes = [rows for rows in passes_of(batch, cfg, 16, lambda value: value) if rows]
+    widths = [rows["prompt_mask"].sum(1) + rows["completion_mask"].sum(1) for rows in passes]
+    assert torch.cat(widths).tolist() == sorted((prompts + answers).tolist())
+    assert max(len(rows) * int(rows.max()) for rows in widths) <= 18
+    assert len(passes) == 13, "the four rows of 3 positions in one pass, each of the others alone"
 
 
 def test_objectives_that_depend_on_the_cut_use_equal_passes(point):

@@ -119,7 +119,8 @@ def fabricated(rewards, lengths, count):
         texts = [[{"role": "assistant", "content": "y"}]] * SIZE
         column = torch.tensor(rewards[index], dtype=torch.float32)[:, None]
         reasons = ["correct" if reward else "wrong" for reward in rewards[index]]
-        groups.append(Group([row] * SIZE, [[3, 4]] * SIZE, ids, texts, None, column, reasons))
+        correct = [bool(reward) for reward in rewards[index]]
+        groups.append(Group([row] * SIZE, [[3, 4]] * SIZE, ids, texts, None, column, reasons, correct))
     return groups
 
 

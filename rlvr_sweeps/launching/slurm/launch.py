@@ -22,7 +22,7 @@ from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.launching.progress import ProgressDisplay
 from rlvr_sweeps.launching.slurm import queue, records
 from rlvr_sweeps.launching.slurm.manage import has_active_job, save_sbatch_options, sweep_of
-from rlvr_sweeps.launching.slurm.options import gres_gpus, resources, with_environment
+from rlvr_sweeps.launching.slurm.options import gres_gpus, host_gib, resources, with_environment
 from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, submit
 from rlvr_sweeps.planning.notice import notice_s
 from rlvr_sweeps.planning.plan import Planned
@@ -118,7 +118,11 @@ def prepare(
 
     `active` holds the user's active jobs; where it is None or NoAnswer (no Slurm answers), partitions are not checked.
     """
-    plan = preflight(points, console, active, with_estimates=True)
+
+    def host_limit(cfg: Resolved, stage: str) -> float | None:
+        return host_gib(params, resources(cfg, stage))
+
+    plan = preflight(points, console, active, with_estimates=True, host_limit=host_limit)
     show_cost(plan, console)
     show_removed_runs(plan, active or {}, console)
     todo = [planned for planned in plan if planned.to_run]

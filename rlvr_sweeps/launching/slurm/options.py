@@ -102,3 +102,28 @@ def checked_setup(lines: Sequence[str]) -> list[str]:
 def is_complete(line: str) -> bool:
     """Return whether bash can parse a line by itself."""
     return subprocess.run(["bash", "-n", "-c", line], capture_output=True).returncode == 0
+
+
+def host_gib(params: Mapping[str, Any], needed: Resources) -> float | None:
+    """Return the host memory that a job gets on each node, in GiB; None where only the site's default decides.
+
+    It is `mem_gb`, else `mem_per_gpu` times the GPUs, else `mem_per_cpu` times the cores of the node's task.
+    """
+    options = {**params, **(params.get("additional_parameters") or {}), **needed}
+    options = {key.replace("-", "_"): value for key, value in options.items() if value is not None}
+    gpus = gres_gpus(options) or gpu_count(options.get("gpus_per_node", 0))
+    for key, factor in (("mem", 1), ("mem_per_gpu", gpus), ("mem_per_cpu", options.get("cpus_per_task", 1))):
+        if key == "mem" and options.get("mem_gb"):
+            return float(options["mem_gb"])
+        if key in options:
+            size = memory_gib(str(options[key])) * factor
+            return size or None  # 0: all of the node's memory
+    return None
+
+
+def memory_gib(text: str) -> float:
+    """Return GiB of a memory size as sbatch reads it: megabytes without a unit, or K, M, G, T. 0 where it is no size."""
+    number, unit = text.rstrip("bBKkMmGgTt"), text.upper().rstrip("B")[-1:]
+    if not number.replace(".", "", 1).isdigit():
+        return 0.0
+    return float(number) * {"K": 2**-20, "G": 1.0, "T": 2**10}.get(unit, 2**-10)

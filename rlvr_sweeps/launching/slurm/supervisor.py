@@ -32,9 +32,9 @@ from rlvr_sweeps.files import read_object, read_rows, write_json, write_text
 from rlvr_sweeps.launching.slurm import queue
 from rlvr_sweeps.launching.stages import (
     ELSEWHERE,
-    ENVIRONMENT,
     PR_SET_PDEATHSIG,
     SINGLE_NODE,
+    process_environment,
     record_failure,
     reserve_space,
     torchrun_command,
@@ -207,7 +207,7 @@ class Supervisor:
             command = [sys.executable, "-m", "rlvr_sweeps.launching.stages", self.task.stage, str(self.run.path)]
         set_by_torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # submitit sets them too
         environment = {key: value for key, value in os.environ.items() if key not in set_by_torchrun}
-        environment |= ENVIRONMENT | {"RLVR_ATTEMPT": self.attempt}
+        environment = process_environment(environment) | {"RLVR_ATTEMPT": self.attempt}
         if not environment.get("CUDA_VISIBLE_DEVICES"):
             cores = int(os.environ.get("SLURM_CPUS_PER_TASK", 1))
             environment |= dict.fromkeys(THREAD_VARIABLES, str(thread_count(self.run, self.run.config(), cores)))

@@ -15,9 +15,10 @@ import numpy as np
 from rlvr_sweeps.config.claims import BEST_LR, Claim, Contrast, load_claims, rows_named
 from rlvr_sweeps.config.compose import Composer, offline_composer
 from rlvr_sweeps.config.identity import digest
+from rlvr_sweeps.config.lr_grid import split_auto, tuned_rows
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import HELD_OUT, averaged_benchmarks, is_trained
-from rlvr_sweeps.config.sweeps import Product, RowSpec, key_of, load_product, refuse_fixed_keys
+from rlvr_sweeps.config.sweeps import Product, RowSpec, format_value, key_of, load_product, refuse_fixed_keys
 from rlvr_sweeps.config.sweeps import seeds as first_seeds
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.paths import conf_dir
@@ -25,6 +26,7 @@ from rlvr_sweeps.reporting.claims.rule import Verdict, decide, detectable, level
 from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, SEEDS_FOR_P
 from rlvr_sweeps.reporting.differences.bootstrap import Array, Difference, difference, holm
 from rlvr_sweeps.reporting.differences.compare import refuse_unlike, request, scores_of
+from rlvr_sweeps.reporting.lr_search import at_rate, grid_of
 from rlvr_sweeps.reporting.rows import Cell, Source, from_files, row_of
 from rlvr_sweeps.reporting.sweep_results import RowResult, read_row_results, split_seeds
 from rlvr_sweeps.reporting.tables.learning_rates import Choice, choose
@@ -77,12 +79,14 @@ class ClaimReader:
         seeds: Sequence[int] | None,
         statuses: Sequence[RunStatus],
         source: Source = from_files,
+        most_rates: int | None = None,
     ) -> None:
-        """`base`: overrides that all rows share, model= and runs_dir= among them.
+        """`base`: overrides that all rows share, model= and runs_dir= among them. `most_rates`: the bound of lr=auto.
 
         `seeds`: those that every row must have; None: those that the runs of each row in `statuses` have, in any state.
         """
         self.composer, self.model, self.base, self.seeds, self.source = composer, model, tuple(base), seeds, source
+        self.most_rates = most_rates
         self.products: dict[str, Product] = {}
         self.rows: dict[tuple[str, ...], RowResult] = {}
         self.seeds_of: dict[tuple[str, ...], Sequence[int]] = {}  # by the same key: those that the row must have
@@ -101,10 +105,20 @@ class ClaimReader:
         """Return the results of the rows that each selector of a card names."""
         product = self.product(claim.sweep)
         refuse_fixed_keys(product.sections, self.model, [*self.base, *claim.overrides])
-        return {
-            selector: [self.read(product, row, claim.overrides) for row in rows_named(selector, product)]
-            for selector in claim.selectors
-        }
+        return {selector: self.rows_at(selector, product, claim.overrides) for selector in claim.selectors}
+
+    def rows_at(self, selector: str, product: Product, overrides: Sequence[str]) -> list[RowResult]:
+        """Return the results of the rows that a selector names: with lr=auto, at the rates that their grid has by now."""
+        rows = rows_named(selector, product)
+        if self.most_rates is None or BEST_LR not in selector.split():
+            return [self.read(product, row, overrides) for row in rows]
+        (group,) = tuned_rows([row.overrides for row in rows])
+        text = rows[0].label.replace(f" lr {format_value(str(group.rates[0]))}", "")
+
+        def read(rate: float) -> RowResult:
+            return self.read(product, at_rate(rows[0], group, rate, text), overrides)
+
+        return grid_of(group, group.rates[0], read, self.most_rates, text).choice.rows
 
     def read(self, product: Product, row: RowSpec, overrides: Sequence[str]) -> RowResult:
         """Return the results of one row."""
@@ -121,10 +135,10 @@ class ClaimReader:
 
     def command(self, claim: Claim) -> str:
         """Return the command that launches what a card needs and lacks."""
-        product = self.product(claim.sweep)
-        keys = [row_key(product, row, claim.overrides) for name in claim.selectors for row in rows_named(name, product)]
-        seeds = sorted({seed for key in keys for seed in self.seeds_of[key]})
-        parts = [f"sweep={claim.sweep}", *self.base, *claim.overrides, f"seed={','.join(map(str, seeds))}"]
+        seeds = sorted({seed for key, row_seeds in self.seeds_of.items() if key[0] == claim.sweep for seed in row_seeds})
+        auto = self.most_rates is not None and any(BEST_LR in selector.split() for selector in claim.selectors)
+        grid = [f"lr=auto:{self.most_rates}"] if auto else []
+        parts = [f"sweep={claim.sweep}", *self.base, *claim.overrides, *grid, f"seed={','.join(map(str, seeds))}"]
         return f"python launch.py {shlex.join(parts)}"
 
 
@@ -320,16 +334,20 @@ def contrast_record(result: ContrastVerdict) -> dict[str, Any]:
     }
 
 
-def read_claims(names: Sequence[str], overrides: Sequence[str], source: Source = from_files) -> list[ClaimVerdict]:
+def read_claims(
+    names: Sequence[str], overrides: Sequence[str], source: Source = from_files, composer: Composer | None = None
+) -> list[ClaimVerdict]:
     """Return the verdicts on the cards with these names (none: on all) for the overrides of a launch: model=, seed=, ….
 
-    Without seed=, the seeds that each row has in the folder count.
+    Without seed=, the seeds that each row has in the folder count. With lr=auto, the grids of `lr=best` have the rates that
+    such a launch has added.
     """
-    claims, composer = load_claims(names), offline_composer()
-    base, seeds = split_seeds(overrides)
+    claims, composer = load_claims(names), composer or offline_composer()
+    others, bound = split_auto(overrides)
+    base, seeds = split_seeds(others)
     cfg = composer.compose([override for override in base if not key_of(override).startswith("hydra")])
     statuses = find_runs(Path(str(cfg.runs_dir))) if seeds is None else []
-    return verdicts(claims, ClaimReader(composer, str(cfg.model.name), base, seeds, statuses, source))
+    return verdicts(claims, ClaimReader(composer, str(cfg.model.name), base, seeds, statuses, source, bound))
 
 
 def verdicts_of_folder(runs_dir: Path, statuses: Sequence[RunStatus]) -> list[ClaimVerdict]:

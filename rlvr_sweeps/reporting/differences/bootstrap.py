@@ -38,7 +38,7 @@ def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0, level: float =
 
     `level`: the probability that the interval contains the true difference; p does not depend on it.
     With one training seed in an arm, its spread over seeds is unknown and left out: the interval then compares two trained
-    models, not their methods.
+    models, not their methods. The interval of two accuracies ends at -1 and 1.
     """
     from scipy import stats  # its import takes half a second
 
@@ -61,7 +61,9 @@ def difference(a: Arm, b: Arm, draws: int = DRAWS, seed: int = 0, level: float =
         by_problem += resampling(len(gap), draws, seed, index) @ noise.deviations / count
         by_sign += signs(len(gap), draws, seed, index) @ gap / count
     widening = stretch if level == 0.95 else float(stats.t.ppf((1 + level) / 2, degrees) / stats.norm.ppf((1 + level) / 2))
-    low, high = value - np.quantile((by_problem + by_seed) * widening, [(1 + level) / 2, (1 - level) / 2])
+    ends = value - np.quantile((by_problem + by_seed) * widening, [(1 + level) / 2, (1 - level) / 2])
+    largest = max(1.0, *(float(table.max()) for table in (*a, *b)))  # of a sum of two rows' accuracies: 2
+    low, high = np.clip(ends, -largest, largest)
     p = (1 + np.count_nonzero(np.abs(by_sign + by_seed * stretch) >= abs(value) - 1e-12)) / (1 + draws)
     return Difference(value, float(low), float(high), float(p))
 

@@ -19,7 +19,7 @@ from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import named_run
 
 MUST_BE_EQUAL = (
-    ("benchmarks, k, decoding or grading", "Evaluate them alike"),
+    ("benchmarks, k, decoding, grading or verifier", "Evaluate them alike"),
     ("versions of the grader", "Bring both to one version: rlvr regrade"),
     ("problems or answers", "Use the same data on both machines"),
 )
@@ -84,9 +84,14 @@ def read_scores(runs: Sequence[Run]) -> dict[str, Array]:
 
 
 def scores_of(counts: Sequence[Right]) -> dict[str, Array]:
-    """Return p̂ by benchmark, shape (seeds, problems), from the right samples of runs that differ in their seed."""
+    """Return p̂ by benchmark, shape (seeds, problems), from the right samples of runs that differ in their seed.
+
+    Where a reward function gave scores, p̂ is the mean score of a problem's samples, as in Avg@k.
+    """
     return {
-        name: np.array([list(count[name]["right"].values()) for count in counts]) / entry["k"]
+        name: np.array([list(count[name]["mean"].values()) for count in counts])
+        if "mean" in entry
+        else np.array([list(count[name]["right"].values()) for count in counts]) / entry["k"]
         for name, entry in counts[0].items()
     }
 

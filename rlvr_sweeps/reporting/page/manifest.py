@@ -65,6 +65,8 @@ def facts(run: Run, cfg: Resolved, summary: dict[str, Any]) -> Facts:
     entries["Evaluation", "engine"] = str(summary.get("engine", "not recorded"))
     answers = [grading_of(cfg), *(f"{rule} {value}" for rule, value in asdict(rules_of(cfg)).items())]
     entries["Evaluation", "answers"] = f"{', '.join(answers)}, grader version {summary.get('grader', 'not recorded')}"
+    if "verifier" in summary:
+        entries["Evaluation", "verifier"] = summary["verifier"]
     right = run.right_samples() or {}
     for name, benchmark in cfg["benchmark"].items():
         text = f"{source(benchmark)}, {summary.get(f'{name}/n', '-')} problems, k = {benchmark['k']}"

@@ -23,6 +23,7 @@ from rlvr_sweeps.reporting.figures.catalogue import figures_for_report
 from rlvr_sweeps.reporting.labels import report_rows
 from rlvr_sweeps.reporting.page.costs import cost_rows
 from rlvr_sweeps.reporting.page.deviations import choices, deviations
+from rlvr_sweeps.reporting.page.learning_rates import rate_entries
 from rlvr_sweeps.reporting.page.main_table import DIALS, common_k, constant, entries, has_several_models, notes, varying
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
 from rlvr_sweeps.reporting.page.samples import Packed, pack
@@ -101,6 +102,7 @@ def page(runs_dir: Path, statuses: Sequence[RunStatus], rows: Sequence[Cell]) ->
         not_compared=left_out,
         one_seed=any(len(cell.runs) == 1 and is_trained(cell.cfg) for cell in rows),
         claims=claim_entries(runs_dir, statuses),
+        rates=rate_entries(rows),
         figures=figures_for_report(rows, compared),
         training=training_samples(columns),
         unfinished=[unfinished(status) for status in statuses if status.state != "done"],

@@ -60,7 +60,9 @@ def accuracy_columns(rows: Sequence[RowResult], names: Sequence[str]) -> list[Co
         columns.append(Column(f"{name}/pass", f"Pass@{k[name]}", TITLES.get(name, name), detail=True))
         if any(name in row.row.printed for row in rows):
             columns.append(Column(f"{name}/paper", "paper", TITLES.get(name, name)))
-    overall = [("overall/avg", "Avg"), ("overall/pass", "Pass"), ("overall/paper", "paper")]
+    overall = [("overall/avg", "Avg"), ("overall/pass", "Pass")]
+    if any(row.row.printed for row in rows):
+        overall.append(("overall/paper", "paper"))
     return [*columns, *(Column(key, title, "Overall") for key, title in overall), Column("difference", "Δ LoRA", align="left")]
 
 

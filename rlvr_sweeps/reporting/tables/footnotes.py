@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.config.sweeps import Product, paper_models
+from rlvr_sweeps.reporting import lost_updates
 from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, Contrast, smallest_difference
 from rlvr_sweeps.reporting.sweep_results import RowResult
 
@@ -18,9 +19,10 @@ def footnotes(
         presence(product, overrides, rows),
         *dict.fromkeys(sentence for row in rows for sentence in row.unreadable),
         *early,
+        *lost_updates.notes((row.row.label, row.cell) for row in rows if row.cell),
         *errors(rows),
         *differences(rows, contrasts),
-        printed(rows),
+        *printed(rows),
     ]
 
 
@@ -78,9 +80,12 @@ def differences(rows: Sequence[RowResult], contrasts: Mapping[str, Contrast]) ->
     ]
 
 
-def printed(rows: Sequence[RowResult]) -> str:
-    """Return the meaning of the column of the paper's values for this model."""
+def printed(rows: Sequence[RowResult]) -> list[str]:
+    """Return the meaning of the column of the paper's values for this model; nothing for a sweep that is not in the paper."""
     model = rows[0].cfg["model"]["name"]
+    if not any(row.row.printed for row in rows):
+        return []
     if model in paper_models():
-        return "paper: the value printed in the paper; a dash where paper/reference.csv has none."
-    return f"paper: the value printed in the paper, for its models. Our values are for {model}, so the two are not comparable."
+        return ["paper: the value printed in the paper; a dash where paper/reference.csv has none."]
+    sentence = f"Our values are for {model}, so the two are not comparable."
+    return [f"paper: the value printed in the paper, for its models. {sentence}"]

@@ -10,15 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rlvr_sweeps.config.lr_grid import Score, best_of, is_good
 from rlvr_sweeps.config.settings import HELD_OUT
-from rlvr_sweeps.config.sweeps import format_value, printed_values
+from rlvr_sweeps.config.sweeps import format_value, key_of, label, printed_values
 from rlvr_sweeps.reporting.differences.baselines import Contrast, contrasts
 from rlvr_sweeps.reporting.sweep_results import RowResult, SweepResults
 from rlvr_sweeps.reporting.tables.cells import difference_entry, mean_of, row_facts, with_best
 from rlvr_sweeps.reporting.tables.footnotes import footnotes
 from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
-
-POINT = 0.01  # of accuracy: a rate counts as good if it loses at most this to the best
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,11 @@ class Choice:
         return math.log10(self.lrs[self.last] / self.lrs[self.first])
 
     @property
+    def is_flat(self) -> bool:
+        """Return whether all rates are good."""
+        return self.first == 0 and self.last == len(self.rows) - 1
+
+    @property
     def at_edge(self) -> bool:
         """Return whether the best rate is the lowest or highest of the grid, so that a better rate may be outside of it."""
         return self.best in (0, len(self.rows) - 1)
@@ -56,8 +60,7 @@ def choose(title: str, rows: Sequence[RowResult]) -> Choice:
     """Return a method's best rate on the held-out prompts, and the good rates around it."""
     ordered = sorted(rows, key=lambda row: float(row.cfg["lr"]))
     scores = [held_out(row) for row in ordered]
-    measured = [index for index, (value, _) in enumerate(scores) if not math.isnan(value)]
-    best = max(measured, key=lambda index: scores[index][0], default=0)
+    best = best_of([value for value, _ in scores])
     first = last = best
     while first > 0 and is_good(scores[first - 1], scores[best]):
         first -= 1
@@ -66,16 +69,21 @@ def choose(title: str, rows: Sequence[RowResult]) -> Choice:
     return Choice(title, ordered, best, first, last)
 
 
-def is_good(score: tuple[float, float], best: tuple[float, float]) -> bool:
-    """Return whether a rate's accuracy is within a point, or one standard error of the difference, of the best."""
-    return best[0] - score[0] <= max(POINT, math.hypot(score[1], best[1]))
-
-
-def held_out(row: RowResult) -> tuple[float, float]:
+def held_out(row: RowResult) -> Score:
     """Return the accuracy on the held-out prompts and its standard error; NaN if it was not measured."""
     value = row.cell.value(f"{HELD_OUT}/avg") if row.cell else None
     error = row.cell.error(f"{HELD_OUT}/avg") if row.cell else None
     return (math.nan if value is None else value), (error or 0.0)
+
+
+def curve(choice: Choice) -> str:
+    """Return the held-out accuracy in percent by learning rate; a star marks the best one, a dash a missing run."""
+    texts = []
+    for index, row in enumerate(choice.rows):
+        score, _ = held_out(row)
+        value = "-" if math.isnan(score) else f"{100 * score:.1f}"
+        texts.append(f"{format_value(str(row.cfg['lr']))} {value}{'*' * (choice.complete and index == choice.best)}")
+    return ", ".join(texts)
 
 
 def common_lr(results: SweepResults) -> float:
@@ -85,45 +93,63 @@ def common_lr(results: SweepResults) -> float:
 
 def sheet(results: SweepResults) -> Sheet:
     """Return the table: a row per method with its accuracy at the common and at its own rate, the gain, and the sensitivity."""
-    by_method: dict[str, list[RowResult]] = {}
-    for row in results.rows:
-        by_method.setdefault(row.cfg["peft"]["title"], []).append(row)
-    choices = [choose(title, rows) for title, rows in by_method.items()]
+    choices = {key: choose(title, rows) for key, (title, rows) in by_row(results).items()}
     common = common_lr(results)
-    shared = [row for choice in choices for row in choice.rows if float(row.cfg["lr"]) == common]
-    own = [choice.rows[choice.best] for choice in choices if choice.complete]
-    at_common, at_own = against_lora(shared), against_lora(own)
-    lines = [line_of(choice, common, at_common, at_own) for choice in choices]
+    shared = [row for choice in choices.values() for row in choice.rows if float(row.cfg["lr"]) == common]
+    own = [choice.rows[choice.best] for choice in choices.values() if choice.complete]
+    baselines = baseline_of(shared, results), baseline_of(own, results)
+    at_common, at_own = contrasts(shared, baselines[0]), contrasts(own, baselines[1])
+    blocks: dict[str, list[Line]] = {}
+    for (section, *_), choice in choices.items():
+        line = line_of(choice, common, at_common, at_own, baselines, results.product.sections[section].table)
+        blocks.setdefault(results.product.sections[section].title, []).append(line)
     common_title, pairs = f"lr {format_value(str(common))}", [("avg", "Avg"), ("difference", "Δ LoRA")]
     columns = [
         Column("row", "", align="left"), *(Column(f"common/{key}", title, common_title) for key, title in pairs),
         *(Column(f"own/{key}", title, "own lr") for key, title in [("lr", "lr"), *pairs]),
         Column("gain", "gain", form="+.1f"), Column("width", "sensitivity"), Column("paper", "paper"),
+        Column("curve", "held-out prompts, % by lr", align="left", detail=True),
     ]  # fmt: skip
-    lines = with_best(lines, ["common/avg", "own/avg"])
-    notes = [*choice_notes(choices), *footnotes(results.product, results.overrides, results.rows, at_own)]
-    return Sheet(results.product.name, results.product.title, columns, {"Methods": lines}, notes)
+    blocks = {title: with_best(lines, ["common/avg", "own/avg"]) for title, lines in blocks.items()}
+    notes = [*choice_notes(list(choices.values())), *footnotes(results.product, results.overrides, results.rows, at_own)]
+    return Sheet(results.product.name, results.product.title, columns, blocks, notes)
 
 
-def against_lora(rows: Sequence[RowResult]) -> Mapping[str, Contrast]:
-    """Return the rows' contrasts to the LoRA row among them."""
-    lora = next((row.runs[0].name for row in rows if row.cfg["peft"]["name"] == "lora"), "")
-    return contrasts(rows, lora)
+def by_row(results: SweepResults) -> dict[tuple[str, ...], tuple[str, list[RowResult]]]:
+    """Return the rows that differ in lr alone, with their label without lr, by section and overrides."""
+    groups: dict[tuple[str, ...], list[RowResult]] = {}
+    for row in results.rows:
+        groups.setdefault((row.row.section, *(each for each in row.row.overrides if key_of(each) != "lr")), []).append(row)
+    return {key: (label(key[1:], [other[1:] for other in groups if other[0] == key[0]]), rows) for key, rows in groups.items()}
 
 
-def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at_own: Mapping[str, Contrast]) -> Line:
-    """Return a method's line of the table."""
+def baseline_of(rows: Sequence[RowResult], results: SweepResults) -> str:
+    """Return the first run of the LoRA row among the rows; of several, of the one with the adapter that peft=lora has."""
+    base = [override for override in results.base if not override.startswith("hydra")]
+    adapter = results.composer.point([*base, "peft=lora"]).cfg["peft"]["config"]
+    lora = [row for row in rows if row.cfg["peft"]["name"] == "lora"]
+    return next((row for row in lora if row.cfg["peft"]["config"] == adapter), lora[0]).runs[0].name if lora else ""
+
+
+def line_of(
+    choice: Choice,
+    common: float,
+    at_common: Mapping[str, Contrast],
+    at_own: Mapping[str, Contrast],
+    baselines: Sequence[str],
+    table: str | None,
+) -> Line:
+    """Return a row's line; `table`: the table of paper/reference.csv that has its printed value."""
     by_lr = {float(row.cfg["lr"]): row for row in choice.rows}
     shared, own = by_lr.get(common), choice.rows[choice.best] if choice.complete else None
-    entries = {"row": Entry(choice.title), "paper": Entry(printed_values("table3", choice.title).get("overall"))}
+    entries = {"row": Entry(choice.title), "paper": Entry(printed_values(table, choice.title).get("overall"))}
+    entries["curve"] = Entry(curve(choice))
     facts: dict[str, object] = {}
     for key, row, contrast_by_run in (("common", shared, at_common), ("own", own, at_own)):
         contrast = contrast_by_run.get(row.runs[0].name) if row else None
         average = mean_of(row.cell if row else None, "avg", with_error=True)
         entries[f"{key}/avg"] = replace(average, star=contrast is not None and contrast.star)
-        entries[f"{key}/difference"], numbers = difference_entry(
-            contrast, row is not None and row.cfg["peft"]["name"] == "lora"
-        )
+        entries[f"{key}/difference"], numbers = difference_entry(contrast, row is not None and row.runs[0].name in baselines)
         facts |= {f"{key}/{name}": value for name, value in ((row_facts(row) if row else {}) | numbers).items()}
     if own:
         entries["own/lr"] = Entry(format_value(str(own.cfg["lr"])) + (" (edge)" if choice.at_edge else ""))
@@ -145,11 +171,14 @@ def line_of(choice: Choice, common: float, at_common: Mapping[str, Contrast], at
 
 def choice_notes(choices: Sequence[Choice]) -> list[str]:
     """Return the footnotes on the choice of the rates and on the sensitivity."""
+    edges = [choice.title for choice in choices if choice.complete and choice.at_edge]
     lrs = ", ".join(format_value(str(lr)) for lr in choices[0].lrs)
+    same = all(choice.lrs == choices[0].lrs for choice in choices)
+    rates = f"Every row was trained at {lrs}" if same else "Rates were added where the best one was at an edge of a row's grid"
     return [
-        f"Every method was trained at {lrs}, with equal steps. Its own lr is the best on held-out training prompts, "
-        "not on the benchmarks. (edge): the lowest or highest lr of the grid, so a better lr may be outside. A dash: "
-        "runs are missing.",
+        f"{rates}; steps are equal. The own lr is the best on held-out training prompts, not on the benchmarks. (edge): the "
+        "lowest or highest lr of the grid, so a better lr may be outside. A dash: runs are missing.",
+        *([f"The best lr is at an edge for {', '.join(edges)}. To extend their grids: lr=auto."] if edges else []),
         "Sensitivity: the span of lr around the own lr, in powers of ten, whose accuracy on the held-out prompts is at most a "
         "point, or one standard error of the difference, below the best; ≥ where the span reaches the end of the grid.",
     ]

@@ -28,12 +28,14 @@ def attach(
     seed: int,
     model_key: str | None = None,
     prompts: Sequence[Sequence[int]] = (),
+    start: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """Return `model` with the method's trainable parameters; `method` is the resolved conf/peft file.
 
     `seed` fixes the random initialisation. `model_key` identifies the model's exact weights: with it, singular triplets are
-    stored for other runs. `prompts` are training prompts as token ids, for methods that start from activations. Raises Refused
-    where the method matches no layer of the model.
+    stored for other runs. `prompts` are training prompts as token ids, for methods that start from activations or gradients.
+    `start` are the run's trainable parameters at step 0 where they are stored: LoRA-GA takes them instead of new gradients,
+    which a GPU does not reproduce to the bit. Raises Refused where the method matches no layer of the model.
     """
     if method["trains"] == "everything":
         return model.requires_grad_(True)
@@ -51,6 +53,10 @@ def attach(
         raise
     if method["initialisation"] == "activations":
         start_from_activations(adapted, prompts)
+    elif method["initialisation"] == "gradients":
+        start_from_gradients(adapted, prompts, start)
+    elif method["initialisation"] == "residual":
+        subtract_start(adapted)
     elif method["initialisation"]:
         start_from_singular_triplets(adapted, method["initialisation"], model_key)
     if method.get("factored_norm", True):
@@ -64,6 +70,23 @@ def attach(
 def is_trained_parameter(name: str, method: Mapping[str, Any]) -> bool:
     """Return whether the method's file declares the parameter of this name as trained."""
     return any(part in name.split(".") for part in method["trained"])
+
+
+def has_residual(method: Mapping[str, Any]) -> bool:
+    """Return whether the frozen weights are W0 minus the adapter's first update: the adapter on W0 is not the policy then."""
+    return bool(method["not_the_base_in_training"]) or method["initialisation"] == "residual"
+
+
+@torch.no_grad()
+def subtract_start(adapted: Any) -> None:
+    """Subtract each layer's first update from its frozen weight, so that the policy at step 0 is the base model.
+
+    The random starts of Uni-LoRA and VB-LoRA give an update that is small and not zero; a start at zero has no gradient.
+    """
+    for layer in tuner_layers(adapted).values():
+        weight = layer.get_base_layer().weight
+        if not weight.is_meta:
+            weight.copy_(weight.double() - layer.get_delta_weight("default").double())
 
 
 @torch.no_grad()
@@ -86,32 +109,76 @@ def start_from_singular_triplets(adapted: Any, side: Side, model_key: str | None
         weight.copy_(weight.double() - scaling * (b @ a))
 
 
-def start_from_activations(adapted: Any, prompts: Sequence[Sequence[int]], batch: int = 8) -> None:
+def start_from_activations(adapted: Any, prompts: Sequence[Sequence[int]]) -> None:
     """Initialise by PEFT's EVA: an incremental SVD of every layer's inputs over `prompts`, until the directions converge."""
     device = next(adapted.parameters()).device
     if device.type == "meta":
         return  # the parameters are only counted
-    if not prompts:
-        raise ValueError("EVA starts from the activations of training prompts, and `prompts` is empty.")
-    batches = []
-    for start in range(0, len(prompts), batch):
-        rows = prompts[start : start + batch]
-        width = min(map(len, rows))  # prompts are cut, not padded: padding would count as data
-        ids = torch.tensor([row[-width:] for row in rows], device=device)
-        batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    batches = prompt_batches(prompts, device)
     adapted.eval()
     with torch.no_grad():
         initialize_lora_eva_weights(adapted, batches, gather_distributed_inputs=False, show_progress_bar=False)
     adapted.train()
 
 
+def start_from_gradients(
+    adapted: Any, prompts: Sequence[Sequence[int]], start: Mapping[str, Tensor] | None, gamma: float = 16.0
+) -> None:
+    """Set A and B to singular vectors of the gradient of each weight, and the frozen weight to W - s·BA, s the adapter's scale.
+
+    LoRA-GA (Wang et al. 2024, arXiv 2407.05000, Theorem 3.2 and Eq. 10): of the 2r largest triplets, A has the right vectors of
+    the first r and B the left vectors of the others, both times out^(1/4) / √γ. PEFT 0.21.2 multiplies B by the gradient's
+    singular values as well and does not scale A, so it is not used. The gradient is that of the next-token loss over `prompts`:
+    a gradient of rewards would need the first rollouts. `start`: see `attach`.
+    """
+    layers = tuner_layers(adapted)
+    weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+    if next(iter(weights.values())).is_meta:
+        return
+    if not start:
+        adapted.eval().requires_grad_(False)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for batch in prompt_batches(prompts, next(adapted.parameters()).device):
+            adapted(**batch, labels=batch["input_ids"]).loss.backward()
+        adapted.train()
+    for name, layer in layers.items():
+        a, b, weight = layer.lora_A["default"].weight, layer.lora_B["default"].weight, weights[name]
+        with torch.no_grad():
+            if start:
+                a.copy_(start[f"{name}.lora_A.default.weight"])
+                b.copy_(start[f"{name}.lora_B.default.weight"])
+            else:
+                assert weight.grad is not None
+                rank, scale = layer.r["default"], weight.shape[0] ** 0.25 / math.sqrt(gamma)
+                left, _, right = torch.svd_lowrank(weight.grad.float(), q=min(4 * rank, *weight.shape), niter=4)
+                a.copy_(scale * right[:, :rank].T)
+                b.copy_(scale * left[:, rank : 2 * rank])
+                weight.grad = None
+            weight.copy_(weight.double() - layer.scaling["default"] * (b.double() @ a.double()))
+
+
+def prompt_batches(prompts: Sequence[Sequence[int]], device: torch.device, rows: int = 8) -> list[dict[str, Tensor]]:
+    """Return the prompts as batches of `rows`; those of a batch are cut to its shortest, since padding would count as data."""
+    if not prompts:
+        raise ValueError("This method starts from training prompts, and `prompts` is empty.")
+    batches = []
+    for first in range(0, len(prompts), rows):
+        batch = prompts[first : first + rows]
+        width = min(map(len, batch))
+        ids = torch.tensor([row[-width:] for row in batch], device=device)
+        batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return batches
+
+
 def expected_scaling(method: Mapping[str, Any]) -> float | None:
     """Return the adapter's scale, α/r or for rsLoRA α/√r; None for methods without such a factor."""
     config = method["config"]
-    if "lora_alpha" not in config or "r" not in config:
+    alpha = config.get("lora_alpha", config.get("alpha"))
+    if alpha is None or "r" not in config:
         return None
     rank = config["r"]
-    return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def loraplus_optimizer(model: Any, ratio: float, optimizer: type, lr: float, **settings: Any) -> torch.optim.Optimizer:

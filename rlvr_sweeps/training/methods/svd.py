@@ -1,11 +1,17 @@
-"""Singular triplets and singular vectors of a model's layers, computed once per model and stored in the user's cache."""
+"""Singular triplets and singular vectors of a model's layers, computed once per model and stored in the user's cache.
+
+They are computed in float64 on the device of the weights, the run's own GPU where it has one. What a GPU computes is checked
+against the matrix, and computed again on the CPU where its error exceeds TOLERANCE. Devices have files of their own in the
+cache, since the signs of singular vectors and the last bits differ between them.
+"""
 
 import fcntl
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +20,9 @@ from tqdm import tqdm
 
 from rlvr_sweeps.assets.locations import cache_dir
 
+TOLERANCE = 1e-10  # of `svd_error` and `eigen_error`: far below the rounding of the stored float32 values, 6e-8
 Side = Literal["principal", "minor"]
+Result = TypeVar("Result")
 SmallerSide = Callable[[str, Tensor], Tensor]  # (layer's name, W0) -> singular vectors of its smaller side
 
 
@@ -32,11 +40,89 @@ def triplets(weight: Tensor, count: int) -> dict[Side, Triplets]:
     The SVD is of the faster orientation, with at least as many rows as columns.
     """
     wide = weight.shape[0] < weight.shape[1]
-    u, s, vh = torch.linalg.svd((weight.T if wide else weight).double(), full_matrices=False)
+    u, s, vh = full_svd((weight.T if wide else weight).double())
     if wide:
         u, vh = vh.T, u.T
     full = Triplets(u.float(), s.float(), vh.float())
     return {"principal": cut(full, count, "principal"), "minor": cut(full, count, "minor")}
+
+
+def full_svd(matrix: Tensor) -> Triplets:
+    """Return all singular triplets of a float64 matrix with at least as many rows as columns, on its device."""
+
+    def on_cpu(matrix: Tensor) -> Triplets:
+        return Triplets(*torch.linalg.svd(matrix, full_matrices=False))
+
+    return on_cpu(matrix) if matrix.device.type == "cpu" else checked(matrix, svd_by_qr, on_cpu, svd_error)
+
+
+def svd_by_qr(matrix: Tensor) -> Triplets:
+    """Return all singular triplets by the SVD of the square factor R of A = QR: cuSOLVER's SVD takes as long per row."""
+    q, r = torch.linalg.qr(matrix)
+    u, s, vh = torch.linalg.svd(r)
+    return Triplets(q @ u, s, vh)
+
+
+def svd_error(matrix: Tensor, full: Triplets) -> float:
+    """Return the largest of ‖A − U S Vᵀ‖ / ‖A‖, ‖UᵀU − I‖ and ‖VᵀV − I‖; infinite where s does not descend to 0 or above.
+
+    By Weyl's inequality no singular value is farther than about this times ‖A‖ from the exact one (Frobenius norms).
+    """
+    u, s, vh = full
+    if not bool((s.diff() <= 0).all()) or bool((s < 0).any()):
+        return float("inf")
+    residual = (matrix - (u * s) @ vh).norm() / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+    return max(float(residual), orthogonality_error(u), orthogonality_error(vh.T))
+
+
+def eigen_error(matrix: Tensor, pair: tuple[Tensor, Tensor]) -> float:
+    """Return the larger of ‖A V − V Λ‖ / ‖A‖ and ‖VᵀV − I‖ for eigenvalues and eigenvectors (Frobenius norms)."""
+    values, vectors = pair
+    residual = (matrix @ vectors - vectors * values).norm() / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+    return max(float(residual), orthogonality_error(vectors))
+
+
+def orthogonality_error(columns: Tensor) -> float:
+    """Return ‖QᵀQ − I‖ of a matrix whose columns should be orthonormal (Frobenius norm)."""
+    product = columns.T @ columns
+    product.diagonal().sub_(1)
+    return float(product.norm())
+
+
+def checked(
+    matrix: Tensor,
+    compute: Callable[[Tensor], Result],
+    on_cpu: Callable[[Tensor], Result],
+    error_of: Callable[[Tensor, Result], float],
+) -> Result:
+    """Return `compute(matrix)`; where its error exceeds TOLERANCE, or it fails, warn and return `on_cpu` of a copy there.
+
+    Raises RuntimeError where the CPU's result exceeds it too, as for a matrix with NaN.
+    """
+    try:
+        result = compute(matrix)
+        error = error_of(matrix, result)
+        if error <= TOLERANCE:  # false for NaN
+            return result
+        reason = f"its error is {error:.2g}, above {TOLERANCE:g}"
+    except RuntimeError as failure:  # it did not converge, or the device has too little memory
+        reason = str(failure).splitlines()[0]
+    warnings.warn(
+        f"The decomposition of a {matrix.shape[0]} × {matrix.shape[1]} matrix on {matrix.device} is computed again on the CPU: "
+        f"{reason}.",
+        stacklevel=2,
+    )
+    host = matrix.cpu()
+    result = on_cpu(host)
+    error = error_of(host, result)
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"A {matrix.shape[0]} × {matrix.shape[1]} matrix has no accurate decomposition: error {error:.2g}.")
+    return result
+
+
+def of_device(name: str, device: torch.device) -> str:
+    """Return the name of a cache folder for what was computed on a device: `name` for the CPU, else with the device's type."""
+    return name if device.type == "cpu" else f"{name}-{device.type}"
 
 
 def cut(full: Triplets, rank: int, side: Side) -> Triplets:
@@ -49,16 +135,21 @@ def cut(full: Triplets, rank: int, side: Side) -> Triplets:
 def cached_triplets(weights: Mapping[str, Tensor], rank: int, side: Side, model_key: str | None) -> dict[str, Triplets]:
     """Return `rank` triplets of every named weight.
 
-    `model_key` identifies the model's exact weights; with None nothing is stored. One SVD per layer serves both sides and all
+    `model_key` identifies the model's exact weights; with None nothing is stored. The triplets are on the CPU where they are
+    stored. One SVD per layer serves both sides and all
     ranks up to 64, and each layer is stored as soon as it is computed: 0.6 GB for the model of 1.5B parameters. A larger rank
     needs another SVD, which is stored up to the next power of two.
     """
     if model_key is None:
         return {name: triplets(weight, rank)[side] for name, weight in weights.items()}
-    folder = cache_dir() / "svd" / model_key / "triplets"
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def path_of(name: str, weight: Tensor) -> Path:
+        folder = cache_dir() / "svd" / model_key / of_device("triplets", weight.device)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.safetensors"
+
     return {
-        name: cached_layer_triplets(folder / f"{name}.safetensors", weight, rank, side)
+        name: cached_layer_triplets(path_of(name, weight), weight, rank, side)
         for name, weight in tqdm(weights.items(), desc="Singular triplets", unit="layer", delay=1)
     }
 
@@ -97,7 +188,14 @@ def smaller_side(weight: Tensor) -> Tensor:
     the largest; those of trained layers are far larger.
     """
     small = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
-    return torch.linalg.eigh(small @ small.T).eigenvectors.flip(1)
+    square = small @ small.T
+
+    def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+
+    _, vectors = eigh(square) if square.device.type == "cpu" else checked(square, eigh, eigh, eigen_error)
+    return vectors.to(weight.device).flip(1)
 
 
 def cached_smaller_side(model_key: str | None) -> SmallerSide:
@@ -108,10 +206,10 @@ def cached_smaller_side(model_key: str | None) -> SmallerSide:
     """
     if model_key is None:
         return lambda _, weight: smaller_side(weight)
-    folder = cache_dir() / "svd" / model_key / "vectors"
-    folder.mkdir(parents=True, exist_ok=True)
 
     def provide(name: str, weight: Tensor) -> Tensor:
+        folder = cache_dir() / "svd" / model_key / of_device("vectors", weight.device)
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.safetensors"
         with file_lock(path):
             if not path.exists():
