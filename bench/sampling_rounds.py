@@ -26,7 +26,7 @@ from rlvr_sweeps.assets.architecture import architecture, base_parameters
 from rlvr_sweeps.config.compose import offline_composer
 from rlvr_sweeps.planning import timing
 from rlvr_sweeps.planning.hardware import gpu_of, rates
-from rlvr_sweeps.planning.memory import compute_bytes, footprint, key_value_bytes
+from rlvr_sweeps.planning.memory import footprint, key_value_bytes, sampling_bytes
 from rlvr_sweeps.training.continuous_sampling import EXCHANGES, Rounds
 
 CHUNK = 32  # passes that are simulated at once
@@ -58,11 +58,11 @@ class Machine:
         assert model and gpu
         memory = footprint(self.cfg, model, gpu)
         assert memory
-        self.cached = memory.parts["KV cache"] / key_value_bytes(model, compute_bytes(self.cfg))  # tokens
+        self.cached = memory.parts["KV cache"] / key_value_bytes(model, sampling_bytes(self.cfg, "rollout"))  # tokens
         self.prompt = self.cfg["data"]["max_prompt_tokens"]
         overhead = rates(gpu)["decode_overhead_s"]
         self.pass_s = lambda sequences, context: timing.pass_s(
-            model, gpu, sequences, context, overhead, compute_bytes(self.cfg)
+            self.cfg, "rollout", model, gpu, sequences, context, overhead, sampling_bytes(self.cfg, "rollout")
         )
         self.prefill_s = 2 * (base_parameters(model) or 0) / (rates(gpu)["decoding"] * gpu.bf16_tflops * 1e12)
 

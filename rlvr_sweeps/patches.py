@@ -190,19 +190,20 @@ def use_loadable_cpu_device(args: Any) -> None:
 def forget_merge(layer: Any) -> None:
     """Mark a tuner layer as not merged, after its base weights were restored without PEFT's `unmerge`.
 
-    PEFT 0.21.2 caches DoRA's norm, HiRA's base weight and a factor of DEFT at a merge and frees them at the unmerge; without an
-    unmerge they would stay in memory, for HiRA a copy of all weights.
-    https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py, hira/layer.py, deft/layer.py
+    PEFT 0.21.2 keeps DoRA's norm, the base weights of HiRA and PEANuT, and a factor of DEFT from a merge to the unmerge;
+    without an unmerge they would stay in memory.
+    https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners (layer.py of lora, hira, peanut, deft)
     Remove when PEFT can return merged weights without changing the layer.
     """
     from peft.tuners.deft.layer import DeftLayer
     from peft.tuners.hira.layer import HiraLayer
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.peanut.layer import PeanutLayer
 
     layer.merged_adapters.clear()
     if isinstance(layer, LoraLayer):
         layer._caches.clear()
-    elif isinstance(layer, HiraLayer):
+    elif isinstance(layer, HiraLayer | PeanutLayer):
         layer._base_weight_before_merge = None
     elif isinstance(layer, DeftLayer):
         layer._cached_merge_factor.clear()

@@ -206,6 +206,7 @@ LAYER_PARAMETERS: dict[str, Callable[[Mapping[str, Any], str, Shape], CountsByKi
     "SUPERTUNING": supertuning,
     "DEFT": lambda config, _, shape: {"deft_P": shape[0] * config["r"], "deft_R": config["r"] * shape[1]},
     "GLORA": glora,
+    "PEANUT": lambda config, _, shape: {"peanut_A": shape[0] * config["r"], "peanut_B": shape[0] * config["r"]},
 }
 # Trained parameters that all layers share
 MODEL_PARAMETERS: dict[str, Callable[[Mapping[str, Any]], CountsByKind]] = {

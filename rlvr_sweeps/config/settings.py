@@ -21,6 +21,7 @@ from rlvr_sweeps.paths import conf_dir
 
 METHOD_DIALS = ("rank", "alpha", "dropout", "modules")  # the dials that only some methods have
 TRACKERS = ("wandb", "tensorboard", "trackio")
+WEIGHTS = ("float32", "bfloat16", "stochastic")  # choices of rollout.weights and evaluation.weights
 HELD_OUT = "heldout"  # the benchmark of held-out training prompts; it is not part of the overall average
 
 
@@ -110,6 +111,24 @@ def signal_check_of(cfg: Resolved) -> str:
 def analysis_of(cfg: Resolved) -> str:
     """Return when the update's spectra are computed; `none` where the stored configuration has no such key."""
     return str(cfg.get("analysis", schema_defaults()["analysis"]))
+
+
+def model_precision(cfg: Resolved) -> str:
+    """Return the precision of the model's products, `bfloat16` or `float32`."""
+    return "bfloat16" if cfg["model"]["autocast_bf16"] else "float32"
+
+
+def sampling_weights(cfg: Resolved, stage: str) -> str:
+    """Return `<stage>.weights`, one of WEIGHTS; the model's precision where the stored configuration has no such key.
+
+    `stage` is `rollout` or `evaluation`.
+    """
+    return str(cfg[stage].get("weights") or model_precision(cfg))
+
+
+def sampling_precision(cfg: Resolved, stage: str) -> str:
+    """Return the precision of weights, products and KV cache where a stage samples: `bfloat16` or `float32`."""
+    return "float32" if sampling_weights(cfg, stage) == "float32" else "bfloat16"
 
 
 def training_of(cfg: Resolved, setting: str) -> str:

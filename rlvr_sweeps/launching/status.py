@@ -12,7 +12,7 @@ from rich.live import Live as LiveDisplay
 
 from rlvr_sweeps.config.identity import science
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.settings import is_trained, modules_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.launching.slurm import queue, records
@@ -101,6 +101,7 @@ def settings_of(cfg: Resolved) -> Row:
         "method": cfg["peft"]["name"],
         "algo": cfg["algo"]["name"] if trained else None,
         "data": cfg["data"]["name"] if trained else None,
+        "modules": modules_of(cfg) if trained else None,
         **{column: value for column, value in dials(cfg).items() if column != "steps"},
     }
 

@@ -52,10 +52,12 @@ def part(results: Results, name: str) -> dict[str, Any]:
 def decode_overhead_s(results: Results, gpu: Gpu) -> float | None:
     """Return the seconds of a decoding pass beyond reading weights and cache, the median over the numbers of sequences."""
     decode = part(results, "decode")
+    cfg = {"model": {"autocast_bf16": decode.get("bytes_per_weight") == 2}, "rollout": {}}  # for the precision of products
     overheads = []
     for row in decode.get("passes", ()):
         context = row["sequences"] * decode["context_tokens"]
-        without = pass_s(results["architecture"], gpu, row["sequences"], context, 0.0, decode["bytes_per_weight"])
+        bytes_read = decode["bytes_per_weight"]
+        without = pass_s(cfg, "rollout", results["architecture"], gpu, row["sequences"], context, 0.0, bytes_read)
         overheads.append(row["pass_s"] - without)
     return max(0.0, statistics.median(overheads)) if overheads else None
 

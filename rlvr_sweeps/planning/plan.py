@@ -1,6 +1,6 @@
 """Plan a launch: the distinct runs of a grid, their states, and what the launch does with each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rlvr_sweeps.config.compose import Point
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained, rank_of
+from rlvr_sweeps.config.settings import is_trained, modules_of, rank_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.runs.directory import Live, Run, State
 
@@ -70,7 +70,17 @@ def action(planned: Planned) -> str:
     }[planned.state]
 
 
-def dials(cfg: Resolved) -> dict[str, float | int | None]:
+def columns(plan: Sequence[Planned]) -> list[dict[str, float | int | str | None]]:
+    """Return each run's dials by column; the modules are among them where a run targets a part of the linear modules."""
+    modules = [modules_of(planned.cfg) if is_trained(planned.cfg) else None for planned in plan]
+    shown = {"attention", "mlp"} & set(modules)
+    return [
+        dict[str, float | int | str | None]({"modules": chosen} if shown else {}) | dials(planned.cfg)
+        for chosen, planned in zip(modules, plan, strict=True)
+    ]
+
+
+def dials(cfg: Resolved) -> dict[str, float | int | str | None]:
     """Return rank, lr, batch size, steps and seed by the name of their column; None for a dial that the run does not have."""
     values = (rank_of(cfg), cfg["lr"], cfg["batch_size"], cfg["steps"], cfg["seed"]) if is_trained(cfg) else [None] * 5
     return dict(zip(("rank", "lr", "batch", "steps", "seed"), values, strict=True))
@@ -87,14 +97,15 @@ def show(plan: list[Planned], console: Console) -> None:
     """Print one row per run and the number of runs in each state."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("run", overflow="fold")
-    for column in dials(plan[0].cfg) if plan else ():
+    rows = columns(plan)
+    for column in rows[0] if plan else ():
         table.add_column(column, justify="right")
     table.add_column("state")
     table.add_column("this launch", overflow="fold")
-    for planned in plan:
+    for planned, row in zip(plan, rows, strict=True):
         times = f" (in the grid {planned.point_count} times)" if planned.point_count > 1 else ""
         state = Text(planned.state, STYLE[planned.state])
-        table.add_row(planned.run.name, *map(dial_cell, dials(planned.cfg).values()), state, action(planned) + times)
+        table.add_row(planned.run.name, *map(dial_cell, row.values()), state, action(planned) + times)
     console.print(table)
     for planned in plan:
         if planned.damage:

@@ -6,12 +6,16 @@ labels, from the overrides of a sweep's rows: those of the paper's tables, with 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import is_trained, modules_of
 from rlvr_sweeps.config.sweeps import DIAL_LABELS
 from rlvr_sweeps.reporting.rows import Cell
 
-DIALS = {dial: DIAL_LABELS[dial] for dial in ("rank", "lr", "batch_size", "dropout", "steps")}  # in the order of a label
+DIALS = {
+    dial: DIAL_LABELS[dial] for dial in ("modules", "rank", "lr", "batch_size", "dropout", "steps")
+}  # in the order of a label
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,17 @@ def label(cell: Cell, cells: Sequence[Cell], dials: Sequence[str] = tuple(DIALS)
     same_method = [each for each in configurations if (each["peft"]["name"], each["algo"]["name"]) == names]
     parts = [cfg["peft"]["title"]]
     for dial in dials:
-        if len({each[dial] for each in same_method}) > 1:
-            parts.append(f"{DIALS[dial]} {cfg[dial]:g}")
+        if len({dial_of(each, dial) for each in same_method}) > 1:
+            value = dial_of(cfg, dial)
+            parts.append(f"{DIALS[dial]} {value if isinstance(value, str) else format(value, 'g')}")
     if len({each["model"]["name"] for each in configurations}) > 1:
         parts.append(cfg["model"]["name"])
     return " ".join(parts)
+
+
+def dial_of(cfg: Resolved, dial: str) -> Any:
+    """Return a dial's configured value, and for `modules` what the adapter targets: all, attention, mlp or its own choice."""
+    return modules_of(cfg) or "own" if dial == "modules" else cfg[dial]
 
 
 def coverage_note(shown: Sequence[ReportRow], rows: Sequence[ReportRow]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlvr_sweeps.config.identity import digest, evaluation_spec, science
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.settings import is_trained, modules_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.files import Row, read_object, read_rows, refuse_incomplete
 from rlvr_sweeps.runs.directory import Run
@@ -112,7 +112,15 @@ def order(cell: Cell) -> tuple[Any, ...]:
     """Return the sort key of a cell: the base model first, then by model, method, objective and dials."""
     cfg, dials = cell.cfg, ("rank", "alpha", "dropout", "lr", "batch_size", "steps")
     numbers = tuple(cell.summaries[0].get(dial) or 0 for dial in dials)
-    return (is_trained(cfg), cfg["model"]["name"], cfg["peft"]["name"], cfg["algo"]["name"], numbers, cell.runs[0].name)
+    return (
+        is_trained(cfg),
+        cfg["model"]["name"],
+        cfg["peft"]["name"],
+        cfg["algo"]["name"],
+        modules_of(cfg) or "",
+        numbers,
+        cell.runs[0].name,
+    )
 
 
 def benchmarks(rows: Sequence[Cell]) -> list[str]:

@@ -24,7 +24,7 @@ Graded = tuple[list[list[float]], list[str], list[bool]]  # rewards, the verifie
 
 
 class Engine(Protocol):
-    """What decodes: `vllm_rollouts.VllmRollouts`."""
+    """What decodes: `vllm_rollouts.ContinuousEngine`."""
 
     @property
     def slots(self) -> int:

@@ -20,19 +20,38 @@ from trl.trainer.utils import shuffle_sequence_dict
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.problems import token_ids
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import LOSSES_OVER_COMPLETIONS, completions_per_row, cuts_passes, samples_at_once, training_of
+from rlvr_sweeps.config.settings import (
+    LOSSES_OVER_COMPLETIONS,
+    completions_per_row,
+    cuts_passes,
+    model_precision,
+    samples_at_once,
+    sampling_precision,
+    sampling_weights,
+    training_of,
+)
 from rlvr_sweeps.files import Row, write_json
 from rlvr_sweeps.training.continuous_sampling import EXCHANGES, ContinuousSampling, Graded, Rounds
 from rlvr_sweeps.training.dynamic_sampling import Group, Pool, PromptStream, fill, pool_of
 from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged
+from rlvr_sweeps.training.methods.reach import update_kept
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
+from rlvr_sweeps.training.models import PublishedWeights
 from rlvr_sweeps.training.random_state import kept_random_state
 from rlvr_sweeps.training.right_padding import RightPadded
-from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement, refuse_sampling_gap
+from rlvr_sweeps.training.sampler_agreement import (
+    Scores,
+    gap,
+    importance,
+    refuse_disagreement,
+    refuse_sampling_gap,
+    sampler_weights,
+)
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of
 from rlvr_sweeps.training.shared_prompts import SharedPrompts, refuse_other_attention
+from rlvr_sweeps.training.weight_rounding import Rounding, rounding_of
 
 
 class RlvrTrainer(GRPOTrainer):
@@ -58,6 +77,7 @@ class RlvrTrainer(GRPOTrainer):
         self.announce: Callable[[str], object] = str  # called with what the trainer does at present; by default without effect
         self.check_stop: Callable[[], object] = str  # called within a step, raises where training must end; by default nothing
         self.truncated_shares: list[float] = []  # by round of the step
+        self.published: PublishedWeights | None = None  # W0, set by the train stage, to measure vLLM's share of ΔW
         self.cuts_passes = cuts_passes(cfg)
         self.passes: list[dict[str, Any] | None] = []  # with cuts_passes: the step's forward passes
         self.completions_per_row = completions_per_row(cfg)
@@ -259,8 +279,8 @@ class RlvrTrainer(GRPOTrainer):
             return self.vllm_generation.sample(prompt_ids, seeds, self.eos_token_ids)
         with ExitStack() as weights:
             with self.timed("sync"):
-                weights.enter_context(merged(policy))
-            weights.enter_context(self.autocast())
+                weights.enter_context(merged(policy, self.rounding()))
+            weights.enter_context(self.autocast(sampling_precision(self.cfg, "rollout") == "bfloat16"))
             completions = sample(
                 policy, prompt_ids, seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
                 top_p=rollout["top_p"], pad_id=self.processing_class.pad_token_id, end_ids=self.eos_token_ids,
@@ -276,19 +296,32 @@ class RlvrTrainer(GRPOTrainer):
         synced_step = patches.synced_step(self)
         if step == synced_step:
             return
+        sampler = self.vllm_generation
+        sampler.rounding = self.rounding()
         with self.timed("sync"):
-            self.vllm_generation.sync_weights()
+            sampler.sync_weights()
         patches.set_synced_step(self, step)
         if synced_step < 0 or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
+            sampling = sampling_precision(self.cfg, "rollout")
+            tolerance = max(rollout["tolerance_nats"][name] for name in (model_precision(self.cfg), sampling))
             with self.autocast():
-                tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
-                self.columns["sync_gap_nats"] = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
-            self.columns["sampling_gap_nats"] = refuse_sampling_gap(self.vllm_generation, text, tolerance)
+                self.columns["sync_gap_nats"] = refuse_disagreement(policy, sampler, text, tolerance)
+            with self.autocast(False):
+                self.columns["policy_gap_nats"] = gap(policy, sampler, text)
+            self.columns["sampling_gap_nats"] = refuse_sampling_gap(sampler, text, rollout["tolerance_nats"][sampling])
+            if self.published and rollout["check_every"] and step % rollout["check_every"] == 0:
+                kept = update_kept(sampler_weights(policy, sampler), self.published)
+                self.columns |= {} if kept is None else {"update_kept": kept}
 
-    def autocast(self) -> Any:
-        """Return bfloat16 autocast as the model's configuration sets it; accelerate's own is off under DeepSpeed."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
+    def rounding(self) -> Rounding | None:
+        """Return the rounding of the weights that sample this step: `rollout.weights`."""
+        return rounding_of(sampling_weights(self.cfg, "rollout"), self.cfg["seed"], "weights", self.state.global_step)
+
+    def autocast(self, enabled: bool | None = None) -> Any:
+        """Return bfloat16 autocast, by default as the model's configuration sets it; accelerate's is off under DeepSpeed."""
+        is_enabled = self.cfg["model"]["autocast_bf16"] if enabled is None else enabled
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=is_enabled)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlvr_sweeps.assets.architecture import architecture, trained_parameters
 from rlvr_sweeps.config.sweeps import (
     Section,
     expand,
@@ -84,6 +85,22 @@ def test_an_override_of_a_setting_of_the_sweep_or_of_several_models_is_refused(c
         with pytest.raises(Refused, match=message):
             points(rank, "tiny", [argument])
     assert len(points(rank, "tiny", ["lr=1e-4,1e-3"])) == 8
+
+
+@pytest.mark.parametrize("model", ["tiny", "smollm2_135m", "qwen3_0_6b", "r1_qwen_1_5b", "r1_qwen_7b"])
+def test_the_sweep_of_modules_compares_attention_and_mlp_at_equal_numbers_of_parameters(composer, model):
+    product = load_product("modules", model, composer)
+    counts, targets = [], []
+    for row in product.rows:
+        cfg = composer.point([f"model={model}", "rollout=hf", "distributed=single", *row.overrides]).cfg
+        counts.append(trained_parameters(cfg, architecture(cfg)))
+        targets.append(set(cfg["peft"]["config"]["target_modules"]))
+    both, mlp, attention, larger_attention = counts
+    assert both == mlp + attention and abs(larger_attention / mlp - 1) < 0.016
+    assert targets[0] == targets[1] | targets[2] and targets[2] == targets[3] == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert [row.label.split(" r ")[0] for row in product.rows] == [
+        f"modules {part}" for part in ("all", "mlp", *2 * ["attention"])
+    ]
 
 
 def test_rows_that_set_a_model_keep_that_model(composer):

@@ -16,10 +16,11 @@ OVERHEAD_S, TRAINING, SLOWDOWN, CONTEXT = 0.0064, 0.41, 0.28, 160
 @pytest.fixture
 def results(composer):
     """Return the results of a session on an H100 whose seconds are those of the time model with the constants above."""
-    model, gpu = architecture(composer.point(["model=r1_qwen_1_5b"]).cfg), known_gpus()["h100"]
+    cfg, gpu = composer.point(["model=r1_qwen_1_5b"]).cfg, known_gpus()["h100"]
+    model = architecture(cfg)
     passes = []
     for sequences in (1, 32, 256):
-        seconds = timing.pass_s(model, gpu, sequences, sequences * CONTEXT, OVERHEAD_S, 2)
+        seconds = timing.pass_s(cfg, "rollout", model, gpu, sequences, sequences * CONTEXT, OVERHEAD_S, 2)
         passes.append({"sequences": sequences, "pass_s": seconds})
     batch, mean = 32, 8192
     necessary = 2 * timing.forward_operations(model, batch, mean, 4 / 3 * mean**2)  # as bench/gpu/step.py counts

@@ -63,6 +63,27 @@ def test_the_kv_cache_against_values_by_hand(composer):
     assert memory.sequences == pytest.approx(cache / (28_672 * (512 + 16384)))
 
 
+def test_memory_follows_the_modules(composer):
+    both, attention, mlp = (footprint_of(composer, f"modules={part}").parts for part in ("all", "attention", "mlp"))
+    for part in ("adapter", "gradients and optimizer"):
+        assert both[part] == attention[part] + mlp[part]
+    assert attention["adapter"] == 4 * 28 * 32 * 9_728  # layers, rank, inputs and outputs of q, k, v and o
+
+
+def test_float32_rollouts_take_twice_the_memory_and_more_time(composer):
+    """Weights, keys and values have four bytes, and products do not use the tensor cores."""
+    gpu, model = known_gpus()["h100"], architecture(composer.point(["model=r1_qwen_1_5b"]).cfg)
+    cfg = {weights: composer.point(["model=r1_qwen_1_5b", H100, f"rollout.weights={weights}",
+                                    f"evaluation.weights={weights}"]).cfg
+           for weights in ("bfloat16", "stochastic", "float32")}  # fmt: skip
+    footprints = {weights: footprint(point, model, gpu) for weights, point in cfg.items()}
+    assert footprints["bfloat16"] == footprints["stochastic"]
+    assert footprints["float32"].parts["vLLM's weights"] - 2 * 2**30 == pytest.approx(4 * BASE)
+    assert footprints["float32"].sequences < footprints["bfloat16"].sequences / 2
+    seconds = {weights: timing.evaluation_s(point, model, gpu, 1) for weights, point in cfg.items()}
+    assert 2 * seconds["bfloat16"] < seconds["float32"] < 10 * seconds["stochastic"]
+
+
 def test_the_papers_recipes_fit_80_gb(composer):
     """All methods with the 1.5B, and those of Table 6 with the 7B, without changes."""
     for model, methods in (("r1_qwen_1_5b", choices("peft")), ("r1_qwen_7b", ["lora", "dora", "miss", "lora_plus"])):

@@ -39,6 +39,18 @@ def test_the_plan_has_the_state_and_action_of_each_run(composer, tmp_path):
     assert "in the grid 2 times" in text.getvalue() and "retry=true" in text.getvalue()
 
 
+def test_the_modules_are_a_column_where_a_run_targets_a_part_of_them(composer, tmp_path):
+    def printed(*runs):
+        text, points = io.StringIO(), [composer.point([*overrides, f"runs_dir={tmp_path}"]) for overrides in runs]
+        show(make_plan(points, retry=False), Console(file=text, width=140))
+        return text.getvalue()
+
+    part = printed(["modules=attention"], ["modules=mlp"], [], ["peft=ia3"])
+    assert part.splitlines()[0].split()[:3] == ["run", "modules", "rank"]
+    assert [line.split()[1] for line in part.splitlines()[1:5]] == ["attention", "mlp", "all", "-"]
+    assert "modules" not in printed([], ["peft=ia3"])
+
+
 def test_different_overrides_of_the_same_values_are_one_run(composer):
     spellings = (["alpha=16"], [], ["rank=8", "peft=lora"])
     assert len(make_plan([composer.point(overrides) for overrides in spellings], retry=False)) == 1

@@ -7,11 +7,14 @@ import pytest
 
 from rlvr_sweeps.cli import main as rlvr
 from rlvr_sweeps.files import read_json, write_json
+from rlvr_sweeps.launching.status import settings_of
 from rlvr_sweeps.reporting.differences import compare
 from rlvr_sweeps.reporting.differences.baselines import baseline_index, families
-from rlvr_sweeps.reporting.labels import report_rows
+from rlvr_sweeps.reporting.frames.settings import named_settings
+from rlvr_sweeps.reporting.labels import label, report_rows
 from rlvr_sweeps.reporting.page.costs import cost_rows, time_of_attempts
 from rlvr_sweeps.reporting.page.deviations import ABSENT, choices, deviations, settings, value_of
+from rlvr_sweeps.reporting.page.main_table import constant, dial, varying
 from rlvr_sweeps.reporting.page.manifest import launches, manifest
 from rlvr_sweeps.reporting.page.report import write_report
 from rlvr_sweeps.reporting.rows import Cell, cells
@@ -75,6 +78,17 @@ def test_the_baseline_is_the_centre_of_the_sweep(point):
     assert baseline_index(rows, [3, 4, 5]) == 3  # the only LoRA row
     assert baseline_index(rows, [4, 5]) == 4  # the trained row
     assert baseline_index(rows, [5]) == 5
+
+
+def test_the_modules_are_in_labels_and_in_the_table_where_they_differ(point):
+    configurations = [point(*dials) for dials in (("modules=mlp",), ("modules=attention", "rank=4"), (), ("peft=ia3",))]
+    cells = [Cell(cfg, [{}], [SimpleNamespace(name=str(index))]) for index, cfg in enumerate(configurations)]
+    names = [label(cell, cells) for cell in cells]
+    assert names == ["LoRA modules mlp r 8", "LoRA modules attention r 4", "LoRA modules all r 8", "IA3"]
+    assert varying(cells) == ["modules"] and [dial(cell, "modules") for cell in cells] == ["mlp", "attention", "all", "-"]
+    assert constant(cells[2:]) == "" and constant(cells[:1]) == "modules mlp"
+    assert [settings_of(cfg)["modules"] for cfg in configurations] == ["mlp", "attention", "all", None]
+    assert [named_settings(cfg)["modules"] for cfg in configurations] == ["mlp", "attention", "all", None]
 
 
 def test_differences_are_those_of_compare_and_p_needs_seeds(evaluated, tmp_path):

@@ -67,6 +67,30 @@ def test_milora_trains_the_smallest_singular_directions(model, composer):
     torch.testing.assert_close(torch.linalg.svdvals(trained)[:8], torch.linalg.svdvals(weight)[-8:], atol=1e-5, rtol=1e-3)
 
 
+def test_lora_ga_starts_from_the_singular_vectors_of_the_gradient(model, composer):
+    """Compare with an exact SVD of the gradient of the next-token loss: A from the first r triplets, B from the next r."""
+    base, rank = copy.deepcopy(model), 8
+    for first in range(0, len(PROMPTS), 8):
+        ids = torch.tensor(PROMPTS[first : first + 8])
+        base(ids, labels=ids).loss.backward()
+    adapted = attach(model, method(composer, "lora_ga"), seed=1, prompts=PROMPTS)
+    name = "model.layers.1.mlp.up_proj"
+    layer, plain = adapted.base_model.model.get_submodule(name), base.get_submodule(name)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    scale = plain.out_features**0.25 / 4
+    torch.testing.assert_close(a @ a.T, scale**2 * torch.eye(rank), atol=1e-4, rtol=1e-4)
+    left, _, right = torch.linalg.svd(plain.weight.grad)
+    for factor, exact in ((a.T, right[:rank].T), (b, left[:, rank : 2 * rank])):
+        torch.testing.assert_close(factor @ factor.T / scale**2, exact @ exact.T, atol=2e-2, rtol=0)
+    torch.testing.assert_close(
+        layer.get_base_layer().weight + layer.scaling["default"] * b @ a, plain.weight, atol=1e-5, rtol=0
+    )
+    stored = {key: value.clone() for key, value in adapted.named_parameters() if value.requires_grad}
+    base.zero_grad()
+    resumed = attach(base, method(composer, "lora_ga"), seed=9, start=stored)
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in adapted.state_dict().items())
+
+
 def test_targets_that_match_nothing_are_refused(model, composer):
     settings = method(composer, "lora")
     with pytest.raises(Refused, match="matches no layer"):

@@ -65,7 +65,7 @@ def test_the_base_is_bit_identical_after_50_syncs(model, composer, name, dtype):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-@pytest.mark.parametrize("name", ["dora", "hira", "deft"])
+@pytest.mark.parametrize("name", ["dora", "hira", "peanut", "deft"])
 def test_a_merge_leaves_no_tensor_in_memory(model, composer, name):
     """PEFT keeps the weights before a merge (HiRA), a factor of them (DEFT) or norms (DoRA) until its own unmerge."""
     policy = adapted(model, composer, name)

@@ -10,12 +10,12 @@ CATEGORY, INTEGER, NULLABLE_INTEGER, FLOAT, BOOLEAN, NULLABLE_BOOLEAN, TEXT = (
     "category", "int64", "Int64", "float64", "bool", "boolean", "str",
 )  # fmt: skip
 RUNS = {  # columns of the table of runs
-    **dict.fromkeys(("state", "sweep", "model", "peft", "method", "algo", "data", "evaluation", "engine"), CATEGORY),
+    **dict.fromkeys(("state", "sweep", "model", "peft", "method", "algo", "data", "modules", "evaluation", "engine"), CATEGORY),
     **dict.fromkeys(("id", "error", "stopped_early"), TEXT),
     **dict.fromkeys(
         ("rank", "batch_size", "steps", "seed", "trainable", "parameters", "steps_done", "grader"), NULLABLE_INTEGER
     ),
-    **dict.fromkeys(("alpha", "dropout", "lr", "train_seconds", "reach"), FLOAT),
+    **dict.fromkeys(("alpha", "dropout", "lr", "train_seconds", "reach", "bfloat16_error", "update_kept"), FLOAT),
     "evaluated": BOOLEAN,
 }
 CELLS = {"seeds": INTEGER, "runs": TEXT, "avg": FLOAT, "avg_se": FLOAT}

@@ -10,7 +10,7 @@ from rlvr_sweeps.config.settings import dial_values, is_trained
 from rlvr_sweeps.files import Row
 from rlvr_sweeps.reporting.rows import SEEDS
 
-DIALS = ("rank", "alpha", "dropout", "lr", "batch_size", "steps", "seed")
+DIALS = ("rank", "alpha", "dropout", "modules", "lr", "batch_size", "steps", "seed")
 NAMED = ("model", "peft", "method", "algo", "data", *DIALS)
 NOT_COLUMNS = (  # patterns of dotted keys: those with a column in NAMED, and those of the machine and of the launch
     *DIALS, "*.name", "*.title", "*.unavailable", "cluster.*", "tracking.*", "sweep", "runs_dir", "plan", "retry", "wait",

@@ -23,7 +23,7 @@ CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG)  # in merged/ and adapter/; other files: the tokenizer's
 # Values of PEFT's init_lora_weights that leave the base model's weights as they are.
-KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
+KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 # Files of an earlier export, which --force removes: PEFT would load an adapter that lies beside a merged model.
 REPLACED = (
     *WEIGHTS, "config.json", "generation_config.json", "chat_template.jinja", "tokenizer*", "vocab.*", "merges.txt",
@@ -107,6 +107,11 @@ def adapter_refusal(cfg: Resolved) -> str | None:
         return (
             f"peft={peft['name']} starts from the base model's own weights and moves a part of them into the adapter, so that "
             "the adapter on the published base is another model"
+        )
+    if peft["config"]["peft_type"] == "PSOFT":
+        return (
+            f"peft={peft['name']} does not store the singular vectors that it rotates, and PEFT computes them again, on "
+            "another machine with other signs"
         )
     return None
 

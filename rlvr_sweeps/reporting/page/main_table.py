@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvr_sweeps.config.identity import evaluation_spec
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.settings import is_trained, modules_of
 from rlvr_sweeps.config.sweeps import DIAL_LABELS
 from rlvr_sweeps.files import read_object
-from rlvr_sweeps.reporting.labels import percent
+from rlvr_sweeps.reporting import lost_updates
+from rlvr_sweeps.reporting.labels import label, percent
 from rlvr_sweeps.reporting.rows import Cell
 
 # A column title has space for the full word.
@@ -25,6 +26,8 @@ def common_k(rows: Sequence[Cell]) -> str:
 
 def dial(cell: Cell, name: str) -> str:
     """Return a row's value of a dial as text; a dash where it has none."""
+    if name == "modules":
+        return (is_trained(cell.cfg) and modules_of(cell.cfg)) or "-"
     value = cell.summaries[0].get(name)
     return "-" if value is None else f"{value:g}"
 
@@ -40,8 +43,10 @@ def has_several_models(rows: Sequence[Cell]) -> bool:
 
 
 def constant(rows: Sequence[Cell]) -> str:
-    """Return `rank 8, lr 0.001, …`: the dials with a single value among the rows."""
+    """Return `rank 8, lr 0.001, …`: the dials with a single value among the rows; without `modules all`."""
     values = {name: {dial(cell, name) for cell in rows} - {"-"} for name in DIALS}
+    if values["modules"] == {"all"}:
+        del values["modules"]
     return ", ".join(f"{DIALS[name]} {dial_values.pop()}" for name, dial_values in values.items() if len(dial_values) == 1)
 
 
@@ -73,6 +78,7 @@ def notes(rows: Sequence[Cell]) -> list[str]:
         "the relative change of the weights by training, ‖ΔW‖/‖W0‖ over the model."
     ]
     sentences += [sentence for cell in rows for sentence in cell.stopped_early]
+    sentences += lost_updates.notes((label(cell, rows), cell) for cell in rows)
     if any(len(cell.runs) == 1 for cell in rows):
         sentences.append(
             "± is the standard error from sampling each problem k times. A row with one training seed does not show how much "
