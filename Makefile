@@ -101,8 +101,9 @@ test-fast: venv ## run the tests without training: two minutes
 test-main: venv
 	$(BIN)/$(PYTEST) -n 2 --dist loadgroup -m "$(SELECT)" $(WITHOUT_CLUSTER)
 
-chromium: # install the browser for the report's tests, if it is missing and the user is root on Debian
+chromium: # install the browser for the report's tests and the sandbox for programs, if missing and the user is root on Debian
 	tests/chromium.sh
+	tests/bubblewrap.sh
 
 venv-vllm: $(READY_VLLM) ## create or update .venv-vllm: real vLLM on the CPU in addition to .venv, 1 GB
 

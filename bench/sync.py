@@ -56,9 +56,7 @@ def make_sampler(base: Path, sync: str) -> Any:
         for name, value in policy.named_parameters():
             if "lora_B" in name:
                 value.normal_(std=0.01)
-    return VllmRollouts(
-        cfg, model=policy.eval(), accelerator=Accelerator(cpu=True), processing_class=make_tokenizer(), max_num_seqs=8
-    )
+    return VllmRollouts(cfg, model=policy.eval(), accelerator=Accelerator(cpu=True), processing_class=make_tokenizer())
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -250,6 +250,17 @@ def vllm_model_runner(llm: Any) -> Any:
     return llm.llm_engine.model_executor.driver_worker.model_runner
 
 
+def unfinished_tokens(llm: Any) -> int:
+    """Return the number of tokens that an engine in this process has decoded for its unfinished requests.
+
+    vLLM 0.31.0 returns nothing for an aborted request; the tokens thrown away are counted before.
+    https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/v1/engine/output_processor.py
+    Remove when abort_request returns what was decoded.
+    """
+    states = llm.llm_engine.output_processor.request_states.values()
+    return sum(state.detokenizer.num_output_tokens() for state in states)
+
+
 def vllm_module(llm: Any) -> Any:
     """Return the torch module, with fused layers, of an engine that runs in this process.
 

@@ -31,6 +31,7 @@ SOURCES = {
     "transformers.trainer:Trainer._load_optimizer_and_scheduler": "bdcb956f06c4",
     "peft.tuners.lora.dora:DoraLinearLayer": "7378d6129607",
     "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm": "d41e9cf4aa57",
+    "vllm.v1.engine.output_processor:OutputProcessor.abort_requests": "6dd03abb8ea3",
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._parse_overrides_and_create_caching_repo": "64a9ff8144ed",
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": "d2862382c3a7",
     "hydra._internal.core_plugins.basic_sweeper:BasicSweeper": "5aab9613b1cc",

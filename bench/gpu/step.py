@@ -51,7 +51,7 @@ TOY_SHAPE = {
     "vocab_size": 4096,
 }
 MEAN_TOKENS = {False: 2048, True: 48}  # of a sampled completion without a limit, by --toy
-LONGEST_PROMPT = 256  # tokens of a given prompt
+LONGEST_PROMPT, SHORTEST_LIMIT = 512, 64  # tokens of a prompt; less than SHORTEST_LIMIT would leave no problem
 PHASES = ("sampling", "forward", "backward", "rest")
 
 
@@ -103,9 +103,9 @@ def model_folder(options: argparse.Namespace, world: Path) -> Path:
 
 
 def given_rows(options: argparse.Namespace, step: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the prompts and completions of a step as token ids: lengths spread evenly up to LONGEST_PROMPT and --tokens."""
+    """Return the prompts and completions of a step as token ids: lengths spread evenly up to --prompt and --tokens."""
     generator, groups = random.Random(step), options.batch // GROUP_SIZE
-    prompts = [max(2, LONGEST_PROMPT * (index + 1) // groups) for index in range(groups)]
+    prompts = [max(2, options.prompt * (index + 1) // groups) for index in range(groups)]
     completions = [max(1, options.tokens * (index + 1) // options.batch) for index in range(options.batch)]
     generator.shuffle(prompts)
     generator.shuffle(completions)
@@ -127,7 +127,8 @@ def make_own_trainer(options: argparse.Namespace, world: Path) -> Any:
         f"data.path={world}/train.jsonl", f"benchmark.local.path={world}/test.jsonl",
         "algo=dapo_released", f"peft={options.method}", *rank_override(options),
         f"rollout={'vllm' if vllm else 'hf'}", *(["rollout.vllm.gpu_memory_utilization=0.3"] if vllm else []),
-        f"rollout.max_tokens={options.tokens}", f"batch_size={options.batch}", "steps=10000", "training.save_every=100000",
+        f"rollout.max_tokens={options.tokens}", f"data.max_prompt_tokens={options.prompt}",
+        f"batch_size={options.batch}", "steps=10000", "training.save_every=100000",
         f"training.per_device_batch_size={options.per_device}", f"model.autocast_bf16={options.cuda}", "untested_versions=true",
         f"runs_dir={world}/runs", "cluster.gpu=null", "signal_check=off", f"rollout.group_size={GROUP_SIZE}",
     ]).cfg  # fmt: skip
@@ -348,8 +349,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="completions per step")
     parser.add_argument("--per-device", type=int, default=4, help="completions per forward pass")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
-    for option in ("--implementation", "--method", "--world", "--folder"):  # passed by this script to its own processes
-        parser.add_argument(option, help=argparse.SUPPRESS)
+    for option in ("--implementation", "--method", "--world", "--folder", "--prompt"):  # passed to this script's own processes
+        parser.add_argument(option, help=argparse.SUPPRESS, type=int if option == "--prompt" else str)
     options = parser.parse_args()
     if options.batch % options.per_device or options.batch % GROUP_SIZE:
         parser.error(f"--batch {options.batch} must be a multiple of --per-device {options.per_device} and of {GROUP_SIZE}.")
@@ -363,6 +364,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure_in_process(options: argparse.Namespace, name: str, world: str) -> dict[str, Any]:
     """Return the result of one implementation and method, measured in a process of its own; its error where it failed."""
     arguments = ["--implementation", name, "--method", options.method, "--world", world, "--folder", str(options.folder)]
+    arguments += ["--prompt", str(options.prompt)]
     process = subprocess.run([sys.executable, __file__, *sys.argv[1:], *arguments], capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.strip().splitlines()
@@ -390,6 +392,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as world:
         write_problems(Path(world))
         options.folder = model_folder(options, Path(world))
+        positions = json.loads((options.folder / "config.json").read_text()).get("max_position_embeddings", 2**30)
+        options.prompt = min(LONGEST_PROMPT, positions - options.tokens)
+        if options.prompt < SHORTEST_LIMIT:
+            most = positions - SHORTEST_LIMIT
+            print(
+                f"The model has {positions} positions, which --tokens {options.tokens} exceeds. Use at most {most}.",
+                file=sys.stderr,
+            )
+            return 2
         seconds: dict[tuple[str, str], float] = {}
         for method in options.methods:
             options.method = method

@@ -121,6 +121,8 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Pass the points to the launcher, in batches of at most `max_batch_size`; return its records of all points."""
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        if self.config.budget is not None:
+            return self.sweep_within_budget(arguments)
         if self.sections:
             from rlvr_sweeps.config import sweeps
 
@@ -155,6 +157,27 @@ class GridSweeper(BasicSweeper):
         while grid := rounds.next_points():
             returns += self.launch(list(self.split_overrides_to_chunks(grid, self.max_batch_size)))
         rounds.show()
+        return returns
+
+    def sweep_within_budget(self, arguments: list[str]) -> Any:
+        """Launch round after round, each with the seeds that can still decide a claim; return the records of all points."""
+        from rlvr_sweeps.config import compose
+        from rlvr_sweeps.errors import Refused
+        from rlvr_sweeps.launching import adaptive
+
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        if not self.sections or self.config.sweep is None:
+            raise Refused("budget= needs a sweep that claims are about: python launch.py sweep=methods budget=40.")
+        if self.lr:
+            raise Refused("budget= and lr=auto cannot be combined: each decides which runs come next. Leave one of them out.")
+        composer = compose.Composer(self.hydra_context.config_loader)
+        budget = adaptive.read_budget(str(self.config.budget))
+        returns: list[Any] = []
+        for points in adaptive.rounds(
+            composer, str(self.config.sweep), str(self.config.model.name), arguments, budget,
+            int(self.config.most_seeds), bool(self.config.plan),
+        ):  # fmt: skip
+            returns.append(self.launcher.launch(points, initial_job_idx=sum(map(len, returns))))
         return returns
 
 

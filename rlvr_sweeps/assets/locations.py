@@ -121,10 +121,14 @@ def weights_folder(cfg: Mapping[str, Any]) -> Path:
 
 
 def model_key(cfg: Mapping[str, Any]) -> str:
-    """Return a hash that identifies the model's weights: of hub id and commit, or of the files where no commit is pinned."""
+    """Return a hash that identifies the model's weights: of hub id and commit, or of the files where no commit is pinned.
+
+    It ends in -bf16 where the model begins with rounded weights.
+    """
     path, revision = cfg["model"]["path"], cfg["model"]["revision"] or ""
+    suffix = "-bf16" if cfg["model"].get("rounded_to_bf16") else ""
     if not Path(locate(path, revision)).is_dir() and re.fullmatch("[0-9a-f]{40}", revision):
-        return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()[:16] + suffix
     files = sorted(weights_folder(cfg).glob("*.safetensors"))
     if not files:
         raise Refused(f"{path} has no .safetensors files. Save the model with transformers' save_pretrained first.")
@@ -132,4 +136,4 @@ def model_key(cfg: Mapping[str, Any]) -> str:
     for file in files:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16] + suffix

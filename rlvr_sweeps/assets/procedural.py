@@ -109,11 +109,19 @@ def generated(task: str, parameters_json: str, size: int, seed: int) -> Rows:
         ) from error
     if task in MATHEMATICS:
         return [
-            {"question": entry["question"], "answer": str(entry["answer"]), "entry": write_gold(task, parameters, entry)}
+            {"question": entry["question"], "answer": str(entry["answer"]), **entry_column(task, parameters, entry)}
             for entry in entries
         ]
     golds = [gold_of(task, parameters, entry) for entry in entries]
     return [{"question": entry["question"], "answer": gold, "entry": gold} for entry, gold in zip(entries, golds, strict=True)]
+
+
+def entry_column(task: str, parameters: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the column `entry` by which the task's own score decides; none where an entry cannot be written as JSON."""
+    try:
+        return {"entry": write_gold(task, parameters, entry)}
+    except (TypeError, ValueError):
+        return {}
 
 
 def gold_of(task: str, parameters: Mapping[str, Any], entry: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from rlvr_sweeps.config.settings import (
     HELD_OUT,
     METHOD_DIALS,
     TRACKERS,
+    WEIGHTS,
     dials_read,
     gpu_count,
     is_trained,
@@ -29,6 +30,8 @@ from rlvr_sweeps.grading.extraction import POLICIES
 
 CHOICES = {
     "evaluation.engine": ("auto", "vllm", "transformers"),
+    "evaluation.weights": WEIGHTS,
+    "rollout.weights": WEIGHTS,
     "grading": tuple(POLICIES),
     **{f"answers.{rule}": choices for rule, choices in rules.CHOICES.items()},
     "modules": ("all", "attention", "mlp"),
@@ -55,6 +58,8 @@ def refuse_ignored_dials(cfg: DictConfig, overridden: Collection[str]) -> None:
 
 def refuse(cfg: Resolved) -> None:
     """Raise Refused for the first setting of a resolved configuration that cannot work."""
+    if cfg["budget"] is not None:
+        raise Refused(f"budget={cfg['budget']} needs a sweep that claims are about: python launch.py sweep=methods budget=40.")
     if cfg["distributed"]["name"].startswith("zero") and cfg["peft"]["config"].get("peft_type") == "ADALORA":
         raise Refused(
             f"distributed={cfg['distributed']['name']} with peft={cfg['peft']['name']}: ZeRO flattens the gradients that the "
@@ -365,6 +370,11 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
     refuse_unread_settings(cfg)
     if cfg["rollout"]["engine"] == "vllm":
         refuse_unfit_engine(cfg)
+    elif cfg["rollout"].get("continuous"):
+        raise Refused(
+            f"rollout.continuous=true needs vLLM, and rollout.engine is {cfg['rollout']['engine']}, which samples in rounds. "
+            "Use rollout=vllm, or rollout.continuous=false."
+        )
     elif cfg["rollout"].get("sleep"):
         raise Refused("rollout.sleep=true needs rollout=vllm: only vLLM holds GPU memory that it can release.")
 

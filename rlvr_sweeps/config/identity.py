@@ -14,16 +14,16 @@ from functools import cache
 from typing import Any
 
 from rlvr_sweeps.config.schema import Resolved, leaves, schema_defaults
-from rlvr_sweeps.config.settings import grading_of, is_trained, rules_of
+from rlvr_sweeps.config.settings import grading_of, is_trained, model_precision, rules_of
 from rlvr_sweeps.grading.rules import DEFAULT_RULES
 
 NOT_SCIENCE = (  # patterns of dotted keys that are not part of a run's id
     "rank", "alpha", "dropout", "modules", "model.attention_modules",  # they enter through peft.config
     "cluster.*", "distributed.*", "tracking.*", "benchmark.*", "evaluation.*",
-    "sweep", "runs_dir", "plan", "retry", "wait", "canary", "untested_versions", "analysis",
+    "sweep", "runs_dir", "plan", "retry", "wait", "canary", "budget", "most_seeds", "untested_versions", "analysis",
     "*.title", "peft.not_the_base_in_training", "peft.factored_norm", "*.unavailable", "model.architecture.*",
     "model.opens_think", "model.paper_size", "model.license", "data.problems",
-    "rollout.vllm.*", "rollout.sleep", "rollout.check_every", "rollout.tolerance_nats.*",
+    "rollout.vllm.*", "rollout.sleep", "rollout.continuous", "rollout.check_every", "rollout.tolerance_nats.*",
     "training.per_device_batch_size", "training.save_every", "training.save_minutes",
     "training.gradient_checkpointing", "training.micro_batches",
     "training.worst_case_first", "training.samples_per_step", "signal_check",
@@ -58,6 +58,7 @@ def science(cfg: Resolved) -> dict[str, Any]:
         if not matches(key, NOT_SCIENCE)
         and (is_trained(cfg) or matches(key, SCIENCE_OF_BASE))
         and defaults.get(key, absent) != value
+        and not (key == "rollout.weights" and value == model_precision(cfg))  # what a configuration without this key means
     }
 
 
@@ -75,14 +76,16 @@ def run_name(cfg: Resolved) -> str:
 def evaluation_spec(cfg: Resolved) -> str:
     """Return the hash of what is evaluated and how; results are comparable exactly where it is equal.
 
-    Settings that were added later (`grading`, `answers.*`, `verifier.*`, LATER_DEFAULTS) enter only where they differ from
-    their default.
+    Settings that were added later (`grading`, `answers.*`, `verifier.*`, `evaluation.weights`, LATER_DEFAULTS) enter only where
+    they differ from their default.
     """
     settings = {"evaluation": cfg["evaluation"], "benchmark": cfg["benchmark"]}
     grading = {} if grading_of(cfg) == schema_defaults()["grading"] else {"grading": grading_of(cfg)}
     rules = {key: value for key, value in asdict(rules_of(cfg)).items() if value != getattr(DEFAULT_RULES, key)}
     settings |= grading | ({"answers": rules} if rules else {}) | verifier_settings(cfg)
     values = {key: value for key, value in leaves(settings) if not matches(key, NOT_IN_EVALUATION)}
+    if values.get("evaluation.weights") in (None, model_precision(cfg)):
+        values.pop("evaluation.weights", None)
     return digest({key: value for key, value in values.items() if not is_later_default(key, value)})
 
 

@@ -14,7 +14,9 @@ from rlvr_sweeps.config.settings import HELD_OUT
 from rlvr_sweeps.config.sweeps import key_of
 from rlvr_sweeps.errors import Refused
 
+Score = tuple[float, float]  # accuracy and its standard error
 AUTO = "auto"
+POINT = 0.01  # of accuracy: a rate counts as good if it loses at most this to the best
 MOST_RATES = 7  # of a row: three, and four more
 FEWEST_RATES = 3  # a best rate needs a neighbour on each side
 # What lr=auto adds where a launch does not set it: prompts to choose on, and a low result in place of a run that collapsed.
@@ -83,28 +85,35 @@ def start(rates: Sequence[float], own: float) -> list[float]:
     return sorted(set(rates)) if len(set(rates)) >= FEWEST_RATES else [below(own), own, above(own)]
 
 
-def best_of(scores: Sequence[float]) -> int:
-    """Return the index of the highest score, the first of several equal ones; scores that are NaN do not count."""
-    measured = [index for index, score in enumerate(scores) if not math.isnan(score)]
-    return max(measured, key=lambda index: scores[index], default=0)
+def is_good(score: Score, best: Score) -> bool:
+    """Return whether a rate's accuracy is within a point, or one standard error of the difference, of the best."""
+    return best[0] - score[0] <= max(POINT, math.hypot(score[1], best[1]))
 
 
-def grown(rates: Sequence[float], score: Callable[[float], float | None], bound: int) -> list[float]:
+def best_of(values: Sequence[float]) -> int:
+    """Return the index of the highest value; of several equal ones, that nearest to the middle. NaN does not count."""
+    measured = [index for index, value in enumerate(values) if not math.isnan(value)]
+    middle = (len(values) - 1) / 2
+    return max(measured, key=lambda index: (values[index], -abs(index - middle)), default=0)
+
+
+def grown(rates: Sequence[float], score: Callable[[float], Score | None], bound: int) -> list[float]:
     """Return the grid that a row has by now: `rates`, extended while a best rate is at an edge and the bound allows it.
 
-    `score` returns a rate's accuracy on the held-out prompts; None where a run is missing, which ends the extension.
+    Where all rates are equally good, they may all be too low to change the model, so a higher one is added. `score` returns a
+    rate's accuracy on the held-out prompts with its standard error; None where a run is missing, which ends the extension.
     """
     grid = sorted(rates)
     while len(grid) < bound:
         scores = [score(rate) for rate in grid]
-        known = [value for value in scores if value is not None]
+        known = [each for each in scores if each is not None]
         if len(known) < len(scores):
             return grid
-        best = best_of(known)
-        if best == 0:
-            grid.insert(0, below(grid[0]))
-        elif best == len(grid) - 1:
+        best = best_of([value for value, _ in known])
+        if best == len(grid) - 1 or all(is_good(each, known[best]) for each in known):
             grid.append(above(grid[-1]))
+        elif best == 0:
+            grid.insert(0, below(grid[0]))
         else:
             return grid
     return grid

@@ -34,6 +34,7 @@ class ModelConf:
     architecture: dict[str, Any] = field(default_factory=dict)  # values of config.json, for plans before the model is there
     opens_think: bool = False  # whether the chat template must end a prompt with an opening <think>; checked before a run
     autocast_bf16: bool = False  # matrix products in bfloat16; weights and optimizer state stay float32
+    rounded_to_bf16: bool = False  # begin with the weights rounded to bfloat16, the values that most published models have
     license: str | None = None  # of the base model, by the hub's name (apache-2.0); for the model card of `rlvr export`
     paper_size: str | None = None  # the size by which the paper names this model ("1.5B"); None: not a model of the paper
 
@@ -121,8 +122,12 @@ class RolloutConf:
     top_p: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig; only its vLLM and correction settings
     vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM; arguments that follow from the run are refused
+    continuous: bool = False  # vllm: all sampling rounds of a step in one call of the engine; the trained groups are the same
     sleep: bool = False  # vllm on a GPU: it releases weights and KV cache during the update, and is compared after each waking
     sync: str = "merged"  # vllm: weights sent to the engine each step: merged | adapter (A and B alone, LoRA variants only)
+    # Weights that sample: float32 (products too) | bfloat16 (the nearest value) | stochastic (bfloat16, rounded up or down at
+    # random so that the mean is exact). conf/config.yaml sets it; None, in stored configurations: as model.autocast_bf16.
+    weights: str | None = None
     check_every: int = 0  # vllm: steps between comparisons of its log-probabilities with the trainer's; 0: the first only
     tolerance_nats: dict[str, float] = field(default_factory=dict)  # vllm: by dtype, the mean difference that stops a run
 
@@ -136,6 +141,7 @@ class EvaluationConf:
     max_tokens: int = MISSING  # limit of one completion
     seed: int = MISSING  # every sample's own seed is derived from it
     engine: str = "auto"  # vllm | transformers | auto: vllm where it is installed and there is a GPU
+    weights: str | None = None  # weights that sample, as rollout.weights
     batch_size: int = 256  # transformers: completions decoded together; it does not change what is sampled
     vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM
 
@@ -298,6 +304,8 @@ class Config:
     plan: bool = False  # print what the launch would do, and do nothing
     retry: bool = False  # also run failed runs again
     wait: bool = False  # cluster=slurm: return only when all jobs have ended
+    budget: str | None = None  # of a sweep with claims: runs (40) or GPU-hours (12h), spent where a seed can decide a claim
+    most_seeds: int = 12  # with budget=: the most seeds of a row
     canary: bool = False  # cluster=slurm: submit one short run first; the others depend on its success
 
 

@@ -21,6 +21,7 @@ from rlvr_sweeps.paths import conf_dir
 
 METHOD_DIALS = ("rank", "alpha", "dropout", "modules")  # the dials that only some methods have
 TRACKERS = ("wandb", "tensorboard", "trackio")
+WEIGHTS = ("float32", "bfloat16", "stochastic")  # choices of rollout.weights and evaluation.weights
 HELD_OUT = "heldout"  # the benchmark of held-out training prompts; it is not part of the overall average
 
 
@@ -112,9 +113,42 @@ def analysis_of(cfg: Resolved) -> str:
     return str(cfg.get("analysis", schema_defaults()["analysis"]))
 
 
+def model_precision(cfg: Resolved) -> str:
+    """Return the precision of the model's products, `bfloat16` or `float32`."""
+    return "bfloat16" if cfg["model"]["autocast_bf16"] else "float32"
+
+
+def sampling_weights(cfg: Resolved, stage: str) -> str:
+    """Return `<stage>.weights`, one of WEIGHTS; the model's precision where the stored configuration has no such key.
+
+    `stage` is `rollout` or `evaluation`.
+    """
+    return str(cfg[stage].get("weights") or model_precision(cfg))
+
+
+def sampling_precision(cfg: Resolved, stage: str) -> str:
+    """Return the precision of weights, products and KV cache where a stage samples: `bfloat16` or `float32`."""
+    return "float32" if sampling_weights(cfg, stage) == "float32" else "bfloat16"
+
+
 def training_of(cfg: Resolved, setting: str) -> str:
     """Return `training.<setting>`; the schema's default where the stored configuration has no such key."""
     return str(cfg["training"].get(setting, schema_defaults()[f"training.{setting}"]))
+
+
+def samples_at_once(cfg: Resolved) -> bool:
+    """Return whether a step samples in one call of vLLM; False where the stored configuration is older than this setting."""
+    return bool(cfg["rollout"]["engine"] == "vllm" and cfg["rollout"].get("continuous", False))
+
+
+ROUNDS_AT_ONCE = 2  # where a call samples several rounds; more slow the completions that are needed: bench/sampling_rounds.py
+
+
+def sampler_slots(cfg: Resolved) -> int:
+    """Return the number of completions that vLLM decodes at the same time in each process: its `max_num_seqs`."""
+    one_round = cfg["batch_size"] // cfg["distributed"]["processes"]
+    derived = one_round * (ROUNDS_AT_ONCE if samples_at_once(cfg) and cfg["algo"]["sampling_rounds"] > 1 else 1)
+    return int(cfg["rollout"]["vllm"].get("max_num_seqs") or derived)
 
 
 # TRL's losses that are a mean over the completions of a pass, and those that divide by the tokens of the step. A mean over the

@@ -85,6 +85,11 @@ def record_sources(cfg: Resolved) -> None:
                 f"content. Restore the file, or leave {prefix}.source out."
             )
         part["source"] = digest
+    if cfg["verifier"]["correct_at"] != 1.0 and verifier_of(cfg).is_math:
+        raise Refused(
+            f"verifier.correct_at={cfg['verifier']['correct_at']} is set, but verifier=math alone scores 0 or 1. Leave it "
+            "out, or use a verifier with other scores."
+        )
     if cfg["verifier"]["also"] and cfg["verifier"]["name"] in cfg["verifier"]["also"]:
         raise Refused(f"verifier.also.{cfg['verifier']['name']} has the name of the verifier itself. Give it another name.")
 

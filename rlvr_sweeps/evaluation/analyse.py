@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlvr_sweeps.assets.locations import weights_folder
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.evaluation.samples import mean
 from rlvr_sweeps.files import read_object, read_rows, write_json
@@ -18,7 +17,7 @@ from rlvr_sweeps.runs.checksums import verify
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.training.methods.spectra import spectra
 from rlvr_sweeps.training.methods.svd import cached_smaller_side
-from rlvr_sweeps.training.models import PublishedWeights
+from rlvr_sweeps.training.models import PublishedWeights, published_weights
 
 SAMPLER = ("sampler_ratio_mean", "sampler_ratio_p99", "sampler_kl")  # columns of metrics.jsonl, with rollout=vllm
 
@@ -30,7 +29,7 @@ def analyse(run: Run, cfg: Resolved) -> None:
     """
     record = read_object(run.record_path, "model_key") or {}
     verify(run.merged_path)
-    published = PublishedWeights(weights_folder(cfg))
+    published = published_weights(cfg)
     final, kinds = tensors_on_device(PublishedWeights(run.merged_path)), cfg["model"]["linear_modules"]
     analysis = {
         "spectra": spectra(final, published, kinds, cached_smaller_side(record["model_key"])),

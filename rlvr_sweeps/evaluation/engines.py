@@ -13,16 +13,26 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoTokenizer
 
+from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.assets.problems import Problem
 from rlvr_sweeps.assets.tokenizer_check import refuse_other_tokenizer
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained
+from rlvr_sweeps.config.settings import is_trained, sampling_precision, sampling_weights
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.memory import shared_engine
 from rlvr_sweeps.runs.directory import Run
-from rlvr_sweeps.training.models import load_model, load_tokenizer, load_weights, own_device, own_gpu_gib
+from rlvr_sweeps.training.models import (
+    PublishedWeights,
+    load_model,
+    load_tokenizer,
+    load_weights,
+    own_device,
+    own_gpu_gib,
+    published_weights,
+)
 from rlvr_sweeps.training.seeded_sampling import sample
+from rlvr_sweeps.training.weight_rounding import Rounding, rounding_of
 
 
 @dataclass(frozen=True)
@@ -83,14 +93,17 @@ class TransformersEngine:
     def __init__(self, run: Run, cfg: Resolved, tokenizer: Any) -> None:
         model = load_weights(str(run.merged_path), own_device()) if is_trained(cfg) else load_model(cfg)[0]
         self.model = model.eval()
-        self.tokenizer, self.cfg = tokenizer, cfg
+        if rounding := evaluation_rounding(cfg):
+            for name, parameter in self.model.named_parameters():
+                parameter.data = rounding(name, parameter.data)
+        self.tokenizer, self.cfg, self.is_bf16 = tokenizer, cfg, sampling_precision(cfg, "evaluation") == "bfloat16"
         self.ends = end_ids(self.model.generation_config.eos_token_id, tokenizer)
 
     def decode(self, requests: Sequence[Request]) -> Iterator[list[Completion]]:
         settings = self.cfg["evaluation"]
         for start in range(0, len(requests), settings["batch_size"]):
             batch = requests[start : start + settings["batch_size"]]
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"]):
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.is_bf16):
                 completions = sample(
                     self.model, [request.prompt for request in batch], [request.seed for request in batch],
                     max_tokens=settings["max_tokens"], temperature=settings["temperature"], top_p=settings["top_p"],
@@ -111,17 +124,31 @@ class VllmEngine:
     def __init__(self, run: Run, cfg: Resolved, tokenizer: Any, longest_prompt: int) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
+        from vllm.platforms import current_platform
 
-        source, settings = cfg["model"], cfg["evaluation"]
+        settings = cfg["evaluation"]
         path, revision = (str(run.merged_path), {}) if is_trained(cfg) else model_location(cfg)
         derived = {
             "tokenizer_revision": revision.get("revision"),
-            "dtype": "bfloat16" if source["autocast_bf16"] else "float32",
+            "dtype": sampling_precision(cfg, "evaluation"),
             "max_model_len": longest_prompt + settings["max_tokens"],
             "generation_config": "vllm",  # a published generation config would act on top of the configured decoding
             "seed": 0,
         }
-        self.engine = LLM(model=path, **revision, **(derived | shared_engine(cfg, settings["vllm"], own_gpu_gib())))
+        rounding = evaluation_rounding(cfg)
+        if rounding and settings["vllm"].get("tensor_parallel_size", 1) > 1:
+            raise Refused(
+                "evaluation.vllm.tensor_parallel_size with evaluation.weights="
+                f"{settings['weights']} is not possible: the weights are rounded in this process. Leave tensor_parallel_size "
+                "out; several GPUs share an evaluation by cluster.evaluate.gpus_per_node."
+            )
+        if rounding and current_platform.is_cpu():
+            patches.keep_cpu_weights_unpacked()
+        engine = derived | shared_engine(cfg, settings["vllm"], own_gpu_gib(), "evaluation")
+        self.engine = LLM(model=path, **revision, **engine)
+        if rounding:
+            weights = PublishedWeights(run.merged_path) if is_trained(cfg) else published_weights(cfg)
+            patches.vllm_module(self.engine).load_weights((name, rounding(name, weights[name])) for name in weights.file_of)
         self.tokenizer, self.cfg = tokenizer, cfg
         self.ends = end_ids(self.engine.llm_engine.model_config.hf_config.eos_token_id, tokenizer)
 
@@ -143,6 +170,11 @@ class VllmEngine:
                      output.outputs[0].finish_reason == "length")
                     for output in finished
                 ]  # fmt: skip
+
+
+def evaluation_rounding(cfg: Resolved) -> Rounding | None:
+    """Return the rounding of the evaluated weights, `evaluation.weights`; None for float32."""
+    return rounding_of(sampling_weights(cfg, "evaluation"), cfg["evaluation"]["seed"], "evaluation", cfg["seed"])
 
 
 def end_ids(eos_token_id: int | list[int] | None, tokenizer: Any) -> list[int]:

@@ -137,6 +137,7 @@ def summarise(run: Run, cfg: Resolved) -> Row:
         "train_seconds": (run.marker("train") or {}).get("seconds"),
         "reach": reach_rows[-1]["reach"]["all"] if reach_rows else None,
         "bfloat16_error": reach_rows[-1].get("bfloat16_error", {}).get("all") if reach_rows else None,
+        "update_kept": reach_rows[-1].get("update_kept", {}).get("all") if reach_rows else None,
         "evaluation": evaluation_spec(cfg), "grader": VERSION,
     }  # fmt: skip
     if not verifier_of(cfg).is_math:

@@ -29,6 +29,7 @@ from rlvr_sweeps.grading.verifiers import Answered
 FORMS = (  # of a completion that gives the right answer
     "<think>\n</think>\n\\boxed{{answer}}", "\\boxed{{answer}}", "{answer}", "<answer>{answer}</answer>", "#### {answer}",
     "The answer is {answer}.", "<think>\n</think>\n<answer>{answer}</answer>", "<think>\n</think>\n{answer}",
+    "```python\n{answer}\n```",
 )  # fmt: skip
 SLOW_S = 1.0  # of one completion
 EXAMPLES = 5  # of each kind that are shown

@@ -4,6 +4,7 @@
 - `stages` runs a run's stages (train, evaluate, analyse) in order, each in a process of its own.
 - `progress` shows a running launch; `status` is `rlvr status`, and `status_table` its table; `doctor` is `rlvr doctor`, with
   `node_probe` on a compute node.
+- `lr_rounds` has the rounds of an lr=auto launch.
 - `threads` decides how many threads a process of a run has.
 
 May import every wing but `cli`; nothing below imports this one. No module needs torch to be imported: a stage's own process

@@ -24,6 +24,7 @@ class Gpu:
     product: str  # part of the name that the driver reports
     memory_gib: float
     bf16_tflops: float
+    fp32_tflops: float  # without tensor cores, which compute float32 products from rounded factors
     bandwidth_tb_s: float
     vllm_slots: int  # sequences that vLLM decodes at the same time by default
 

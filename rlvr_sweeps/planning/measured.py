@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained, rank_of, training_of
+from rlvr_sweeps.config.settings import is_trained, rank_of, samples_at_once, sampling_precision, training_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_object
 from rlvr_sweeps.planning.hardware import gpu_by_driver_name
@@ -45,8 +45,10 @@ def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
         *model_shape(cfg, gpu), *layout(cfg), method["name"], rank_of(cfg), cfg["dropout"] > 0,
         repr(method["config"].get("target_modules")), method.get("factored_norm", True), cfg["batch_size"],
         cfg["rollout"]["group_size"], cfg["rollout"]["temperature"], repr(cfg["rollout"]["trl"]),
-        cfg["algo"]["sampling_rounds"], cfg["training"]["per_device_batch_size"], cfg["training"]["gradient_checkpointing"],
+        cfg["algo"]["sampling_rounds"], sampling_precision(cfg, "rollout"), cfg["training"]["per_device_batch_size"],
+        cfg["training"]["gradient_checkpointing"],
         training_of(cfg, "micro_batches"), training_of(cfg, "log_probabilities"), cfg["cluster"].get("runs_per_gpu", 1),
+        samples_at_once(cfg),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from rlvr_sweeps.assets.architecture import (
     trained_parameters,
 )
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import completions_per_row, largest_pass
+from rlvr_sweeps.config.settings import completions_per_row, largest_pass, sampling_precision
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.hardware import GIB, Gpu, constants, known_gpus
 
@@ -55,8 +55,13 @@ def key_value_bytes(model: Architecture, bytes_per_number: float) -> float:
 
 
 def compute_bytes(cfg: Resolved) -> float:
-    """Return the bytes per number in matrix products and in vLLM: 2 under autocast, else 4."""
+    """Return the bytes per number in the matrix products of training: 2 under autocast, else 4."""
     return float(constants()["bytes"]["half" if cfg["model"]["autocast_bf16"] else "master"])
+
+
+def sampling_bytes(cfg: Resolved, stage: str) -> float:
+    """Return the bytes of a weight, product, key or value where a stage samples: 4 with `<stage>.weights=float32`, else 2."""
+    return float(constants()["bytes"]["master" if sampling_precision(cfg, stage) == "float32" else "half"])
 
 
 def sequence_tokens(cfg: Resolved) -> int:
@@ -81,15 +86,17 @@ def footprint(cfg: Resolved, model: Architecture, gpu: Gpu) -> Footprint | None:
     alternating, sequences, stays = True, None, 0.0
     sharing = cfg["cluster"].get("runs_per_gpu", 1)
     if cfg["rollout"]["engine"] == "vllm":
-        weights, cache = vllm_bytes(base * compute_bytes(cfg), cfg["rollout"]["vllm"], gpu.memory_gib, sharing)
+        weights, cache = vllm_bytes(base * sampling_bytes(cfg, "rollout"), cfg["rollout"]["vllm"], gpu.memory_gib, sharing)
         sleeps = cfg["rollout"].get("sleep", False)
         stays = known["vllm_rest_gib"] * GIB if sleeps else 0.0  # CUDA graphs and buffers are not released
         parts |= {"vLLM's weights": weights - stays, "KV cache": cache}
-        alternating, sequences = sleeps, cache / (key_value_bytes(model, compute_bytes(cfg)) * sequence_tokens(cfg))
+        cached = key_value_bytes(model, sampling_bytes(cfg, "rollout")) * sequence_tokens(cfg)  # by one sequence
+        alternating, sequences = sleeps, cache / cached
     else:
         rows = cfg["batch_size"] // cfg["distributed"]["processes"]
-        parts["KV cache"] = rows * sequence_tokens(cfg) * key_value_bytes(model, compute_bytes(cfg))
-        merged = 0 if cfg["peft"]["trains"] == "everything" else base * size["master"]
+        parts["KV cache"] = rows * sequence_tokens(cfg) * key_value_bytes(model, sampling_bytes(cfg, "rollout"))
+        is_rounded = sampling_precision(cfg, "rollout") == "bfloat16"  # the rounded weights are a copy, too
+        merged = base * size["master"] if is_rounded or cfg["peft"]["trains"] != "everything" else 0
         parts["rollout"] = merged + rows * model["vocab_size"] * size["draw"]
         held += parts["KV cache"] + parts["rollout"]
     parts["rest"] = known["context_gib"] * GIB + known["fragmentation"] * held + stays
@@ -163,7 +170,9 @@ def vllm_bytes(weights: float, settings: Mapping[str, Any], memory_gib: float, s
     return weights, max(0.0, share * memory_gib * GIB - weights)
 
 
-def shared_engine(cfg: Resolved, settings: Mapping[str, Any], memory_gib: float | None) -> dict[str, Any]:
+def shared_engine(
+    cfg: Resolved, settings: Mapping[str, Any], memory_gib: float | None, stage: str = "rollout"
+) -> dict[str, Any]:  # fmt: skip
     """Return `settings` (arguments of vllm.LLM) for an engine on a GPU of `memory_gib` that several runs share.
 
     vLLM would measure how much of the GPU is free, while the other runs allocate and release memory. So the size of its KV
@@ -180,7 +189,7 @@ def shared_engine(cfg: Resolved, settings: Mapping[str, Any], memory_gib: float 
             "Mistral. Use cluster.runs_per_gpu=1."
         )
     share = settings.get("gpu_memory_utilization", VLLM_SHARE) / sharing
-    _, cache = vllm_bytes(base * compute_bytes(cfg), settings, memory_gib, sharing)
+    _, cache = vllm_bytes(base * sampling_bytes(cfg, stage), settings, memory_gib, sharing)
     if not cache:
         raise Refused(
             f"cluster.runs_per_gpu={sharing} leaves vLLM {share:.2f} of a GPU of {memory_gib:.0f} GiB, which its weights fill. "

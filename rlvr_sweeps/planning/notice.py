@@ -6,7 +6,7 @@ from typing import Any
 
 from rlvr_sweeps.assets.architecture import architecture, trained_parameters
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import accumulation, is_trained
+from rlvr_sweeps.config.settings import accumulation, is_trained, samples_at_once
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning import timing
 from rlvr_sweeps.planning.hardware import gpu_of
@@ -22,14 +22,16 @@ CHECKPOINT_BYTES = 12  # per trained parameter: the weight and AdamW's two momen
 def uninterrupted_s(cfg: Resolved) -> float | None:
     """Return the estimated seconds of the longest part of a step between two looks at the stop file, and of a checkpoint.
 
-    The parts are a sampling round and a forward and backward pass. None where the GPU or the model's shape is not known.
+    The parts are a sampling round and a forward and backward pass; a call of the engine for all rounds looks at the stop file
+    while it decodes. None where the GPU or the model's shape is not known.
     """
     gpu, model = gpu_of(cfg), architecture(cfg)
     trained = trained_parameters(cfg, model) if model else None
     if gpu is None or model is None or trained is None or not is_trained(cfg):
         return None
     lengths = timing.assumed_lengths(cfg)
-    longest = max(timing.rollout_s(cfg, model, gpu, lengths), timing.update_s(cfg, model, gpu, lengths) / accumulation(cfg))
+    sampling = 0.0 if samples_at_once(cfg) else timing.rollout_s(cfg, model, gpu, lengths)
+    longest = max(sampling, timing.update_s(cfg, model, gpu, lengths) / accumulation(cfg))
     return SAFETY * longest + trained * CHECKPOINT_BYTES * (1 / DISK_BYTES_PER_S + 1 / CHECK_BYTES_PER_S)
 
 
@@ -46,13 +48,13 @@ def notice_s(cfgs: Iterable[Resolved], params: Mapping[str, Any]) -> int:
         chosen = max(SHORTEST_S, math.ceil(required / 10) * 10)
     elif chosen < required - EARLY_S:
         raise Refused(
-            f"hydra.launcher.signal_delay_s={chosen} is too short: a sampling round and a checkpoint take about "
+            f"hydra.launcher.signal_delay_s={chosen} is too short: the longest part of a step and a checkpoint take about "
             f"{required - EARLY_S:.0f} s by the estimates. Use {math.ceil(required):.0f} or more, or leave it out, "
             "so that it follows from the estimates."
         )
     if 2 * chosen > limit_s and required > EARLY_S:
         raise Refused(
             f"cluster.train.timeout_min={limit_s // 60:.0f} is too short: {chosen} s of it are the notice before the "
-            "limit, which a sampling round and a checkpoint need by the estimates. Use a longer limit, or more GPUs."
+            "limit, which the longest part of a step and a checkpoint need by the estimates. Use a longer limit, or more GPUs."
         )
     return int(min(chosen, limit_s / 2))

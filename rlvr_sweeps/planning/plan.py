@@ -74,7 +74,10 @@ def columns(plan: Sequence[Planned]) -> list[dict[str, float | int | str | None]
     """Return each run's dials by column; the modules are among them where a run targets a part of the linear modules."""
     modules = [modules_of(planned.cfg) if is_trained(planned.cfg) else None for planned in plan]
     shown = {"attention", "mlp"} & set(modules)
-    return [({"modules": chosen} if shown else {}) | dials(planned.cfg) for chosen, planned in zip(modules, plan, strict=True)]
+    return [
+        dict[str, float | int | str | None]({"modules": chosen} if shown else {}) | dials(planned.cfg)
+        for chosen, planned in zip(modules, plan, strict=True)
+    ]
 
 
 def dials(cfg: Resolved) -> dict[str, float | int | str | None]:

@@ -98,8 +98,9 @@ def operations(cfg: Resolved, rows: list[dict[str, Any]], model: Architecture | 
     if model is None or base_parameters(model) is None:
         return {}
     processes, size = cfg["distributed"]["processes"], cfg["rollout"]["group_size"]
-    sampled = fmean(row["sampled_groups"] for row in rows) * size / processes
     answer = fmean(row["completion_tokens_mean"] for row in rows)
+    discarded = fmean(row.get("discarded_tokens", 0) for row in rows) / (answer or 1)  # as completions of mean length
+    sampled = (fmean(row["sampled_groups"] for row in rows) * size + discarded) / processes
     trained = cfg["batch_size"] / processes
     tokens = fmean(row["update_tokens"] for row in rows) / trained
     forward = forward_operations(model, trained, tokens, tokens**2)

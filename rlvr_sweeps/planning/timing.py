@@ -10,9 +10,16 @@ from dataclasses import dataclass
 
 from rlvr_sweeps.assets.architecture import Architecture, base_parameters, head_size
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import cuts_passes, is_trained, training_of
+from rlvr_sweeps.config.settings import (
+    cuts_passes,
+    is_trained,
+    sampler_slots,
+    samples_at_once,
+    sampling_precision,
+    training_of,
+)
 from rlvr_sweeps.planning.hardware import Gpu, constants, rates
-from rlvr_sweeps.planning.memory import compute_bytes, footprint, key_value_bytes, sequence_tokens, vllm_bytes
+from rlvr_sweeps.planning.memory import footprint, key_value_bytes, sampling_bytes, sequence_tokens, vllm_bytes
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,11 @@ def step_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> fl
     base = base_parameters(model)
     if base is None:
         return None
-    alone = lengths.rounds * rollout_s(cfg, model, gpu, lengths) + update_s(cfg, model, gpu, lengths)
-    return alone * slowdown(cfg, gpu)
+    if samples_at_once(cfg):
+        sampling = rollout_s(cfg, model, gpu, lengths, lengths.rounds)
+    else:
+        sampling = lengths.rounds * rollout_s(cfg, model, gpu, lengths)
+    return (sampling + update_s(cfg, model, gpu, lengths)) * slowdown(cfg, gpu)
 
 
 def slowdown(cfg: Resolved, gpu: Gpu) -> float:
@@ -49,42 +59,54 @@ def slowdown(cfg: Resolved, gpu: Gpu) -> float:
     return 1 + rates(gpu)["shared_gpu"] * (cfg["cluster"].get("runs_per_gpu", 1) - 1)
 
 
-def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> float:
-    """Return the seconds of one sampling round: each process decodes its share up to the longest completion, at the limit."""
-    rows, longest = cfg["batch_size"] / cfg["distributed"]["processes"], cfg["rollout"]["max_tokens"]
+def rollout_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths, rounds: float = 1) -> float:
+    """Return the seconds of `rounds` sampling rounds in one call of the engine.
+
+    Each process decodes its share up to the longest completion, at the limit. Sequences that a call begins and does not need
+    are left out, since they fill slots that would be free (bench/sampling_rounds.py simulates them).
+    """
+    rows, longest = rounds * cfg["batch_size"] / cfg["distributed"]["processes"], cfg["rollout"]["max_tokens"]
     prompt = cfg["data"]["max_prompt_tokens"]
     if cfg["rollout"]["engine"] != "vllm":
         overhead = rates(gpu)["generate_overhead_s"] * model["num_hidden_layers"]
         # Under autocast each pass reads the float32 weights, writes them in bfloat16 and reads the copy.
-        weight = 2 * constants()["bytes"]["half"] + constants()["bytes"]["master"]
-        return decode_s(model, gpu, rows, longest, longest, prompt, rows, overhead, weight)
-    memory = footprint(cfg, model, gpu)
-    cached = memory.parts["KV cache"] / key_value_bytes(model, compute_bytes(cfg)) if memory else math.inf  # tokens
-    slots = max(1.0, cached / (prompt + lengths.completion))
-    return decode_s(
-        model, gpu, rows, lengths.completion, longest, prompt, slots, rates(gpu)["decode_overhead_s"],
-        compute_bytes(cfg),
-    )  # fmt: skip
+        copies = 2 * constants()["bytes"]["half"] if sampling_precision(cfg, "rollout") == "bfloat16" else 0
+        weight = copies + constants()["bytes"]["master"]
+        return decode_s(cfg, "rollout", model, gpu, rows, longest, longest, rows, overhead, weight)
+    memory, weight = footprint(cfg, model, gpu), sampling_bytes(cfg, "rollout")
+    cached = memory.parts["KV cache"] / key_value_bytes(model, weight) if memory else math.inf  # tokens
+    slots = max(1.0, min(cached / (prompt + lengths.completion), sampler_slots(cfg)))
+    overhead = rates(gpu)["decode_overhead_s"]
+    return decode_s(cfg, "rollout", model, gpu, rows, lengths.completion, longest, slots, overhead, weight)
 
 
 def decode_s(
-    model: Architecture, gpu: Gpu, rows: float, mean: float, longest: float, prompt: float, slots: float, overhead_s: float,
-    weight_bytes: float,
+    cfg: Resolved, stage: str, model: Architecture, gpu: Gpu, rows: float, mean: float, longest: float, slots: float,
+    overhead_s: float, weight_bytes: float,
 ) -> float:  # fmt: skip
     """Return the seconds to decode `rows` sequences of `mean` tokens, the longest of `longest`, at most `slots` at once.
 
     The number of passes is that of the longest sequence, plus those of sequences that wait for a slot. A pass takes the longer
     of reading the weights (`weight_bytes` per parameter) and computing its products, plus `overhead_s`. For each token the keys
     and values of its context are read: the prompt and on average two thirds of `mean` (lengths spread evenly up to 2 × mean).
+    The precision is that of `<stage>.weights`.
     """
-    known = rates(gpu)
-    bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * gpu.bf16_tflops * 1e12
-    parameters = matrix_parameters(model)
     passes = longest + max(0.0, rows / slots - 1) * mean
     at_once = rows * mean / passes
-    pass_s = overhead_s + max(parameters * weight_bytes / bandwidth, 2 * parameters * at_once / peak)
-    context = prompt + mean * 2 / 3
-    return passes * pass_s + rows * mean * context * key_value_bytes(model, constants()["bytes"]["half"]) / bandwidth
+    context = at_once * (cfg["data"]["max_prompt_tokens"] + mean * 2 / 3)
+    return passes * pass_s(cfg, stage, model, gpu, at_once, context, overhead_s, weight_bytes)
+
+
+def pass_s(
+    cfg: Resolved, stage: str, model: Architecture, gpu: Gpu, at_once: float, context: float,
+    overhead_s: float, weight_bytes: float,
+) -> float:  # fmt: skip
+    """Return the seconds in which `at_once` sequences get one token each; `context`: tokens before these, over all of them."""
+    known = rates(gpu)
+    tflops = gpu.bf16_tflops if sampling_precision(cfg, stage) == "bfloat16" else gpu.fp32_tflops
+    bandwidth, peak = known["bandwidth"] * gpu.bandwidth_tb_s * 1e12, known["decoding"] * tflops * 1e12
+    parameters, read = matrix_parameters(model), context * key_value_bytes(model, sampling_bytes(cfg, stage))
+    return overhead_s + max(parameters * weight_bytes / bandwidth, 2 * parameters * at_once / peak) + read / bandwidth
 
 
 def matrix_parameters(model: Architecture) -> int:
@@ -98,18 +120,22 @@ def update_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> 
 
     Products cost 2 operations per parameter and token forward, 2 backward through the layer and 2 for the gradient of a trained
     weight. Checkpointing repeats the forward pass; scoring the samples in an extra pass adds one. Causal attention costs half
-    the square of the length. In passes cut by length, padding is negligible, and for lengths spread evenly up to twice the mean
-    the mean square is 4/3 of the squared mean; otherwise TRL pads every completion to the longest.
+    the square of the length, since rows have no mask. Lengths are spread evenly up to twice the mean. In passes cut by length,
+    padding is negligible, and the mean square is 4/3 of the squared mean; else rows are padded to the longest of their pass,
+    whose mean is B / (B + 1) of the largest length.
     """
     rows = cfg["batch_size"] / cfg["distributed"]["processes"]
     corrected = cfg["rollout"]["trl"].get("vllm_importance_sampling_correction", False)
     twice = training_of(cfg, "log_probabilities") == "twice"
     passes = update_passes(cfg) + int(cfg["rollout"]["engine"] == "vllm" and corrected and twice)
-    mean = square = float(sequence_tokens(cfg))
-    square *= square
+    limit, prompt = float(sequence_tokens(cfg)), cfg["data"]["max_prompt_tokens"]
     if cuts_passes(cfg):
-        mean = cfg["data"]["max_prompt_tokens"] + lengths.completion
-        square = min(square, 4 / 3 * mean**2)
+        mean = prompt + lengths.completion
+        square = min(limit**2, 4 / 3 * mean**2)
+    else:
+        per_pass = cfg["training"]["per_device_batch_size"]
+        mean = min(limit, prompt + 2 * lengths.completion * per_pass / (per_pass + 1))
+        square = mean**2
     operations = passes * forward_operations(model, rows, mean, square)
     return float(operations / (rates(gpu)["training"] * gpu.bf16_tflops * 1e12))
 
@@ -132,12 +158,12 @@ def evaluation_s(cfg: Resolved, model: Architecture, gpu: Gpu, gpus: int) -> flo
         return None
     rows = sum(source["problems"] * source["k"] for source in cfg["benchmark"].values()) / gpus
     longest, prompt, known = cfg["evaluation"]["max_tokens"], cfg["data"]["max_prompt_tokens"], constants()
-    mean, half = known["assumed"]["evaluation_share"] * longest, known["bytes"]["half"]
+    mean, weight = known["assumed"]["evaluation_share"] * longest, sampling_bytes(cfg, "evaluation")
     sharing = cfg["cluster"].get("runs_per_gpu", 1)
-    _, cache = vllm_bytes((base_parameters(model) or 0) * half, cfg["evaluation"]["vllm"], gpu.memory_gib, sharing)
-    slots = max(1.0, min(gpu.vllm_slots, cache / key_value_bytes(model, half) / (prompt + mean)))
-    seconds = decode_s(model, gpu, rows, mean, longest, prompt, slots, rates(gpu)["decode_overhead_s"], half)
-    return seconds * slowdown(cfg, gpu)
+    _, cache = vllm_bytes((base_parameters(model) or 0) * weight, cfg["evaluation"]["vllm"], gpu.memory_gib, sharing)
+    slots = max(1.0, min(gpu.vllm_slots, cache / key_value_bytes(model, weight) / (prompt + mean)))
+    overhead = rates(gpu)["decode_overhead_s"]
+    return decode_s(cfg, "evaluation", model, gpu, rows, mean, longest, slots, overhead, weight) * slowdown(cfg, gpu)
 
 
 def on_gpus(cfg: Resolved, count: int) -> Resolved:

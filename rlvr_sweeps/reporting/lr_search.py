@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rlvr_sweeps.config.compose import Composer
-from rlvr_sweeps.config.lr_grid import HELD_OUT_OVERRIDES, TunedRow, grown, start, tuned_rows
+from rlvr_sweeps.config.lr_grid import HELD_OUT_OVERRIDES, Score, TunedRow, grown, start, tuned_rows
 from rlvr_sweeps.config.settings import HELD_OUT, is_trained
 from rlvr_sweeps.config.sweeps import Product, RowSpec, format_value, key_of, label
 from rlvr_sweeps.reporting.rows import Source, from_files
@@ -31,6 +31,8 @@ class RateGrid:
             return "trains nothing"
         if not self.choice.complete:
             return "runs are missing"
+        if self.choice.is_flat:
+            return "not to be told: all rates are equally good"
         if not self.choice.at_edge:
             return "inside"
         return f"at the {'lower' if self.choice.best == 0 else 'upper'} edge" + (
@@ -52,9 +54,9 @@ def grid_of(row: TunedRow, own: float, read: ReadRate, bound: int, title: str) -
             results[rate] = read(rate)
         return results[rate]
 
-    def score(rate: float) -> float | None:
+    def score(rate: float) -> Score | None:
         found = result(rate)
-        return held_out(found)[0] if found.cell and len(found.cell.runs) == len(found.runs) else None
+        return held_out(found) if found.cell and len(found.cell.runs) == len(found.runs) else None
 
     trained = is_trained(result(own).cfg)
     rates = grown(start(row.rates, own), score, bound) if trained else [own]

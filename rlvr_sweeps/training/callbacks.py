@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import analysis_of, largest_pass, training_of
+from rlvr_sweeps.config.settings import analysis_of, largest_pass, sampling_weights, training_of
 from rlvr_sweeps.errors import Damaged, StoppedInStep, Superseded
 from rlvr_sweeps.files import append_rows, read_object, read_rows, write_json, write_text
 from rlvr_sweeps.runs.checkpoints import mark_complete, superseded
@@ -107,10 +107,10 @@ MARGIN_S = 5.0  # between the expected end of a step with its checkpoint and the
 class StopOnRequest(TrainerCallback):
     """End training with a checkpoint once the run's stop file exists; add a checkpoint every `training.save_minutes`.
 
-    The stop file is read after each step, each sampling round and each forward pass, and all ranks act at the same one. With a
-    deadline in it, training ends at once where the step would not end in time: the state after the last whole step is saved
-    and the step is repeated after the resume. Otherwise training ends after the step. Once a newer attempt at this run has
-    begun, training ends at once and writes nothing more.
+    The stop file is read after each step, each sampling round (with `rollout.continuous`, every 1/128 of the token limit) and
+    each forward pass, and all ranks act at the same one. With a deadline in it, training ends at once where the step would not
+    end in time: the state after the last whole step is saved and the step is repeated after the resume. Otherwise training
+    ends after the step. Once a newer attempt at this run has begun, training ends at once and writes nothing more.
     """
 
     def __init__(self, run: Run, trainer: RlvrTrainer) -> None:
@@ -221,6 +221,9 @@ def add_row(path: Path, step: int, facts: dict[str, Any]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, **facts}]))
 
 
+LEAST_KEPT = 0.9  # share of the update below which the sampler's rounding is warned of
+
+
 class CheckpointKeeper(TrainerCallback):
     """Add the trainer's own state to each checkpoint, verify it on the disk, mark it complete, and only then delete older ones.
 
@@ -238,13 +241,27 @@ class CheckpointKeeper(TrainerCallback):
         """Add a row to reach.jsonl; raise RuntimeError where a frozen tensor changed."""
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
         moved = changed_tensors(self.frozen, policy)
-        moved_by_kind, lost_by_kind = reach(policy, self.published)
-        facts: dict[str, Any] = {"reach": moved_by_kind, "frozen_tensors_changed": len(moved)}
-        if self.trainer.cfg["model"]["autocast_bf16"]:  # else nothing computes in bfloat16
-            facts["bfloat16_error"] = lost_by_kind
+        cfg, weights = self.trainer.cfg, sampling_weights(self.trainer.cfg, "rollout")
+        # rollout.sync=adapter: vLLM has the base's weights, which bfloat16 has, and the adapter beside them
+        is_apart = cfg["rollout"]["engine"] == "vllm" and cfg["rollout"].get("sync") == "adapter"
+        measured = reach(policy, self.published, None if is_apart else self.trainer.rounding())
+        facts: dict[str, Any] = {"reach": measured.reach, "frozen_tensors_changed": len(moved)}
+        if cfg["model"]["autocast_bf16"] or weights != "float32":  # else nothing computes in bfloat16
+            facts |= {"bfloat16_error": measured.bfloat16_error, "update_kept": measured.kept}
+            self.warn_of_lost_update(step, weights, measured.kept.get("all"))
         add_row(self.run.reach_path, step, facts)
         if moved:
             raise RuntimeError(f"frozen tensors changed during training: {', '.join(moved[:5])}")
+
+    def warn_of_lost_update(self, step: int, weights: str, kept: float | None) -> None:
+        """Print and log a warning where the sampler has less than LEAST_KEPT of the update."""
+        if kept is not None and kept < LEAST_KEPT:
+            print(
+                f"Step {step}: rollout.weights={weights} keeps {100 * kept:.0f} % of the update; the rest is smaller than the "
+                "steps of bfloat16, and is neither sampled from nor rewarded. Use rollout.weights=stochastic or float32 "
+                "(another run id), and the same for evaluation.weights."
+            )
+            self.run.log_event("update_lost", step=step, weights=weights, kept=kept)
 
     def measure_spectra(self, step: int) -> None:
         """Add a row to spectra.jsonl."""

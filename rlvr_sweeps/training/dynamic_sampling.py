@@ -26,7 +26,7 @@ class PromptStream:
         """Return the next `count` problems, each with its position in the stream, and advance."""
         positions = range(self.position, self.position + count)
         self.position += count
-        return [(position, self.rows[self.index(position)]) for position in positions]
+        return [(position, self.at(position)) for position in positions]
 
     def index(self, position: int) -> int:
         """Return the index into `rows` at a position of the stream."""
@@ -36,6 +36,10 @@ class PromptStream:
             random.Random(f"prompts-{self.seed}-{epoch}").shuffle(order)
             self._epoch, self._order = epoch, order
         return self._order[offset]
+
+    def at(self, position: int) -> Row:
+        """Return the problem at a position of the stream, without advancing."""
+        return self.rows[self.index(position)]
 
 
 @dataclass
@@ -71,6 +75,7 @@ class Pool:
     sampled: list[Group]
     rounds: int
     trained: list[Group]
+    discarded: dict[str, int] = field(default_factory=dict)  # columns of metrics.jsonl: what was decoded beyond the rounds
 
     def tokens_sampled(self) -> int:
         """Return the number of prompt and completion tokens of everything that was sampled."""
@@ -96,6 +101,7 @@ class Pool:
             "sampling_rounds": self.rounds,
             "sampled_groups": len(self.sampled),
             "bound_hit": float(mixed < len(self.trained) and self.rounds > 1),
+            **self.discarded,
             **{share_column(reason): count / reasons.total() for reason, count in sorted(reasons.items())},
         }
 
@@ -124,13 +130,18 @@ def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Po
     """Call `roll(groups)` until `groups` mixed groups exist, at most `max_rounds` times; 1 disables dynamic sampling.
 
     At the bound, groups without an advantage fill the batch; they add no gradient except for an overlong punishment, and the
-    column `bound_hit` is 1. (DAPO, Yu et al. 2025, arXiv 2503.14476, Sec. 3.2.)
+    column `bound_hit` is 1. (DAPO, Yu et al. 2025, arXiv 2503.14476, Sec. 3.2.) `continuous_sampling` gives the same pools.
     """
     sampled: list[Group] = []
     rounds = 0
     while rounds < max_rounds and (rounds == 0 or sum(group.is_mixed for group in sampled) < groups):
         sampled += roll(groups)
         rounds += 1
+    return pool_of(sampled, rounds, groups, max_rounds)
+
+
+def pool_of(sampled: list[Group], rounds: int, groups: int, max_rounds: int) -> Pool:
+    """Return what a step trains on: its first `groups` mixed groups, in the stream's order; without dynamic sampling, all."""
     if max_rounds == 1:
         return Pool(sampled, rounds, sampled)
     trained = [group for group in sampled if group.is_mixed] + [group for group in sampled if not group.is_mixed]

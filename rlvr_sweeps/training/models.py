@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlvr_sweeps.assets import model_folder
-from rlvr_sweeps.assets.locations import model_location
+from rlvr_sweeps.assets.locations import model_location, weights_folder
 from rlvr_sweeps.assets.tokenizer_check import refuse_other_tokenizer
 from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.errors import Refused
@@ -52,6 +52,9 @@ def load_model(cfg: Resolved) -> tuple[Any, Any]:
     path, revision = model_location(cfg)
     torch.manual_seed(cfg["seed"])  # weights that the checkpoint lacks are drawn; transformers.set_seed would import PEFT
     model = load_weights(path, own_device(), **revision)
+    if cfg["model"].get("rounded_to_bf16"):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
     # A published generation config (a repetition penalty, for example) would act on top of the configured decoding.
     ends = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
@@ -83,9 +86,10 @@ def load_weights(path: str, device: torch.device, **revision: Any) -> Any:
 
 
 class PublishedWeights:
-    """The tensors of a folder with .safetensors files, by name; read one at a time, in float32."""
+    """The tensors of a folder with .safetensors files, by name; read one at a time, in float32, `rounded` to bfloat16."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rounded: bool = False) -> None:
+        self.rounded = rounded
         self.file_of: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as content:
@@ -96,4 +100,10 @@ class PublishedWeights:
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self.file_of[name], framework="pt") as content:
-            return content.get_tensor(name).float()
+            tensor = content.get_tensor(name)
+        return tensor.bfloat16().float() if self.rounded else tensor.float()
+
+
+def published_weights(cfg: Resolved) -> PublishedWeights:
+    """Return the weights with which a run of this configuration begins, W0."""
+    return PublishedWeights(weights_folder(cfg), cfg["model"].get("rounded_to_bf16", False))

@@ -4,17 +4,20 @@ A sampler with weights of an earlier step, or with wrong ones, raises no error: 
 gradient is that of another policy. So both score a fixed text at the start and every `rollout.check_every` steps, and the run
 stops where they differ. vLLM samples and scores by different code, so it also scores what it has sampled itself. Sampled
 tokens are scored by the trainer too, for the importance correction and its metrics.
+
+The trainer computes in bfloat16 as well, and the weights are compared after their rounding. What the rounding loses is measured
+apart: against the policy in float32 (`policy_gap_nats`), and as the share of the update in vLLM's weights (`update_kept`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.training.methods.merging import plain_name
+from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
 
 
 @torch.no_grad()
@@ -82,27 +85,54 @@ def refuse_sampling_gap(sampler: Any, ids: Sequence[int], tolerance: float) -> f
     )
 
 
-def differing(sampler: Any) -> Iterator[tuple[str, float]]:
-    """Yield (name, largest difference relative to the tensor's largest value) of each wrong weight in vLLM.
+def engine_lookup(sampler: Any) -> Callable[[str, Tensor], Tensor | None]:
+    """Return a function of (name, weight) that returns vLLM's copy of this weight of the plain model, or None without one.
 
-    One layer is in memory at a time. vLLM packs q, k, v into one tensor and gate, up into another, and pads the vocabulary.
-    Tensors that it has under another name or in another shape are skipped: an adapter's matrices, and layouts of some kernels.
+    vLLM packs q, k, v into one tensor and gate, up into another, and pads the vocabulary. It has no copy under another name or
+    in another shape of an adapter's matrices, and in layouts of some kernels.
     """
     engine = sampler.engine_model
     engine_weights = dict(engine.named_parameters())
     packed = {part: (fused, parts) for fused, parts in engine.packed_modules_mapping.items() for part in parts}
     rows = {plain_name(name): len(value) for name, value in sampler.model.named_parameters() if value.ndim}
-    for name, weight in sampler.expected_weights():
+
+    def look_up(name: str, weight: Tensor) -> Tensor | None:
         part = name.split(".")[-2]
         fused, parts = packed.get(part, (part, [part]))
         held = engine_weights.get(name.replace(part, fused), engine_weights.get(name.replace(part, f"{fused}.base_layer")))
         start = sum(rows[name.replace(part, earlier)] for earlier in parts[: parts.index(part)])
         if held is None or held[start : start + len(weight)].shape != weight.shape:
+            return None
+        return held[start : start + len(weight)].detach()
+
+    return look_up
+
+
+def differing(sampler: Any) -> Iterator[tuple[str, float]]:
+    """Yield (name, largest difference relative to the tensor's largest value) of each wrong weight in vLLM.
+
+    One layer is in memory at a time. Tensors of which vLLM has no copy are skipped.
+    """
+    look_up = engine_lookup(sampler)
+    for name, weight in sampler.expected_weights():
+        held = look_up(name, weight)
+        if held is None:
             continue
         expected = weight.to(held).float()
-        difference = (held[start : start + len(weight)].detach().float() - expected).abs().max() / expected.abs().max()
+        difference = (held.float() - expected).abs().max() / expected.abs().max()
         if difference > 0:
             yield name, float(difference)
+
+
+def sampler_weights(policy: Any, sampler: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield (name, the policy's weight, vLLM's copy of it); nothing where vLLM has the adapter beside the base's weights."""
+    if sampler.adapter is not None:
+        return
+    look_up = engine_lookup(sampler)
+    for name, weight in policy_weights(policy):
+        held = look_up(name, weight)
+        if held is not None:
+            yield name, weight, held
 
 
 def importance(trainer_logps: Tensor, batch: dict[str, Any], low: float | None, high: float | None) -> Tensor:

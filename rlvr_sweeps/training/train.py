@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from rlvr_sweeps import patches
-from rlvr_sweeps.assets.locations import model_key, weights_folder
+from rlvr_sweeps.assets.locations import model_key
 from rlvr_sweeps.assets.problems import (
     all_prompt_ids,
     load_problems,
@@ -37,7 +37,7 @@ from rlvr_sweeps.training.early_stopping import EarlyStopping, last_step
 from rlvr_sweeps.training.methods.adapters import attach, has_residual
 from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.methods.svd import write_tensors
-from rlvr_sweeps.training.models import PublishedWeights, load_model
+from rlvr_sweeps.training.models import load_model, published_weights
 from rlvr_sweeps.training.rewards import rewards
 from rlvr_sweeps.training.signal_check import SignalCheck
 from rlvr_sweeps.training.trainer import RlvrTrainer
@@ -117,7 +117,8 @@ def build(run: Run, cfg: Resolved) -> tuple[RlvrTrainer, dict[str, Any]]:
     if cfg["early_stopping"]["name"] != "none":
         trainer.add_callback(EarlyStopping(run, trainer))
     trainer.add_callback(StopOnRequest(run, trainer))
-    trainer.add_callback(CheckpointKeeper(run, trainer, PublishedWeights(weights_folder(cfg)), key))
+    trainer.published = published_weights(cfg)
+    trainer.add_callback(CheckpointKeeper(run, trainer, trainer.published, key))
     trainer.create_optimizer()
     is_compared = trainer.accelerator.is_main_process and verifier_of(cfg).is_math
     golds = {row["problem"]: row["gold"] for row in rows} if is_compared else {}

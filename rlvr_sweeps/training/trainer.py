@@ -20,17 +20,38 @@ from trl.trainer.utils import shuffle_sequence_dict
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.problems import token_ids
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import LOSSES_OVER_COMPLETIONS, completions_per_row, cuts_passes, training_of
+from rlvr_sweeps.config.settings import (
+    LOSSES_OVER_COMPLETIONS,
+    completions_per_row,
+    cuts_passes,
+    model_precision,
+    samples_at_once,
+    sampling_precision,
+    sampling_weights,
+    training_of,
+)
 from rlvr_sweeps.files import Row, write_json
-from rlvr_sweeps.training.dynamic_sampling import Group, PromptStream, fill
+from rlvr_sweeps.training.continuous_sampling import EXCHANGES, ContinuousSampling, Graded, Rounds
+from rlvr_sweeps.training.dynamic_sampling import Group, Pool, PromptStream, fill, pool_of
 from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged
+from rlvr_sweeps.training.methods.reach import update_kept
 from rlvr_sweeps.training.micro_batches import count_positions, passes_of, weigh
+from rlvr_sweeps.training.models import PublishedWeights
+from rlvr_sweeps.training.random_state import kept_random_state
 from rlvr_sweeps.training.right_padding import RightPadded
-from rlvr_sweeps.training.sampler_agreement import Scores, importance, refuse_disagreement, refuse_sampling_gap
+from rlvr_sweeps.training.sampler_agreement import (
+    Scores,
+    gap,
+    importance,
+    refuse_disagreement,
+    refuse_sampling_gap,
+    sampler_weights,
+)
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of
 from rlvr_sweeps.training.shared_prompts import SharedPrompts, refuse_other_attention
+from rlvr_sweeps.training.weight_rounding import Rounding, rounding_of
 
 
 class RlvrTrainer(GRPOTrainer):
@@ -56,6 +77,7 @@ class RlvrTrainer(GRPOTrainer):
         self.announce: Callable[[str], object] = str  # called with what the trainer does at present; by default without effect
         self.check_stop: Callable[[], object] = str  # called within a step, raises where training must end; by default nothing
         self.truncated_shares: list[float] = []  # by round of the step
+        self.published: PublishedWeights | None = None  # W0, set by the train stage, to measure vLLM's share of ΔW
         self.cuts_passes = cuts_passes(cfg)
         self.passes: list[dict[str, Any] | None] = []  # with cuts_passes: the step's forward passes
         self.completions_per_row = completions_per_row(cfg)
@@ -91,17 +113,9 @@ class RlvrTrainer(GRPOTrainer):
 
     def sample_and_score(self, completions: int) -> dict[str, Any]:
         """Sample until the step is filled and let TRL score this process's `completions`."""
-        world, rank, size = self.accelerator.num_processes, self.accelerator.process_index, self.num_generations
-        most, rounds = self.cfg["algo"]["sampling_rounds"], itertools.count(1)
-
-        def roll(groups: int) -> list[Group]:
-            number = next(rounds)
-            self.announce(f"sampling round {number} of at most {most}" if most > 1 else "sampling")
-            if number > 1:
-                self.check_stop()
-            return self.roll(groups)
-
-        pool = fill(roll, completions // size * world, most)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        groups = completions // self.num_generations * world
+        pool = self.sample_at_once(groups) if samples_at_once(self.cfg) else self.sample_in_rounds(groups)
         self.announce("updating")
         self.columns |= pool.metrics()
         if self.use_vllm:
@@ -128,6 +142,66 @@ class RlvrTrainer(GRPOTrainer):
             self.scores.add(scored["old_per_token_logps"], scored)
         return scored
 
+    def sample_in_rounds(self, groups: int) -> Pool:
+        """Return the groups of a step, sampled in rounds of `groups` prompts."""
+        most, rounds = self.cfg["algo"]["sampling_rounds"], itertools.count(1)
+
+        def roll(groups: int) -> list[Group]:
+            number = next(rounds)
+            self.announce(f"sampling round {number} of at most {most}" if most > 1 else "sampling")
+            if number > 1:
+                self.check_stop()
+            return self.roll(groups)
+
+        return fill(roll, groups, most)
+
+    def sample_at_once(self, groups: int) -> Pool:
+        """Return the groups of a step as `sample_in_rounds` does, sampled in one call of the engine.
+
+        Each process decodes its share of every round. They exchange which groups are mixed, so that all stop at the same time.
+        """
+        from rlvr_sweeps.training.vllm_rollouts import ContinuousEngine
+
+        world, rank, most = self.accelerator.num_processes, self.accelerator.process_index, self.cfg["algo"]["sampling_rounds"]
+        start, size, rounds = self.prompts.position, self.num_generations, Rounds(groups, most)
+        own = [index for index in range(most * groups) if index % groups * world // groups == rank]
+
+        def draw(index: int) -> tuple[list[Row], list[list[int]], list[int]]:
+            row, position = self.prompts.at(start + index), start + index
+            seeds = [seed_of(self.cfg["seed"], "rollout", position, number) for number in range(size)]
+            return [row] * size, [self.prompt_ids(row["prompt"])] * size, seeds
+
+        def exchange(known: dict[int, bool]) -> dict[int, bool]:
+            of_all = dict(gather_object(list(known.items())))
+            if most > 1 and any(of_all.values()):
+                mixed = sum(rounds.is_mixed.values()) + sum(of_all.values())
+                self.announce(f"sampling, {min(mixed, groups)} of {groups} groups with right and wrong completions")
+            self.check_stop()
+            return of_all
+
+        self.announce("sampling")
+        with self.timed("rollout"):
+            self.sync(self.accelerator.unwrap_model(self.model_wrapped))
+            sampling = ContinuousSampling(
+                ContinuousEngine(self.vllm_generation, self.eos_token_ids), rounds, own, draw=draw, read=self.texts,
+                grade=self.grade, exchange=exchange,
+                exchange_every=max(1, self.max_completion_length // EXCHANGES),
+            )  # fmt: skip
+            with kept_random_state():  # vLLM draws numbers, as in VllmRollouts.generate_outputs
+                own_groups = sampling.run()
+        self.seconds["rollout"] -= sampling.waited_s
+        self.seconds["reward"] += sampling.waited_s
+        self.prompts.position = start + rounds.needed
+        by_index = dict(gather_object(list(own_groups.items())))
+        sampled = [by_index[index] for index in range(rounds.needed)]
+        for first in range(0, len(sampled), groups):
+            self.note_truncated(sampled[first : first + groups])
+        pool = pool_of(sampled, rounds.bound, groups, most)
+        if most > 1:
+            counts = gather_object([sampling.discarded])
+            pool.discarded = {name: sum(count[name] for count in counts) for name in sampling.discarded}
+        return pool
+
     @property
     def truncated_share(self) -> float | None:
         """The share of the step's completions that reached the token limit; None in a step that did not sample."""
@@ -151,24 +225,25 @@ class RlvrTrainer(GRPOTrainer):
         with self.timed("rollout"):
             prompt_ids = [ids for _, row in draws for ids in [self.prompt_ids(row["prompt"])] * size]
             completion_ids, logprobs = self.sample(prompt_ids, seeds)
-            texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
-            completions = [[{"role": "assistant", "content": text}] for text in texts]
+            completions = self.texts(completion_ids)
         with self.timed("reward"):
-            rewards = self.score(rows, completions, completion_ids)
-            verdicts = self.score_functions[0].verdicts
-            reasons, correct = [verdict.reason for verdict in verdicts], [verdict.correct for verdict in verdicts]
+            rewards, reasons, correct = self.grade(rows, completions, completion_ids)
         samples = zip(rows, prompt_ids, completion_ids, completions, logprobs or rows, rewards, reasons, correct, strict=True)
         all_samples = gather_object(list(samples))
-        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
-        is_truncated = [sample[2][-1] not in ends for sample in all_samples]
-        self.truncated_shares.append(float(torch.tensor(is_truncated).float().mean()))
         rolled = []
         for start in range(0, groups * size, size):
             columns: list[list[Any]] = [list(column) for column in zip(*all_samples[start : start + size], strict=True)]
             rows, prompt_ids, completion_ids, completions, scores, rewards, reasons, correct = columns
             own_scores, table = scores if logprobs else None, torch.tensor(rewards)
             rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, table, reasons, correct))
+        self.note_truncated(rolled)
         return rolled
+
+    def note_truncated(self, groups: list[Group]) -> None:
+        """Add the share of a round's completions that reached the token limit to `truncated_shares`."""
+        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        is_truncated = [ids[-1] not in ends for group in groups for ids in group.completion_ids]
+        self.truncated_shares.append(float(torch.tensor(is_truncated).float().mean()))
 
     def prompt_ids(self, conversation: list[dict[str, str]]) -> list[int]:
         """Return the token ids of a prompt, with `training.trl.chat_template_kwargs` as TRL applies them."""
@@ -176,6 +251,16 @@ class RlvrTrainer(GRPOTrainer):
             conversation, add_generation_prompt=True, tokenize=True, return_dict=False, **self.chat_template_kwargs
         )
         return ids
+
+    def texts(self, completion_ids: list[list[int]]) -> list[Any]:
+        """Return completions as conversations of one message."""
+        texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        return [[{"role": "assistant", "content": text}] for text in texts]
+
+    def grade(self, rows: list[Row], completions: list[Any], ids: list[list[int]]) -> Graded:
+        """Return the rewards of every completion, and the verifier's reason and verdict."""
+        rewards, verdicts = self.score(rows, completions, ids), self.score_functions[0].verdicts
+        return rewards, [verdict.reason for verdict in verdicts], [verdict.correct for verdict in verdicts]
 
     def score(self, rows: list[Row], completions: list[Any], completion_ids: list[list[int]]) -> list[list[float]]:
         """Return the rewards of every completion, one of each reward function."""
@@ -194,8 +279,8 @@ class RlvrTrainer(GRPOTrainer):
             return self.vllm_generation.sample(prompt_ids, seeds, self.eos_token_ids)
         with ExitStack() as weights:
             with self.timed("sync"):
-                weights.enter_context(merged(policy))
-            weights.enter_context(self.autocast())
+                weights.enter_context(merged(policy, self.rounding()))
+            weights.enter_context(self.autocast(sampling_precision(self.cfg, "rollout") == "bfloat16"))
             completions = sample(
                 policy, prompt_ids, seeds, max_tokens=rollout["max_tokens"], temperature=rollout["temperature"],
                 top_p=rollout["top_p"], pad_id=self.processing_class.pad_token_id, end_ids=self.eos_token_ids,
@@ -211,19 +296,32 @@ class RlvrTrainer(GRPOTrainer):
         synced_step = patches.synced_step(self)
         if step == synced_step:
             return
+        sampler = self.vllm_generation
+        sampler.rounding = self.rounding()
         with self.timed("sync"):
-            self.vllm_generation.sync_weights()
+            sampler.sync_weights()
         patches.set_synced_step(self, step)
         if synced_step < 0 or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
+            sampling = sampling_precision(self.cfg, "rollout")
+            tolerance = max(rollout["tolerance_nats"][name] for name in (model_precision(self.cfg), sampling))
             with self.autocast():
-                tolerance = rollout["tolerance_nats"]["bfloat16" if self.cfg["model"]["autocast_bf16"] else "float32"]
-                self.columns["sync_gap_nats"] = refuse_disagreement(policy, self.vllm_generation, text, tolerance)
-            self.columns["sampling_gap_nats"] = refuse_sampling_gap(self.vllm_generation, text, tolerance)
+                self.columns["sync_gap_nats"] = refuse_disagreement(policy, sampler, text, tolerance)
+            with self.autocast(False):
+                self.columns["policy_gap_nats"] = gap(policy, sampler, text)
+            self.columns["sampling_gap_nats"] = refuse_sampling_gap(sampler, text, rollout["tolerance_nats"][sampling])
+            if self.published and rollout["check_every"] and step % rollout["check_every"] == 0:
+                kept = update_kept(sampler_weights(policy, sampler), self.published)
+                self.columns |= {} if kept is None else {"update_kept": kept}
 
-    def autocast(self) -> Any:
-        """Return bfloat16 autocast as the model's configuration sets it; accelerate's own is off under DeepSpeed."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.cfg["model"]["autocast_bf16"])
+    def rounding(self) -> Rounding | None:
+        """Return the rounding of the weights that sample this step: `rollout.weights`."""
+        return rounding_of(sampling_weights(self.cfg, "rollout"), self.cfg["seed"], "weights", self.state.global_step)
+
+    def autocast(self, enabled: bool | None = None) -> Any:
+        """Return bfloat16 autocast, by default as the model's configuration sets it; accelerate's is off under DeepSpeed."""
+        is_enabled = self.cfg["model"]["autocast_bf16"] if enabled is None else enabled
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=is_enabled)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any

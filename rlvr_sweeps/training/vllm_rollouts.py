@@ -18,11 +18,13 @@ from vllm.platforms import current_platform
 from rlvr_sweeps import patches
 from rlvr_sweeps.assets.locations import model_location
 from rlvr_sweeps.config.schema import Resolved
+from rlvr_sweeps.config.settings import sampler_slots, sampling_precision, sampling_weights
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.planning.memory import shared_engine
 from rlvr_sweeps.training.methods.merging import plain_name, policy_weights
 from rlvr_sweeps.training.models import own_gpu_gib
 from rlvr_sweeps.training.random_state import kept_random_state
+from rlvr_sweeps.training.weight_rounding import Rounding
 
 CHECKED_COMPLETIONS, CHECKED_TOKENS = 4, 32  # sampled at each comparison of the sampler with the trainer
 
@@ -38,6 +40,7 @@ class VllmRollouts(VLLMGeneration):
     def __init__(self, cfg: Resolved, **trl: Any) -> None:
         self.cfg = cfg
         self.adapter: LoRARequest | None = None
+        self.rounding: Rounding | None = None  # of the weights in `_iter_named_params`; the trainer sets it before each sync
         super().__init__(**trl)
 
     def _init_vllm(self) -> None:
@@ -62,7 +65,7 @@ class VllmRollouts(VLLMGeneration):
             # vLLM's worker sets all generators to the engine's seed, so that every training seed and every rank would draw the
             # same dropout masks.
             with kept_random_state():
-                self.llm = LLM(**engine_settings(self.cfg, self.max_num_seqs))
+                self.llm = LLM(**engine_settings(self.cfg))
         except ValueError as error:
             raise Refused(
                 f"vLLM does not start with these settings: {str(error).splitlines()[0]} Change rollout.vllm, or use rollout=hf."
@@ -106,17 +109,19 @@ class VllmRollouts(VLLMGeneration):
             "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
             "logprobs_mode": model.logprobs_mode,
             "sync": self.cfg["rollout"]["sync"],
+            "weights": sampling_weights(self.cfg, "rollout"),
         }
 
     def expected_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of what the engine should hold: the policy's weights, or the base's beside a loaded adapter."""
         policy = self.accelerator.unwrap_model(self.model)
         if self.adapter is None:
-            return policy_weights(policy)
+            return self._iter_named_params()
         return ((plain_name(name), value.data) for name, value in policy.named_parameters() if not value.requires_grad)
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        return policy_weights(self.accelerator.unwrap_model(self.model))
+        for name, weight in policy_weights(self.accelerator.unwrap_model(self.model)):
+            yield name, self.rounding(name, weight) if self.rounding else weight
 
     def fall_asleep(self) -> None:
         """With `rollout.sleep`, discard the engine's weights and KV cache until the next sync, which loads new weights."""
@@ -161,14 +166,17 @@ class VllmRollouts(VLLMGeneration):
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], end_ids: Sequence[int]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Return one completion per prompt, from its own seed: token ids with the end token, and their log-probabilities."""
-        parameters = [
+        return sampled(self.generate_outputs(prompts, self.parameters(seeds, end_ids)))
+
+    def parameters(self, seeds: Sequence[int], end_ids: Sequence[int]) -> list[SamplingParams]:
+        """Return the decoding settings of rollouts with these seeds."""
+        return [
             SamplingParams(
                 temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_completion_length, seed=seed, logprobs=0,
                 stop_token_ids=list(end_ids), detokenize=False,
             )
             for seed in seeds
         ]  # fmt: skip
-        return sampled(self.generate_outputs(prompts, parameters))
 
     def sample_for_check(self, prompt: Sequence[int]) -> tuple[list[list[int]], list[list[float]]]:
         """Return completions of one prompt at temperature 1, as `sample` does, and remove them from the prefix cache.
@@ -204,6 +212,42 @@ class VllmRollouts(VLLMGeneration):
             return self.llm.generate(inputs, list(parameters), use_tqdm=False, lora_request=self.adapter)
 
 
+class ContinuousEngine:
+    """The engine as `continuous_sampling` uses it; completions end at one of `end_ids`.
+
+    vLLM decodes in the order in which completions enter. Where the KV cache is full it puts back the last one that entered.
+    """
+
+    def __init__(self, rollouts: VllmRollouts, end_ids: Sequence[int]) -> None:
+        self.rollouts, self.llm, self.end_ids = rollouts, rollouts.llm, end_ids
+        self.slots: int = self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+
+    def begin(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[str]:
+        """Let one completion per prompt enter, and return their names in the engine."""
+        inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        parameters = self.rollouts.parameters(seeds, self.end_ids)
+        names = self.llm.enqueue(inputs, parameters, lora_request=self.rollouts.adapter, use_tqdm=False)
+        return [name.partition("-")[0] for name in names]  # outputs have the name without vLLM's random suffix
+
+    def advance(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Decode one token of each running completion, and return those that ended, by name."""
+        outputs = [output for output in self.llm.llm_engine.step() if output.finished]
+        return dict(zip((output.request_id for output in outputs), zip(*sampled(outputs), strict=True), strict=True))
+
+    def abort(self, names: Sequence[str]) -> int:
+        """End completions, and return the number of their tokens. With the last one, the engine comes to rest."""
+        if not names:
+            return 0
+        engine = self.llm.llm_engine
+        before = patches.unfinished_tokens(self.llm)
+        engine.abort_request(list(names))
+        tokens = before - patches.unfinished_tokens(self.llm)
+        if not engine.has_unfinished_requests():
+            for _ in range(2):  # with asynchronous scheduling one pass may have begun; it ends before weights change
+                engine.step()
+        return tokens
+
+
 def sampled(outputs: Sequence[Any]) -> tuple[list[list[int]], list[list[float]]]:
     """Return the token ids of vLLM's outputs, and the log-probabilities of these tokens."""
     completions = [output.outputs[0] for output in outputs]
@@ -215,15 +259,15 @@ def sampled(outputs: Sequence[Any]) -> tuple[list[list[int]], list[list[float]]]
     return ids, scores
 
 
-def engine_settings(cfg: Resolved, sequences: int | None) -> dict[str, Any]:
+def engine_settings(cfg: Resolved) -> dict[str, Any]:
     """Return the arguments of vllm.LLM: those that follow from the run, and `rollout.vllm` over them."""
     path, revision = model_location(cfg)
     derived: dict[str, Any] = {
         "model": path,
         "tokenizer_revision": revision.get("revision"),
-        "dtype": "bfloat16" if cfg["model"]["autocast_bf16"] else "float32",
+        "dtype": sampling_precision(cfg, "rollout"),
         "max_model_len": cfg["data"]["max_prompt_tokens"] + cfg["rollout"]["max_tokens"],
-        "max_num_seqs": sequences,
+        "max_num_seqs": sampler_slots(cfg),
         "generation_config": "vllm",  # a published generation config would act on top of the configured decoding
         "distributed_executor_backend": "external_launcher",
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled: the importance correction's denominator

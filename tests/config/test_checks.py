@@ -59,6 +59,7 @@ from rlvr_sweeps.errors import Refused
         ("rollout=vllm rollout.sleep=true rollout.sync=adapter", "sleep discards the base's weights"),
         ("rollout=vllm +rollout.trl.vllm_tensor_parallel_size=2", "vllm_tensor_parallel_size is not read"),
         ("rollout=vllm rollout.trl.vllm_mode=server", "Allowed: colocate"),
+        ("rollout.continuous=true", "needs vLLM, and rollout.engine is hf"),
         ("rollout=vllm rollout.sync=lora", "Allowed: merged, adapter"),
         ("rollout=vllm rollout.sync=adapter peft=dora", "rollout.sync=adapter with peft=dora"),
         ("rollout=vllm rollout.sync=adapter peft=pissa", "rollout.sync=adapter with peft=pissa"),

@@ -6,7 +6,16 @@ import math
 import numpy as np
 import pytest
 
-from rlvr_sweeps.evaluation.scores import avg_at_k, mean_of_benchmarks, pass_at, standard_error, standard_error_new_problems
+from rlvr_sweeps.evaluation.scores import (
+    avg_at_k,
+    mean_of_benchmarks,
+    mean_score,
+    pass_at,
+    score_error,
+    score_error_new_problems,
+    standard_error,
+    standard_error_new_problems,
+)
 
 
 @pytest.mark.parametrize(("samples", "correct", "k"), [(4, 0, 1), (4, 1, 2), (5, 3, 2), (6, 6, 3), (8, 2, 8), (7, 4, 4)])
@@ -23,6 +32,16 @@ def test_pass_at_k_requires_k_samples():
 def test_pass_at_1_is_avg():
     correct = [0, 3, 8, 5]
     assert pass_at(correct, 8, 1) == pytest.approx(avg_at_k(correct, 8))
+
+
+def test_scores_of_0_and_1_have_the_mean_and_errors_of_counts():
+    table = np.random.default_rng(0).integers(0, 2, (7, 4))
+    counts = table.sum(1)
+    assert mean_score(table) == pytest.approx(avg_at_k(counts, 4))
+    assert score_error(table) == pytest.approx(standard_error(counts, 4))
+    assert score_error_new_problems(table) == pytest.approx(standard_error_new_problems(counts, 4))
+    assert score_error([[0.2, 0.4], [1.5, 1.5]]) == pytest.approx(np.sqrt(0.02 / 2) / 2)
+    assert math.isnan(score_error([[0.2]])) and math.isnan(score_error_new_problems([[0.2, 0.3]]))
 
 
 def test_standard_errors_against_simulation():

@@ -70,3 +70,25 @@ def test_three_shards_equal_the_samples_of_one_process(base, monkeypatch):
     assert stage.gather_samples(alone, cfg, problems) == 0
     assert alone.samples_path("tier1").read_text() == text
     assert "RANK" not in os.environ
+
+
+def test_both_engines_evaluate_the_weights_rounded_at_random(composer, tmp_path):
+    """The embedded model's weights are no bfloat16 values: each engine has one of the two neighbours, the same in both."""
+    from rlvr_sweeps import patches
+    from rlvr_sweeps.evaluation.engines import TransformersEngine, VllmEngine, evaluation_rounding
+    from rlvr_sweeps.training.models import load_tokenizer, published_weights
+
+    cfg = composer.point(["peft=none", *ON_CPU, "evaluation.weights=stochastic", f"runs_dir={tmp_path}"]).cfg
+    run, tokenizer = Run.of(cfg), load_tokenizer(cfg)
+    published, rounding = published_weights(cfg), evaluation_rounding(cfg)
+    by_transformers = dict(TransformersEngine(run, cfg, tokenizer).model.named_parameters())
+    engine = VllmEngine(run, cfg, tokenizer, 64)
+    by_vllm = dict(patches.vllm_module(engine.engine).named_parameters())
+    name = "model.layers.1.mlp.down_proj.weight"
+    expected = rounding(name, published[name])
+    assert (expected != published[name].bfloat16().float()).float().mean() > 0.1, "another rounding than the nearest"
+    assert by_transformers[name].equal(expected) and by_vllm[name].float().equal(expected)
+    key = "model.layers.1.self_attn.k_proj.weight"
+    rows = published[key.replace("k_proj", "q_proj")].shape[0]
+    packed = by_vllm[key.replace("k_proj", "qkv_proj")][rows : rows + published[key].shape[0]]
+    assert packed.float().equal(rounding(key, published[key]))

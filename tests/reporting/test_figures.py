@@ -18,6 +18,8 @@ from rlvr_sweeps.reporting.figures.spectra import cumulative, spectrum
 from rlvr_sweeps.reporting.figures.tradeoffs import costs, forest, frontier, learning_rates, parameters, reaches
 from rlvr_sweeps.reporting.figures.training_curves import WINDOW, batch_sizes, rewards, smooth
 from rlvr_sweeps.reporting.labels import ReportRow, report_rows
+from rlvr_sweeps.reporting.lost_updates import notes
+from rlvr_sweeps.reporting.page import main_table
 from rlvr_sweeps.reporting.rows import cells
 from rlvr_sweeps.runs.reading import find_runs
 from tests.conftest import choices, requested
@@ -119,6 +121,30 @@ def test_each_method_has_a_line_and_one_rate_gives_no_figure(trained, tmp_path):
     assert (lora.x, lora.y, lora.look) == ([1e-4, 1e-3], [pytest.approx(87.5), pytest.approx(62.5)], "joined")
     assert by_label(panel)["DoRA"].look == "points"
     assert by_label(reaches(rows_in(tmp_path)).panels[0])["LoRA"].x == [pytest.approx(1), pytest.approx(10)]
+
+
+def test_what_bfloat16_weights_lost_is_stated_below_figure_and_table(trained, tmp_path):
+    """Rows of one method, sampled with the nearest weights, with random rounding, and in float32."""
+    for weights in ("bfloat16", "stochastic", "float32"):
+        rounding = [f"rollout.weights={weights}", f"evaluation.weights={weights}"]
+        run = trained("peft=lora", *rounding, moved=0.001)
+        lost = {"bfloat16": 0.18, "stochastic": 1.01, "float32": None}[weights]
+        row = {"step": 5, "reach": {"all": 0.001}, "frozen_tensors_changed": 0}
+        if lost:
+            row |= {"bfloat16_error": {"all": 0.94}, "update_kept": {"all": lost}}
+        run.reach_path.write_text(json.dumps(row) + "\n")
+        write_json(run.summary_path, summarise(run, run.config()))
+    rows = rows_in(tmp_path)
+    by_weights = {row.cell.cfg["rollout"]["weights"]: row for row in rows}
+    nearest, random, exact = (
+        notes([(by_weights[weights].label, by_weights[weights].cell)]) for weights in ("bfloat16", "stochastic", "float32")
+    )
+    assert len(nearest) == 2 and "LoRA" in nearest[0] and "18 %" in nearest[0] and "94 %" in nearest[1]
+    assert len(random) == 1 and "94 %" in random[0] and exact == []
+    caption = reaches(rows).caption
+    below = main_table.notes([row.cell for row in rows])
+    assert all(note in below for note in random) and random[0] in caption and "18 %" in caption
+    assert any("18 %" in note for note in below)
 
 
 def test_a_line_never_joins_two_objectives(trained, tmp_path):

@@ -131,3 +131,23 @@ def test_the_table_of_own_rates():
         46.0206
     )
     assert rows["PiSSA"].entries["paper"].value == 0.2
+
+
+def test_the_table_of_grids_that_grow():
+    """Test lr=auto: LoRA's best rate is inside its first three, DoRA's is found two rates further, or not within the bound."""
+
+    def source(_run, cfg):
+        peak = 2e-2 if cfg["peft"]["name"] == "dora" else 1e-3
+        level = round(0.6 - 0.2 * abs(np.log10(cfg["lr"] / peak)), 6)
+        right = {"tier1": {"k": 5, "golds": "g", "right": {str(n): 5 * (n < 100 * level) for n in range(100)}}}
+        summary = {"evaluation": "x", "grader": "1", "avg": level - 0.1, "avg_se": 0.01, "pass": 1.0}
+        return Result(summary | {"heldout/avg": level, "heldout/avg_se": 0.001}, right)
+
+    _, sheet = make("seeds", ["model=tiny", "seed=42", "lr=auto"], source)
+    rows = {line.entries["row"].value: line.entries for line in sheet.blocks["Seeds"]}
+    assert rows["LoRA"]["curve"].value == "3e-4 49.5, 1e-3 60.0*, 3e-3 50.5" and rows["LoRA"]["own/lr"].value == "1e-3"
+    assert rows["DoRA"]["own/lr"].value == "0.03" and rows["DoRA"]["curve"].value.endswith("0.03 56.5*, 0.1 46.0")
+    assert rows["LoRA"]["own/difference"].value == "baseline" and not any("at an edge for" in note for note in sheet.notes)
+    _, sheet = make("seeds", ["model=tiny", "seed=42", "lr=auto:4"], source)
+    rows = {line.entries["row"].value: line.entries for line in sheet.blocks["Seeds"]}
+    assert rows["DoRA"]["own/lr"].value == "0.01 (edge)" and any("at an edge for DoRA" in note for note in sheet.notes)

@@ -123,6 +123,7 @@ def test_two_ranks_equal_one_process(composer, twelve, train, tmp_path, kind):
     assert result["weights"][0] == result["weights"][1]
     for row, expected in zip(result["rows"], expected_rows, strict=True):
         assert row["reward_mean"] == expected["reward_mean"] and row["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+        assert row["sampled_groups"] == expected["sampled_groups"]
         assert row["sampler_kl"] < 1e-5 and row["sampler_ratio_mean"] == pytest.approx(1, abs=1e-3)
 
 

@@ -20,16 +20,19 @@ from rlvr_sweeps import patches  # noqa: E402
 from rlvr_sweeps.assets.problems import load_problems, prompt_ids  # noqa: E402
 from rlvr_sweeps.errors import Refused  # noqa: E402
 from rlvr_sweeps.grading.grader import grade_all  # noqa: E402
-from rlvr_sweeps.training.models import load_model  # noqa: E402
+from rlvr_sweeps.training.methods.reach import reach, update_kept  # noqa: E402
+from rlvr_sweeps.training.models import load_model, published_weights  # noqa: E402
 from rlvr_sweeps.training.sampler_agreement import (  # noqa: E402
     differing,
     gap,
     mismatch,
     refuse_disagreement,
     refuse_sampling_gap,
+    sampler_weights,
     sampling_gap,
 )
 from rlvr_sweeps.training.seeded_sampling import sample, seed_of  # noqa: E402
+from rlvr_sweeps.training.weight_rounding import rounding_of  # noqa: E402
 
 WITH_SEPARATE_ADAPTER = ("lora", "rslora", "lora_plus", "lora_fa")
 ON_CPU = (
@@ -56,13 +59,28 @@ def engines(composer):
             model, tokenizer = load_model(cfg)
             by_sync[sync] = VllmRollouts(
                 cfg, model=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer, temperature=1.0, top_p=1.0,
-                max_completion_length=cfg["rollout"]["max_tokens"], max_num_seqs=256,
+                max_completion_length=cfg["rollout"]["max_tokens"],
             )  # fmt: skip
         return by_sync[sync]
 
     yield get
     by_sync.clear()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def engine_in_bfloat16(composer):
+    """Return a VllmRollouts on the embedded model that holds and computes in bfloat16."""
+    from accelerate import Accelerator
+
+    from rlvr_sweeps.training.vllm_rollouts import VllmRollouts
+
+    cfg = composer.point([*ON_CPU, "rollout.weights=stochastic"]).cfg
+    model, tokenizer = load_model(cfg)
+    return VllmRollouts(
+        cfg, model=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer, temperature=1.0, top_p=1.0,
+        max_completion_length=cfg["rollout"]["max_tokens"], max_num_seqs=64,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -137,6 +155,41 @@ def test_an_engine_with_a_separate_adapter_is_the_same_policy(engines, embedded,
         assert gap(policy, separate, prompts[0] + prompts[1]) < 1e-5
         assert separate.sample(prompts[:8], range(8), [0])[0] == merged.sample(prompts[:8], range(8), [0])[0]
     assert list(differing(separate)) == []
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "full"])
+def test_an_engine_in_bfloat16_has_the_rounded_policy_and_its_loss_is_measured(composer, engine_in_bfloat16, name):
+    """The update is small, and the base has bfloat16 values: the nearest values lose most of it, random rounding nothing."""
+    cfg = composer.point(["model.rounded_to_bf16=true"]).cfg
+    model, published = load_model(cfg)[0], published_weights(cfg)
+    text = prompt_ids(load_model(cfg)[1], load_problems(cfg["data"])[0], None)
+    sampler, policy = engine_in_bfloat16, slightly_moved(policy_of(name, model, composer), published)
+    sampler.model = policy
+    kept, gaps = {}, {}
+    for weights in ("bfloat16", "stochastic"):
+        sampler.rounding = rounding_of(weights, 5)
+        sampler.sync_weights()
+        assert list(differing(sampler)) == []
+        kept[weights] = update_kept(sampler_weights(policy, sampler), published)
+        assert kept[weights] == pytest.approx(reach(policy, published, sampler.rounding).kept["all"], rel=1e-6)
+        gaps[weights] = gap(policy, sampler, text)
+    assert kept["bfloat16"] < 0.6 and 0.8 < kept["stochastic"] < 1.2 and max(gaps.values()) < 0.05
+    sampler.rounding = rounding_of("stochastic", 6)  # the next step's: other weights, which the engine does not have yet
+    assert len(list(differing(sampler))) > 5
+
+
+def slightly_moved(policy, published):
+    """Return a policy whose trained parameters are moved back towards their start, so that its reach is about 2e-4."""
+    with torch.no_grad():
+        factor = 2e-4 / reach(policy, published).reach["all"]
+        for name, parameter in policy.named_parameters():
+            if name in published:  # full fine-tuning
+                parameter.copy_(published[name] + factor * (parameter - published[name]))
+            elif "ia3" in name:
+                parameter.copy_(1 + factor * (parameter - 1))
+            elif "lora_B" in name:
+                parameter.mul_(factor)
+    return policy
 
 
 def test_a_sampler_that_differs_from_the_policy_is_refused_with_the_tensors_names(engines, embedded, composer):
@@ -232,7 +285,7 @@ def test_the_settings_that_vllm_resolved_are_plain_values(engines):
     expected = {
         "model_runner": "V1", "model_runner_class": "vllm.v1.worker.cpu_model_runner.CPUModelRunner",
         "model_class": "vllm.model_executor.models.qwen2.Qwen2ForCausalLM", "attention_backends": ["CPU_ATTN"],
-        "dtype": "float32", "quantization": None, "max_num_seqs": 256, "max_num_batched_tokens": 16384, "enforce_eager": True,
+        "dtype": "float32", "quantization": None, "max_num_seqs": 128, "max_num_batched_tokens": 16384, "enforce_eager": True,
         "prefix_caching": True, "cudagraph_mode": "NONE", "logprobs_mode": "processed_logprobs", "sync": "merged",
     }  # fmt: skip
     assert {name: facts[name] for name in expected} == expected and facts["kv_cache_blocks"] > 1

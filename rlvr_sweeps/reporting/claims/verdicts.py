@@ -334,12 +334,15 @@ def contrast_record(result: ContrastVerdict) -> dict[str, Any]:
     }
 
 
-def read_claims(names: Sequence[str], overrides: Sequence[str], source: Source = from_files) -> list[ClaimVerdict]:
+def read_claims(
+    names: Sequence[str], overrides: Sequence[str], source: Source = from_files, composer: Composer | None = None
+) -> list[ClaimVerdict]:
     """Return the verdicts on the cards with these names (none: on all) for the overrides of a launch: model=, seed=, ….
 
-    Without seed=, the seeds that each row has in the folder count.
+    Without seed=, the seeds that each row has in the folder count. With lr=auto, the grids of `lr=best` have the rates that
+    such a launch has added.
     """
-    claims, composer = load_claims(names), offline_composer()
+    claims, composer = load_claims(names), composer or offline_composer()
     others, bound = split_auto(overrides)
     base, seeds = split_seeds(others)
     cfg = composer.compose([override for override in base if not key_of(override).startswith("hydra")])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.config.sweeps import format_value
 from rlvr_sweeps.evaluation.samples import mean
+from rlvr_sweeps.reporting import lost_updates
 from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, Family, families
 from rlvr_sweeps.reporting.figures.plots import Panel, Plot, Series
 from rlvr_sweeps.reporting.labels import (
@@ -147,6 +148,7 @@ def reaches(rows: Sequence[ReportRow]) -> Plot | None:
     panel = Panel("reach ‖ΔW‖/‖W0‖, %", ACCURACY, series, x_log=True, levels=base_level(rows))
     caption = (
         f"{BARS} Reach is the relative change of the weights by training. A line joins one method's learning rates."
+        f"{''.join(f' {note}' for note in lost_updates.notes((row.label, row.cell) for row in shown))}"
         f"{coverage_note(shown, trained_rows(rows))}"
     )
     return Plot("Accuracy against reach", [panel], caption)

@@ -15,11 +15,14 @@ RUNS = {  # columns of the table of runs
     **dict.fromkeys(
         ("rank", "batch_size", "steps", "seed", "trainable", "parameters", "steps_done", "grader"), NULLABLE_INTEGER
     ),
-    **dict.fromkeys(("alpha", "dropout", "lr", "train_seconds", "reach"), FLOAT),
+    **dict.fromkeys(("alpha", "dropout", "lr", "train_seconds", "reach", "bfloat16_error", "update_kept"), FLOAT),
     "evaluated": BOOLEAN,
 }
 CELLS = {"seeds": INTEGER, "runs": TEXT, "avg": FLOAT, "avg_se": FLOAT}
-COUNTS = ("completion_tokens_max", "sampling_rounds", "sampled_groups", "update_positions", "update_tokens", "tokens_seen")
+COUNTS = (
+    "completion_tokens_max", "sampling_rounds", "sampled_groups", "discarded_completions", "discarded_tokens",
+    "update_positions", "update_tokens", "tokens_seen",
+)  # fmt: skip
 STEPS = {"step": INTEGER, **dict.fromkeys(COUNTS, NULLABLE_INTEGER)}
 SAMPLES = {
     "benchmark": CATEGORY, "problem": CATEGORY, "sample": INTEGER, "sample_seed": NULLABLE_INTEGER, "answer": TEXT,

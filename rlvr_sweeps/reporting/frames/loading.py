@@ -21,7 +21,7 @@ NOT_IN_ROLLOUTS = ("prompt", "text")  # without `text=True`
 TABLES = ("runs", "steps", "samples")  # of `rlvr report --parquet`
 RESULTS = (  # of the table of runs, also where no run is evaluated
     "trainable", "parameters", "reward_first", "reward_last", "steps_done", "stopped_early", "train_seconds", "reach",
-    "avg", "avg_se",
+    "bfloat16_error", "update_kept", "avg", "avg_se",
 )  # fmt: skip
 T = TypeVar("T")
 

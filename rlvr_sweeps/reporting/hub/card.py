@@ -1,5 +1,6 @@
 """Make the model card of an exported run from the run's files: base, data, method, scores, command, versions, licence."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,11 +132,18 @@ def scores(cfg: Resolved, summary: Row, base: Row | None) -> str:
         "In percent; ± is the standard error from sampling each problem k times. One training seed does not show how much the "
         "result varies between seeds.",
         f"Decoding: {decoding(cfg['evaluation'])}, seed {cfg['evaluation']['seed']}; "
-        f"engine {summary.get('engine', 'not recorded')}; grader version {summary['grader']}.",
+        f"engine {summary.get('engine', 'not recorded')}; {judged_by(summary)}.",
         "" if base else "The base model was not evaluated in the same way.",
         f"The training was stopped after {summary['steps_done']} steps: {stopped}." if stopped else "",
     ]
     return "\n".join(lines) + "\n\n" + " ".join(sentence for sentence in sentences if sentence)
+
+
+def judged_by(summary: Row) -> str:
+    """Return what judged the samples: the version of the grader, or reward functions, without the folders of their files."""
+    if "verifier" in summary:
+        return "verifier " + re.sub(r"\S*/", "", summary["verifier"])
+    return f"grader version {summary['grader']}"
 
 
 def accuracies(summary: Row, base: Row | None, prefix: str) -> list[str]:
@@ -189,6 +197,8 @@ def training_facts(cfg: Resolved, record: dict[str, Any], summary: Row) -> Itera
     yield "rollouts", decoding(cfg["rollout"]) + f", {cfg['rollout']['group_size']} a prompt"
     yield "precision", "products in bfloat16, weights in float32" if cfg["model"]["autocast_bf16"] else "float32"
     yield "answers", f"grading={grading_of(cfg)}"
+    if "verifier" in summary:
+        yield "verifier", judged_by(summary).removeprefix("verifier ")
     yield "run", f"{run_name(cfg)} (id {run_id(cfg)})"
 
 

@@ -37,7 +37,10 @@ def cost(run: Run, cell: Cell, summary: dict[str, Any]) -> Cost:
     processes = record.get("built", {}).get("processes", cfg["distributed"]["processes"])
     device = record.get("surroundings", {}).get("device")
     sharing = cfg["cluster"].get("runs_per_gpu", 1) if device else 1
-    sampled = [row["completion_tokens_mean"] * row["sampled_groups"] * cfg["rollout"]["group_size"] for row in steps]
+    sampled = [
+        row["completion_tokens_mean"] * row["sampled_groups"] * cfg["rollout"]["group_size"] + row.get("discarded_tokens", 0)
+        for row in steps
+    ]
     evaluated = [
         summary[f"{name}/tokens_mean"] * summary[f"{name}/n"] * summary[f"{name}/k"]
         for name in cfg["benchmark"]

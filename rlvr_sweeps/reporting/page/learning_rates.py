@@ -26,11 +26,12 @@ def rate_entries(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         dials = [dial for dial in DIALS if dial != "lr"]
         label = label_with_objective(group[0], cells, dials)
         choice = choose(label, [RowResult(RowSpec("", "", (), "", {}), cell.cfg, cell, tuple(cell.runs)) for cell in group])
-        side = "lower" if choice.best == 0 else "upper"
+        state = f"at the {'lower' if choice.best == 0 else 'upper'} edge: a better rate may be outside"
+        state = "not to be told: all rates are equally good" if choice.is_flat else state if choice.at_edge else "inside"
         entries.append({
             "label": label,
             "curve": curve(choice),
             "best": format_value(str(choice.lrs[choice.best])),
-            "state": f"at the {side} edge: a better rate may be outside" if choice.at_edge else "inside",
+            "state": state,
         })  # fmt: skip
     return entries

@@ -10,7 +10,8 @@ from rlvr_sweeps.config.identity import evaluation_spec
 from rlvr_sweeps.config.settings import is_trained, modules_of
 from rlvr_sweeps.config.sweeps import DIAL_LABELS
 from rlvr_sweeps.files import read_object
-from rlvr_sweeps.reporting.labels import percent
+from rlvr_sweeps.reporting import lost_updates
+from rlvr_sweeps.reporting.labels import label, percent
 from rlvr_sweeps.reporting.rows import Cell
 
 # A column title has space for the full word.
@@ -77,6 +78,7 @@ def notes(rows: Sequence[Cell]) -> list[str]:
         "the relative change of the weights by training, ‖ΔW‖/‖W0‖ over the model."
     ]
     sentences += [sentence for cell in rows for sentence in cell.stopped_early]
+    sentences += lost_updates.notes((label(cell, rows), cell) for cell in rows)
     if any(len(cell.runs) == 1 for cell in rows):
         sentences.append(
             "± is the standard error from sampling each problem k times. A row with one training seed does not show how much "

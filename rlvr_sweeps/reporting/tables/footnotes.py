@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rlvr_sweeps.config.settings import is_trained
 from rlvr_sweeps.config.sweeps import Product, paper_models
+from rlvr_sweeps.reporting import lost_updates
 from rlvr_sweeps.reporting.differences.baselines import SEEDS_FOR_A_STAR, Contrast, smallest_difference
 from rlvr_sweeps.reporting.sweep_results import RowResult
 
@@ -18,6 +19,7 @@ def footnotes(
         presence(product, overrides, rows),
         *dict.fromkeys(sentence for row in rows for sentence in row.unreadable),
         *early,
+        *lost_updates.notes((row.row.label, row.cell) for row in rows if row.cell),
         *errors(rows),
         *differences(rows, contrasts),
         *printed(rows),

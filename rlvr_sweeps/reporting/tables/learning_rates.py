@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rlvr_sweeps.config.lr_grid import Score, best_of, is_good
 from rlvr_sweeps.config.settings import HELD_OUT
 from rlvr_sweeps.config.sweeps import format_value, key_of, label, printed_values
 from rlvr_sweeps.reporting.differences.baselines import Contrast, contrasts
@@ -17,8 +18,6 @@ from rlvr_sweeps.reporting.sweep_results import RowResult, SweepResults
 from rlvr_sweeps.reporting.tables.cells import difference_entry, mean_of, row_facts, with_best
 from rlvr_sweeps.reporting.tables.footnotes import footnotes
 from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
-
-POINT = 0.01  # of accuracy: a rate counts as good if it loses at most this to the best
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,11 @@ class Choice:
         return math.log10(self.lrs[self.last] / self.lrs[self.first])
 
     @property
+    def is_flat(self) -> bool:
+        """Return whether all rates are good."""
+        return self.first == 0 and self.last == len(self.rows) - 1
+
+    @property
     def at_edge(self) -> bool:
         """Return whether the best rate is the lowest or highest of the grid, so that a better rate may be outside of it."""
         return self.best in (0, len(self.rows) - 1)
@@ -56,8 +60,7 @@ def choose(title: str, rows: Sequence[RowResult]) -> Choice:
     """Return a method's best rate on the held-out prompts, and the good rates around it."""
     ordered = sorted(rows, key=lambda row: float(row.cfg["lr"]))
     scores = [held_out(row) for row in ordered]
-    measured = [index for index, (value, _) in enumerate(scores) if not math.isnan(value)]
-    best = max(measured, key=lambda index: scores[index][0], default=0)
+    best = best_of([value for value, _ in scores])
     first = last = best
     while first > 0 and is_good(scores[first - 1], scores[best]):
         first -= 1
@@ -66,12 +69,7 @@ def choose(title: str, rows: Sequence[RowResult]) -> Choice:
     return Choice(title, ordered, best, first, last)
 
 
-def is_good(score: tuple[float, float], best: tuple[float, float]) -> bool:
-    """Return whether a rate's accuracy is within a point, or one standard error of the difference, of the best."""
-    return best[0] - score[0] <= max(POINT, math.hypot(score[1], best[1]))
-
-
-def held_out(row: RowResult) -> tuple[float, float]:
+def held_out(row: RowResult) -> Score:
     """Return the accuracy on the held-out prompts and its standard error; NaN if it was not measured."""
     value = row.cell.value(f"{HELD_OUT}/avg") if row.cell else None
     error = row.cell.error(f"{HELD_OUT}/avg") if row.cell else None

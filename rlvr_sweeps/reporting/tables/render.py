@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlvr_sweeps.config.lr_grid import split_auto
+from rlvr_sweeps.config.settings import HELD_OUT
+from rlvr_sweeps.config.sweeps import key_of
 from rlvr_sweeps.reporting.rows import Source, from_files
-from rlvr_sweeps.reporting.sweep_results import read_sweep_results
+from rlvr_sweeps.reporting.sweep_results import RowResult, read_sweep_results
 from rlvr_sweeps.reporting.tables.accuracy import accuracy
 from rlvr_sweeps.reporting.tables.formats import Sheet, show, write
 
@@ -15,7 +16,7 @@ from rlvr_sweeps.reporting.tables.formats import Sheet, show, write
 def make(name: str, overrides: Sequence[str], source: Source = from_files) -> tuple[str, Sheet]:
     """Return (the model's name, the table)."""
     results = read_sweep_results(name, overrides, source)
-    if name in ("lr_fair", "rank_fair") or split_auto(overrides)[1]:
+    if any(HELD_OUT in row.cfg["benchmark"] and has_rates(row, results.rows) for row in results.rows):
         from rlvr_sweeps.reporting.tables import learning_rates
 
         return results.model, learning_rates.sheet(results)
@@ -24,6 +25,12 @@ def make(name: str, overrides: Sequence[str], source: Source = from_files) -> tu
 
         return results.model, trained_parameters(results)
     return results.model, accuracy(results)
+
+
+def has_rates(row: RowResult, rows: Sequence[RowResult]) -> bool:
+    """Return whether a row has others that differ from it in the learning rate alone."""
+    others = [{each for each in other.row.overrides if key_of(each) != "lr"} for other in rows]
+    return others.count({each for each in row.row.overrides if key_of(each) != "lr"}) > 1
 
 
 def render(name: str, overrides: Sequence[str], out: Path | None, console: Console, source: Source = from_files) -> list[Path]:

@@ -20,6 +20,8 @@ CURVES = {
     "sampling_rounds": "sampling/rounds",
     "sampled_groups": "sampling/groups",
     "bound_hit": "sampling/bound_hit",
+    "discarded_completions": "sampling/discarded_completions",
+    "discarded_tokens": "sampling/discarded_tokens",
     "loss": "policy/loss",
     "entropy": "policy/entropy",
     "clip_share": "policy/clip_share",
@@ -32,6 +34,8 @@ CURVES = {
     "sampler_kl": "sampler/kl",
     "sync_gap_nats": "sampler/sync_gap_nats",
     "sampling_gap_nats": "sampler/sampling_gap_nats",
+    "policy_gap_nats": "sampler/policy_gap_nats",
+    "update_kept": "sampler/update_kept",
     "tokens_seen": "progress/tokens",
     "rollout_s": "seconds/rollout",
     "reward_s": "seconds/reward",
@@ -68,8 +72,16 @@ def step_point(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def reach_point(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of reach.jsonl, the change of each kind of layer, under the trackers' names, with an axis of its own."""
-    return {REACH_STEP: row["step"]} | {f"reach/{kind}": value for kind, value in row["reach"].items()}
+    """Return a row of reach.jsonl under the trackers' names, with an axis of its own.
+
+    The change of each kind of layer, and what bfloat16 loses of it (`reach/bfloat16_error/q_proj`, `reach/update_kept/all`).
+    """
+    lost = {
+        f"reach/{column}/{kind}": value
+        for column in ("bfloat16_error", "update_kept")
+        for kind, value in row.get(column, {}).items()
+    }
+    return {REACH_STEP: row["step"]} | {f"reach/{kind}": value for kind, value in row["reach"].items()} | lost
 
 
 def tags(cfg: Resolved, axes: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ Weights are merged in float32 and cast once. The usual way, to merge in place an
 bfloat16 base at every step; here the base's tensors are put back, so that it is bit-identical after any number of syncs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from rlvr_sweeps import patches
+from rlvr_sweeps.training.weight_rounding import Rounding
 
 BASE = "base_model.model."  # PEFT's prefix of the adapted model; parameters that layers share have other names
 
@@ -28,12 +29,24 @@ def own_parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
     return dict(layer.get_base_layer().named_parameters(recurse=False))
 
 
+def tuned_norm(layer: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of the copy of a norm that LN tuning trains; there is nothing to merge."""
+    return dict(layer.ln_tuning_layers[layer.active_adapters[0]].named_parameters(recurse=False))
+
+
+def unadapted(model: torch.nn.Module, layers: Collection[str]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield (name, parameter) of the policy's parameters outside of its adapted layers; parameters that are shared, once."""
+    inside, of_base = tuple(f"{name}." for name in layers), BASE if layers else ""
+    for name, parameter in model.named_parameters():
+        if name.startswith(of_base) and not name.startswith(inside):
+            yield name, parameter
+
+
 @torch.no_grad()
 def merged_tensors(layer: Any) -> dict[str, Tensor]:
     """Return the layer's effective weight (and bias) in the base's dtype, also under autocast; the layer does not change."""
-    if isinstance(layer, LNTuningLayer):  # trains a copy of the norm; there is nothing to merge
-        tuned = layer.ln_tuning_layers[layer.active_adapters[0]]
-        return {key: value.data for key, value in tuned.named_parameters(recurse=False)}
+    if isinstance(layer, LNTuningLayer):
+        return {key: parameter.data for key, parameter in tuned_norm(layer).items()}
     parameters = own_parameters(layer)
     originals = {key: parameter.data for key, parameter in parameters.items()}
     try:
@@ -49,26 +62,40 @@ def merged_tensors(layer: Any) -> dict[str, Tensor]:
 
 
 @contextmanager
-def merged(model: torch.nn.Module) -> Iterator[None]:
+def merged(model: torch.nn.Module, rounding: Rounding | None = None) -> Iterator[None]:
     """Use merged weights and no adapter in the model's forward pass inside; restore the model bit for bit afterwards.
 
-    Memory holds the merged and the original weights of the adapted layers at the same time.
+    With `rounding`, every weight of the policy is rounded too. Memory holds the merged (and rounded) weights and the originals
+    at the same time.
     """
-    layers = [layer for layer in tuner_layers(model).values() if not isinstance(layer, LNTuningLayer)]
-    originals = []
+    layers = tuner_layers(model)
+    originals: list[tuple[torch.nn.Parameter, Tensor]] = []
+
+    def use(parameter: torch.nn.Parameter, name: str, value: Tensor) -> None:
+        originals.append((parameter, parameter.data))
+        parameter.data = rounding(plain_name(name), value) if rounding else value
+
     try:
-        for layer in layers:
-            effective, parameters = merged_tensors(layer), own_parameters(layer)
-            originals.append((layer, {key: parameter.data for key, parameter in parameters.items()}))
-            for key, parameter in parameters.items():
-                parameter.data = effective[key]
+        for name, layer in layers.items():
+            if isinstance(layer, LNTuningLayer):
+                if rounding:
+                    for key, parameter in tuned_norm(layer).items():
+                        use(parameter, f"{name}.{key}", parameter.data)
+                continue
+            effective = merged_tensors(layer)
+            for key, parameter in own_parameters(layer).items():
+                use(parameter, f"{name}.{key}", effective[key])
             layer.merged_adapters.extend(layer.active_adapters)
+        if rounding:
+            for name, parameter in unadapted(model, layers):
+                use(parameter, name, parameter.data)
         yield
     finally:
-        for layer, tensors in originals:
-            for key, parameter in own_parameters(layer).items():
-                parameter.data = tensors[key]
-            patches.forget_merge(layer)
+        for parameter, value in originals:
+            parameter.data = value
+        for layer in layers.values():
+            if not isinstance(layer, LNTuningLayer):
+                patches.forget_merge(layer)
 
 
 def plain_name(name: str) -> str:
@@ -83,7 +110,5 @@ def policy_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, layer in layers.items():
         for key, tensor in merged_tensors(layer).items():
             yield plain_name(f"{name}.{key}"), tensor
-    inside, of_base = tuple(f"{name}." for name in layers), BASE if layers else ""
-    for name, parameter in model.named_parameters():
-        if name.startswith(of_base) and not name.startswith(inside):
-            yield plain_name(name), parameter.data
+    for name, parameter in unadapted(model, layers):
+        yield plain_name(name), parameter.data

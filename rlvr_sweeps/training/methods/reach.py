@@ -4,45 +4,81 @@ Reach is ‖ΔW‖/‖W0‖ per kind of layer, where ΔW is the merged policy mi
 another split of W0 (PiSSA, MiLoRA). At one shared learning rate it differs between methods by orders of magnitude, so a ranking
 of methods is confounded with it.
 
-vLLM samples and evaluates with weights in bfloat16. Published weights have bfloat16 values, so an update smaller than half a
-step of this format is rounded away, and one of small reach is mostly lost there, while the trainer computes with all of it.
+Samplers hold their weights in bfloat16. Published weights have bfloat16 values, so rounding to the nearest one removes an
+update that is smaller than half a step of this format, and most of one of small reach. Rounding at random
+(weight_rounding.py) keeps its mean.
 """
 
 import hashlib
 import math
 from collections import defaultdict
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.models import PublishedWeights
+from rlvr_sweeps.training.weight_rounding import Rounding
 
 
-def reach(model: Any, published: PublishedWeights) -> tuple[dict[str, float], dict[str, float]]:
-    """Return ‖ΔW‖/‖W0‖ and ‖bf16(W) − W‖/‖ΔW‖ with W = W0 + ΔW (Frobenius norms), by kind of layer and for `all`.
+class Reach(NamedTuple):
+    """Measures of an update by kind of layer, by the layers' name, and for `all`; norms are over all layers of a kind."""
 
-    The norms are over all layers of a kind, by the layers' name. The second quotient is 0 where sampling in bfloat16 loses
-    nothing of the update and about 1 where it loses all; kinds of layers that did not move are left out of it.
+    reach: dict[str, float]  # ‖ΔW‖/‖W0‖
+    bfloat16_error: dict[str, float]  # ‖bf16(W) − W‖/‖ΔW‖ of the nearest values: 0 where they have all of the update, 1 none
+    kept: dict[str, float]  # share of the update that the sampler has, as `update_kept`; 1 in the mean: unbiased
+
+
+MOVED = 1e-6  # the reach below which a kind of layer has not moved: the rounding errors of a merge in float32 are smaller
+
+
+def reach(model: Any, published: PublishedWeights, rounding: Rounding | None = None) -> Reach:
+    """Return the measures of a policy's update; `rounding` is that of the sampler's weights, None: float32.
+
+    Kinds of layers that did not move are left out of the second and third measure.
     """
     moved: dict[str, float] = defaultdict(float)
     size: dict[str, float] = defaultdict(float)
     lost: dict[str, float] = defaultdict(float)
+    inner: dict[str, float] = defaultdict(float)
     for name, weight in policy_weights(model):
         if name not in published:  # tied to another tensor, which is published
             continue
         origin, present = published[name], weight.detach().float().cpu()
+        sampled = rounding(name, weight.detach()).float().cpu() if rounding else present
+        change = present - origin
         kind = name.split(".")[-2]
-        for total, value in ((moved, present - origin), (size, origin), (lost, present.bfloat16().float() - present)):
-            square = float(value.double().square().sum())
-            total[kind] += square
-            total["all"] += square
+        error = present.bfloat16().float() - present
+        sums = ((moved, change, change), (size, origin, origin), (lost, error, error), (inner, sampled - origin, change))
+        for total, left, right in sums:
+            product = float((left.double() * right.double()).sum())
+            total[kind] += product
+            total["all"] += product
     kinds = sorted(size)
-    return (
-        {kind: math.sqrt(moved[kind] / size[kind]) for kind in kinds},
+    by_kind = {kind: math.sqrt(moved[kind] / size[kind]) for kind in kinds}
+    return Reach(
+        by_kind,
         {kind: math.sqrt(lost[kind] / moved[kind]) for kind in kinds if moved[kind]},
+        {kind: inner[kind] / moved[kind] for kind in kinds if by_kind[kind] > MOVED},
     )
+
+
+def update_kept(weights: Iterable[tuple[str, Tensor, Tensor]], published: PublishedWeights) -> float | None:
+    """Return ⟨Ŵ − W0, ΔW⟩/‖ΔW‖² over all layers: the share of the update in the sampler's weights Ŵ, along the update.
+
+    `weights` yields (name, W0 + ΔW, Ŵ). None where the weights did not move.
+    """
+    size = moved = inner = 0.0
+    for name, weight, sampled in weights:
+        if name in published:
+            origin = published[name].double()
+            change = weight.detach().double().cpu() - origin
+            size += float(origin.square().sum())
+            moved += float(change.square().sum())
+            inner += float(((sampled.detach().double().cpu() - origin) * change).sum())
+    return inner / moved if moved > MOVED**2 * size else None
 
 
 def frozen_digests(model: Any) -> dict[str, str]:
