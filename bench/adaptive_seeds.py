@@ -201,7 +201,7 @@ def adaptive(sweeps: Sweeps, most: int, least: float, looks_corrected: bool = Tr
             for kind in (False, True)
         ]
         chances = np.where(sweeps.kinds == EQUIVALENT, each[1], each[0])
-        further = sequential.open_rows(weights, (verdict == 0) & (n < most), chances, least) & (seeds < most)
+        further = sequential.open_rows(weights, (verdict == 0) & (n < most) & (chances >= least), seeds)
         if not further.any():
             return Outcome(verdict, at_end, always, seeds.sum(1))
         seeds = seeds + further

@@ -113,13 +113,13 @@ def reason_to_stop(chances: dict[int, float], candidates: Sequence[Next], budget
     if not chances:
         return "All claims are decided, or have the most seeds (most_seeds=)."
     if not candidates:
-        return "No further seed is likely to decide a claim that is open: more problems would, or a larger smallest_effect."
-    return f"The budget of {budget} is spent; {len(candidates)} further runs could decide a claim. To go on: a larger budget=."
+        return "No further seed is likely to decide a claim that is open. More benchmark problems or samples may."
+    return f"The budget of {budget} is spent; a further round would have {len(candidates)}. To go on: a larger budget=."
 
 
 def is_evaluated(looks: Looks, launched: Next) -> bool:
     """Return whether a launched run is among the results."""
-    cfg = looks.composer.point([*launched.row.overrides, f"seed={launched.seed}"]).cfg
+    cfg = looks.config(launched.row, launched.seed)
     run = Run.of(cfg)
     return run.config_path.exists() and run.is_done("evaluate", cfg)
 
@@ -141,9 +141,12 @@ def show(looks: Looks, console: Console) -> None:
         table.add_column(column)
     for column in ("seeds", "difference, points", "interval", "verdict"):
         table.add_column(column, justify="right")
+    table.add_column("claim's verdict")
     for row in summary(looks):
         known = row["difference"] is not None
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}" if known else "-"
         difference = f"{row['difference']:+.1f}" if known else "-"
-        table.add_row(row["claim"], row["contrast"], str(row["seeds"]), difference, interval, row["verdict"])
+        table.add_row(
+            row["claim"], row["contrast"], str(row["seeds"]), difference, interval, row["contrast_verdict"], row["verdict"]
+        )
     console.print(table)

@@ -92,6 +92,7 @@ class Looks:
         """`base`: the overrides of the launch, without the seed; `most`: the most seeds of a row."""
         self.composer, self.base, self.most = composer, tuple(base), most
         self.notes: list[str] = []
+        self.configs: dict[tuple[str, ...], Resolved] = {}
         self.rows: dict[str, Row] = {}
         self.questions: list[Question] = []
         self.results: dict[str, list[Result]] = {}
@@ -133,6 +134,13 @@ class Looks:
         self.rows.setdefault(key, Row(spec.label, overrides, cfg))
         return key
 
+    def config(self, row: Row, seed: int) -> Resolved:
+        """Return the configuration of a row's run."""
+        overrides = (*row.overrides, f"seed={seed}")
+        if overrides not in self.configs:
+            self.configs[overrides] = self.composer.point(overrides).cfg
+        return self.configs[overrides]
+
     def recall(self) -> None:
         """Read the looks of earlier launches. Raise Refused where they had another largest number of seeds."""
         record = read_object(self.path, "most_seeds", "looks")
@@ -157,7 +165,7 @@ class Looks:
         for key, row in self.rows.items():
             self.results[key] = []
             for seed in first_seeds(self.most if row.is_trained else 1):
-                cfg = self.composer.point([*row.overrides, f"seed={seed}"]).cfg
+                cfg = self.config(row, seed)
                 run = Run.of(cfg)
                 try:
                     result = from_files(run, cfg)
@@ -232,14 +240,14 @@ class Looks:
         Before its first look, a row gets all seeds that this look needs. A row that has more seeds than another row of its
         claim waits for that row.
         """
-        chosen: dict[str, Next] = {}
+        keys, chosen = list(self.rows), dict[str, Next]()
+        seeds = np.array([self.count(key) for key in keys])
         for index, chance in sorted(chances.items(), key=lambda pair: -pair[1]):
-            if chance < sequential.LEAST_CHANCE:
-                continue
-            keys = self.questions[index].weights
-            fewest = min(self.count(key) for key in keys)
-            for key in keys:
-                if self.count(key) == fewest or self.count(key) < sequential.FIRST_LOOK:
+            weights = np.array([self.questions[index].weights.get(key, 0.0) for key in keys])
+            waiting = sequential.open_rows([weights], [chance >= sequential.LEAST_CHANCE], seeds)
+            before_first = (weights != 0) & (seeds < sequential.FIRST_LOOK)
+            for key, further in zip(keys, waiting | before_first, strict=True):
+                if further:
                     chosen.setdefault(key, Next(self.rows[key], first_seeds(self.most)[len(self.results[key])], chance))
         runs = list(chosen.values())
         for key, first in chosen.items():
@@ -283,6 +291,7 @@ def summary(looks: Looks) -> list[dict[str, Any]]:
         last = question.looks[-1] if question.looks else None
         rows.append({
             "claim": question.claim.name, "verdict": str(verdicts[question.claim.name]), "contrast": question.label,
+            "contrast_verdict": str(question.verdict),
             "seeds": last.seeds if last else 0, "difference": 100 * last.difference if last else None,
             "low": 100 * last.low if last else None, "high": 100 * last.high if last else None,
         })  # fmt: skip

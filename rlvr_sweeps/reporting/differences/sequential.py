@@ -252,10 +252,15 @@ def chance_per_seed(now: Estimate, looked: Any, ratio: Any, most: int, alpha: fl
     return best
 
 
-def open_rows(weights: Sequence[Array], undecided: Any, chances: Any, least: float) -> NDArray[np.bool_]:
-    """Return which rows get a further seed, (…, rows): those of a claim that is undecided and may still be decided.
+def open_rows(weights: Sequence[Array], worth: Any, seeds: Any) -> NDArray[np.bool_]:
+    """Return which rows get a further seed, (…, rows): of each claim that is worth one, the rows with the fewest seeds.
 
-    `weights`: of each claim, (rows,); `undecided` and `chances`: (…, claims); `least`: the smallest chance worth a seed.
+    `weights`: of each claim, (rows,); `worth`: whether a claim is undecided and its chance per seed is at least LEAST_CHANCE,
+    (…, claims); `seeds`: (…, rows).
     """
-    worth = np.asarray(undecided) & (np.asarray(chances) >= least)
-    return np.asarray(worth @ (np.array(weights) != 0))
+    chosen = np.zeros(np.shape(seeds), dtype=bool)
+    for index, weight in enumerate(weights):
+        used = weight != 0
+        fewest = seeds[..., used].min(-1, keepdims=True)
+        chosen |= np.asarray(worth)[..., index, None] & used & (seeds == fewest)
+    return chosen

@@ -140,7 +140,7 @@ def scores(cfg: Resolved, summary: Row, base: Row | None) -> str:
 
 
 def judged_by(summary: Row) -> str:
-    """Return what judged the samples: the version of the grader, or the reward functions without their files' folders."""
+    """Return what judged the samples: the version of the grader, or reward functions, without the folders of their files."""
     if "verifier" in summary:
         return "verifier " + re.sub(r"\S*/", "", summary["verifier"])
     return f"grader version {summary['grader']}"

@@ -110,8 +110,8 @@ def adapter_refusal(cfg: Resolved) -> str | None:
         )
     if peft["config"]["peft_type"] == "PSOFT":
         return (
-            f"peft={peft['name']} does not store the singular vectors that it rotates, and PEFT computes them again, on another "
-            "machine with other signs"
+            f"peft={peft['name']} does not store the singular vectors that it rotates, and PEFT computes them again, on "
+            "another machine with other signs"
         )
     return None
 
