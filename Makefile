@@ -14,7 +14,7 @@ RUNS ?=
 TABLES := table3 table4 table5 table6
 FIGURES := fig1 fig3 fig4 fig5
 .PHONY: $(TABLES) $(FIGURES) paper lr_fair real claims
-.PHONY: help venv venv-vllm venv-lm-eval quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke constraints-cuda
+.PHONY: help venv venv-vllm venv-lm-eval quickstart smollm2 test test-all test-fast test-main chromium test-vllm test-slurm slurm-linuxproc slurm-cgroup faults lint types bench clean bench-sweep gpu-smoke first-contact constraints-cuda
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9_ -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -183,6 +183,9 @@ constraints-cuda: .venv-uv/bin/uv ## resolve pyproject's `cuda` extra into const
 
 gpu-smoke: .venv-cuda/ready ## try LoRA and DoRA with vLLM on this machine's GPU in ten minutes, and pack the result to send back
 	.venv-cuda/bin/python bench/gpu/smoke.py $(ARGS)
+
+first-contact: .venv-cuda/ready ## measure this machine's GPU for the planner in ten minutes: first-contact/first_contact.json
+	PYTHON=.venv-cuda/bin/python bench/gpu/first_contact.sh $(ARGS)
 
 bench-sweep: venv ## compare twelve runs with twelve plain TRL scripts, one by one and one per core: most of an hour
 	$(BIN)/python bench/quickstart.py --seeds 42 43

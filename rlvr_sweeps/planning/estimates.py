@@ -85,18 +85,20 @@ class ShapeEstimate:
         seconds = timing.step_s(cfg, self.model, self.gpu, self.lengths(cfg))
         ratios = [pace.step_s / modelled for pace in self.comparable_paces(cfg) if (modelled := self.modelled_step_s(pace))]
         if seconds is None or not ratios:
-            return seconds, self.source if seconds else "-"
+            return seconds, "estimated" if seconds else "-"
         runs = f"{len(ratios)} measured run{'s' * (len(ratios) > 1)} of this model"
         return seconds * median(ratios), f"estimated × {median(ratios):.2g}, from {runs}"
 
     @property
-    def source(self) -> str:
-        """What the time model's seconds rest on, with the share by which they may differ."""
+    def basis(self) -> str:
+        """What the time model's seconds rest on, and the share by which they may differ; empty without a GPU."""
         if self.gpu is None:
-            return "-"
+            return ""
         entry = calibration(self.gpu)
-        base = f"estimated with constants measured on {entry['machine']}, {entry['date']}" if entry else "estimated"
-        return f"{base} ± {100 * accuracy(self.gpu):.0f} %"
+        basis = (
+            f"constants measured on {entry['machine']}, {entry['date']}" if entry else f"the data sheet of {self.gpu.product}"
+        )
+        return f"estimated: from {basis}, ± {100 * accuracy(self.gpu):.0f} %"
 
     def modelled_step_s(self, pace: Pace) -> float | None:
         """Return the time model's seconds per step for a measured run, with the lengths that the run recorded."""
@@ -205,7 +207,8 @@ def show_time(estimates: Sequence[ShapeEstimate], console: Console) -> None:
     if not estimates:
         return
     counts = sorted({1} | {estimate.cfg["distributed"]["processes"] for estimate in estimates})
-    table = new_table("time of one run")
+    bases = dict.fromkeys(estimate.basis for estimate in estimates if estimate.basis)
+    table = new_table("; ".join(["time of one run", *bases]))
     for column in ("tokens/step", *(cell for count in counts for cell in (f"s/step on {count}", "GPU-hours"))):
         table.add_column(column, justify="right")
     table.add_column("source", overflow="fold")

@@ -249,7 +249,11 @@ def test_gpus_are_identified_by_driver_name(composer):
 
 def test_every_method_has_an_activation_constant(composer):
     kinds = {activation_kind(composer.point([f"peft={name}"]).cfg["peft"]) for name in choices("peft")}
-    assert kinds - set(constants()["activations"]) == {"shira", "tinylora"}  # both use `other`
+    unmeasured = {"deft", "fourierft", "glora", "loha", "peanut", "road", "supertuning", "vblora", "waveft"}
+    measured_kinds = constants()["activations"]
+    assert kinds - set(measured_kinds) == {"shira", "tinylora", "unilora"} | unmeasured  # all use `other`
+    for key in ("checkpointed", "kept"):
+        assert measured_kinds["other"][key] == max(kind[key] for kind in measured_kinds.values())
 
 
 def test_vllm_without_a_gpu_is_refused(composer, tmp_path, monkeypatch):
@@ -358,21 +362,23 @@ def test_with_sleep_vllm_and_the_update_do_not_hold_memory_at_the_same_time(comp
 
 def test_measured_constants_replace_the_estimates_of_their_gpu(composer, tmp_path, monkeypatch):
     points = {
-        name: composer.point([*LARGE, f"cluster.gpu={name}", "peft=lora", f"runs_dir={tmp_path}"]) for name in ("h100", "h200")
+        name: composer.point([*LARGE, f"cluster.gpu={name}", "peft=lora", "rollout.continuous=false", f"runs_dir={tmp_path}"])
+        for name in ("h100", "h200")
     }
 
     def step(name):
         (estimate,) = estimates.estimates_by_shape(make_plan([points[name]], retry=False), measure=True)
-        return estimate.step_time(points[name].cfg)
+        assert f"time of one run; {estimate.basis}" in printed([points[name]])
+        return estimate.step_time(points[name].cfg)[0], estimate.basis
 
     before = {name: step(name) for name in points}
-    assert before["h100"][1] == "estimated ± 50 %"
+    assert before["h100"][1] == "estimated: from the data sheet of H100, ± 50 %"
     entry = {"date": "2026-12-01", "machine": "NVIDIA H100 80GB HBM3", "decode_overhead_s": 0.014}
     monkeypatch.setitem(constants(), "measured", {"h100": entry})
     seconds, source = step("h100")
-    assert source == "estimated with constants measured on NVIDIA H100 80GB HBM3, 2026-12-01 ± 25 %"
-    # 7 ms more for each pass of both rounds in one call, which has as many passes as the longest completion has tokens.
-    assert seconds - before["h100"][0] == pytest.approx(16384 * 0.007, rel=1e-6)
+    assert source == "estimated: from constants measured on NVIDIA H100 80GB HBM3, 2026-12-01, ± 25 %"
+    # 7 ms more for each pass of both rounds, which have as many passes as the longest completion has tokens.
+    assert seconds - before["h100"][0] == pytest.approx(2 * 16384 * 0.007, rel=1e-6)
     assert step("h200") == before["h200"]
 
 
