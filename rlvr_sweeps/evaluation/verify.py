@@ -44,6 +44,7 @@ class Trial:
     right: list[tuple[str, Verdict]]  # (answer, verdict)
     wrong: list[tuple[str, Verdict]]
     seconds: float  # of one completion
+    correct_at: float
 
     @property
     def refused(self) -> list[tuple[str, Verdict]]:
@@ -59,10 +60,14 @@ class Trial:
         """Return a sentence for everything that looks wrong."""
         sentences = []
         if self.refused:
-            sentences.append(
-                f"{len(self.refused)} of {len(self.right)} gold answers are refused. A right completion would have no reward. "
-                "Give the form of a right completion by --completion 'The answer is {answer}', or correct the verifier."
+            highest = max(verdict.reward for _, verdict in self.right)
+            advice = (
+                f"Their highest score is {highest:g}, and an answer is right from verifier.correct_at={self.correct_at:g} on: "
+                f"set verifier.correct_at={highest:g} if this score is right."
+                if 0 < highest < self.correct_at
+                else "Give the form of a right completion by --completion 'The answer is {answer}', or correct the verifier."
             )
+            sentences.append(f"{len(self.refused)} of {len(self.right)} gold answers do not count as right. {advice}")
         if self.accepted:
             sentences.append(
                 f"{len(self.accepted)} of {len(self.wrong)} corrupted gold answers are accepted. A wrong completion would have "
@@ -109,7 +114,7 @@ def verify(cfg: Resolved, count: int, seed: int, form: str | None = None) -> Tri
     seconds = (time.perf_counter() - start) / len(wrong)
     return Trial(
         verifier_of(cfg).label(), best, list(zip(golds, by_form[best], strict=True)), list(zip(corrupted, wrong, strict=True)),
-        seconds,
+        seconds, verifier_of(cfg).correct_at,
     )  # fmt: skip
 
 

@@ -79,7 +79,10 @@ def source_digest(target: str) -> str:
 
 
 def load(target: str, source: str | None) -> Callable[..., Any]:
-    """Import and return the function; raise LoadError where its source is another than `source`, or it cannot be imported."""
+    """Import and return the function, after its module's `check_environment()` where there is one.
+
+    Raise LoadError where the source is another than `source`, or the module cannot be imported or used.
+    """
     origin, name = split_target(target)
     path = source_path(target)
     if source is not None and (present := source_digest(target)) != source:
@@ -97,6 +100,7 @@ def load(target: str, source: str | None) -> Callable[..., Any]:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(origin)
+        getattr(module, "check_environment", lambda: None)()  # raises where the function could not work on this machine
     except BaseException as error:  # SystemExit of a script without a __main__ guard too
         raise LoadError(f"{path} cannot be imported ({described(error, path)}).") from error
     function = getattr(module, name, None)

@@ -89,7 +89,7 @@ def test_an_override_of_a_setting_of_the_sweep_or_of_several_models_is_refused(c
 
 @pytest.mark.parametrize("model", ["tiny", "smollm2_135m", "qwen3_0_6b", "r1_qwen_1_5b", "r1_qwen_7b"])
 def test_the_sweep_of_modules_compares_attention_and_mlp_at_equal_numbers_of_parameters(composer, model):
-    product = load_product("modules", model, composer)
+    product = load_product("modules_matched", model, composer)
     counts, targets = [], []
     for row in product.rows:
         cfg = composer.point([f"model={model}", "rollout=hf", "distributed=single", *row.overrides]).cfg

@@ -12,6 +12,7 @@ from rlvr_sweeps.evaluation.scores import majority_at_k
 from rlvr_sweeps.files import read_json, read_rows, write_json, write_text
 from rlvr_sweeps.grading.grader import VERSION
 from rlvr_sweeps.grading.sandbox import opinions
+from rlvr_sweeps.reporting.differences import compare
 
 
 @pytest.mark.parametrize(
@@ -203,3 +204,29 @@ def test_an_audit_lists_disagreements(evaluated, capsys):
     cli.main(["audit", str(run.path), "--sample", "50"])
     assert "2 disagreements" in capsys.readouterr().out
     assert read_json(run.summary_path)["grader"] == VERSION  # an audit writes nothing
+
+
+def test_float_scores_are_averaged_and_those_from_correct_at_are_right():
+    """Avg@k is the mean score; Pass@k and the majority count right samples, also a right one without an answer."""
+    columns = {"tokens": 5, "truncated": False, "gold": "", "text": "", "reason": "wrong"}
+    scores = {"a": [(1.0, True, None), (0.25, False, "x"), (0.25, False, "y")], "b": [(0.5, False, None)] * 3}
+    rows = [
+        {"problem": problem, "sample": index, "score": value, "correct": right, "answer": answer, **columns}
+        for problem, samples in scores.items()
+        for index, (value, right, answer) in enumerate(samples)
+    ]
+    scored = score(rows, 3, "rows")
+    assert scored["avg"] == pytest.approx(0.5) and scored["pass"] == 0.5 and scored["pass1"] == pytest.approx(1 / 6)
+    assert scored["majority"] == pytest.approx(1 / 6)  # a tie of three answers, and a problem without votes
+    assert scored["avg_se"] == pytest.approx(0.25 / 2)  # the three scores of a have the variance 3/16, those of b none
+
+
+def test_comparisons_of_float_scores_use_their_means(evaluated, tmp_path):
+    runs = [evaluated("seed=1"), evaluated("seed=2")]
+    for run, mean in zip(runs, (0.25, 0.75), strict=True):
+        right = read_json(run.right_path)
+        for entry in right.values():
+            entry["mean"] = dict.fromkeys(entry["right"], mean)
+        write_json(run.right_path, right)
+    rows = compare.compare([str(run.path) for run in runs], tmp_path / "runs")
+    assert [(row["a_avg"], row["b_avg"], row["difference"]) for row in rows] == [(0.25, 0.75, 0.5)] * len(rows)

@@ -5,11 +5,12 @@ import shutil
 import pytest
 
 from rlvr_sweeps.grading import reward_pool
+from rlvr_sweeps.grading.ready import code
 from rlvr_sweeps.grading.reward_pool import RewardFunction, VerifierError
 from rlvr_sweeps.grading.verifiers import Answered, Part, Verifier, verdicts
 
 if shutil.which("bwrap") is not None:
-    from rlvr_sweeps.grading.ready import code
+    code.check_environment()
 
 needs_bwrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="SKIPPED: programs were not run. As root on Debian: apt-get install bubblewrap"

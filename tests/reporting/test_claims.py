@@ -14,6 +14,7 @@ from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.evaluation.samples import summarise
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.reporting.claims import table, verdicts
+from rlvr_sweeps.reporting.claims.page import claim_entries
 from rlvr_sweeps.reporting.claims.rule import Verdict, decide, detectable, level, together
 from rlvr_sweeps.reporting.differences.bootstrap import Difference, difference
 from rlvr_sweeps.reporting.differences.compare import compare
@@ -155,8 +156,30 @@ def test_verdicts_from_runs(finished, composer, tmp_path, capsys):
     assert result.contrasts[0].detectable < 0.1
     show(table.sheet([result]), Console(width=80))
     assert "supported  +" in capsys.readouterr().out
+    (entry,) = claim_entries(tmp_path / "runs", find_runs(tmp_path / "runs"))
+    assert entry["title"] == "DoRA is more accurate than LoRA." and entry["verdict"] == "supported"
+    assert entry["effect"] == "at least 1" and entry["contrasts"][0]["difference"].startswith("+")
+
+    summary = json.loads(dora[0].summary_path.read_text())
+    write_json(dora[0].summary_path, summary | {"grader": "older"})
+    result = verdict_of(composer, tmp_path)
+    assert (
+        result.verdict == UNDECIDED and "versions of the grader" in result.notes[0] and result.contrasts[0].difference is None
+    )
+    finished("peft=dora", "seed=42", level=0.6, k=2)
+    result = verdict_of(composer, tmp_path)
+    assert result.verdict == UNDECIDED and result.missing == (f"{dora[0].name} (evaluated with other settings)",)
+    assert claim_entries(tmp_path / "runs", find_runs(tmp_path / "runs")) == []
+
+
+@pytest.mark.exhaustive
+def test_the_command_and_the_report_page_show_the_verdict(finished, tmp_path, capsys):
+    for seed in (42, 43):
+        finished("peft=dora", f"seed={seed}", level=0.6)
+        finished("peft=lora", f"seed={seed}", level=0.4)
     page = write_report(tmp_path / "runs", tmp_path / "report.html").page.read_text()
-    assert "DoRA is more accurate than LoRA." in page and "<strong>supported</strong>" in page
+    section = page.partition('<section id="claims"')[2].partition("</section>")[0]
+    assert "DoRA is more accurate than LoRA." in section and "<strong>supported</strong>" in section
     main(
         [
             "claims",
@@ -171,17 +194,6 @@ def test_verdicts_from_runs(finished, composer, tmp_path, capsys):
     )
     assert json.loads(capsys.readouterr().out)[0]["verdict"] == "supported"
     assert "supported" in (tmp_path / "claims.md").read_text() and "supported" in (tmp_path / "claims.tex").read_text()
-
-    summary = json.loads(dora[0].summary_path.read_text())
-    write_json(dora[0].summary_path, summary | {"grader": "older"})
-    result = verdict_of(composer, tmp_path)
-    assert (
-        result.verdict == UNDECIDED and "versions of the grader" in result.notes[0] and result.contrasts[0].difference is None
-    )
-    finished("peft=dora", "seed=42", level=0.6, k=2)
-    result = verdict_of(composer, tmp_path)
-    assert result.verdict == UNDECIDED and result.missing == (f"{dora[0].name} (evaluated with other settings)",)
-    assert verdicts.verdicts_of_folder(tmp_path / "runs", find_runs(tmp_path / "runs")) == []
 
 
 def make_source(accuracy, held_out=None):

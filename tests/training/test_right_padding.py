@@ -63,9 +63,9 @@ def assert_equal(one, other):
     for name, left, right in zip(("log-probabilities", "entropies"), one, other, strict=False):
         torch.testing.assert_close(right, left, atol=1e-5, rtol=1e-5, msg=name)
     largest = max(float(value.abs().max()) for value in one[2].values())
-    assert one[2].keys() == other[2].keys() and largest > 1e-3
+    assert one[2].keys() == other[2].keys() and largest > 1e-5
     for name, value in one[2].items():
-        torch.testing.assert_close(other[2][name], value, atol=1e-5 * max(1.0, largest), rtol=0, msg=name)
+        torch.testing.assert_close(other[2][name], value, atol=1e-5 * largest, rtol=0, msg=name)
 
 
 ARCHITECTURES = {
@@ -98,8 +98,8 @@ def test_scores_and_gradients_equal_those_of_masked_rows(batch, name):
     assert rows.positions < batch[0].numel()
 
 
-# One method of each kind of layer; the others are LoRA, or one of these, with another start or other targets.
-IN_CI = ("full", "lora", "dora", "adalora", "ia3", "ln_tuning", "hra", "oft", "miss", "randlora", "shira", "tinylora", "vera")
+# Methods that change weights, products, activations, norms and masks of layers in different ways.
+IN_CI = ("full", "lora", "dora", "adalora", "ia3", "ln_tuning", "miss", "oft")
 METHODS = [name for name in choices("peft") if name != "none"]
 
 

@@ -1,8 +1,8 @@
 """The reward for programs: the share of a problem's tests that the Python program of a completion passes, in a sandbox.
 
 The sandbox is bubblewrap (`bwrap`): no network, no file but the system's and Python's own, both read-only, a small temporary
-folder, a process tree of its own, no capability; and limits of CPU time, memory, file size and processes. Without it this
-module cannot be imported, so that the verifier is refused. A program runs with the standard library only. Where this process is
+folder, a process tree of its own, no capability; and limits of CPU time, memory, file size and processes. Without it the
+verifier is refused when it is loaded. A program runs with the standard library only. Where this process is
 root, for whom the kernel limits no number of processes, the sandbox is made by the user nobody.
 """
 
@@ -136,7 +136,7 @@ def sandboxed(program: str) -> list[str]:
     ]  # fmt: skip
 
 
-def refuse_without_sandbox() -> None:
+def check_environment() -> None:
     """Choose the Python of the sandbox: this one, else the system's, which nobody can read.
 
     Raise NoSandboxError, with what is missing, where a program cannot be run in the sandbox.
@@ -160,5 +160,4 @@ def refuse_without_sandbox() -> None:
     )
 
 
-_python: list[str] = []  # the program that refuse_without_sandbox chose
-refuse_without_sandbox()
+_python: list[str] = []  # the program that check_environment chose
