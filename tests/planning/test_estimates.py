@@ -249,7 +249,7 @@ def test_gpus_are_identified_by_driver_name(composer):
 
 def test_every_method_has_an_activation_constant(composer):
     kinds = {activation_kind(composer.point([f"peft={name}"]).cfg["peft"]) for name in choices("peft")}
-    unmeasured = {"deft", "fourierft", "glora", "loha", "peanut", "road", "supertuning", "vblora", "waveft"}
+    unmeasured = {"deft", "glora", "loha", "peanut", "road", "supertuning", "vblora", "waveft"}
     measured_kinds = constants()["activations"]
     assert kinds - set(measured_kinds) == {"shira", "tinylora", "unilora"} | unmeasured  # all use `other`
     for key in ("checkpointed", "kept"):
