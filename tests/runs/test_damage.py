@@ -39,9 +39,9 @@ SHORT = ("model=tiny", "steps=2", "training.save_every=1", "batch_size=16", "rol
 
 
 def flip_a_bit(path):
-    """Flip the lowest bit of the byte in the middle."""
+    """Flip the highest bit of the byte in the middle; a digit with its lowest bit flipped would be another valid file."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2] ^= 0x80
     path.write_bytes(content)
 
 
