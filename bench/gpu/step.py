@@ -142,7 +142,8 @@ def make_own_trainer(options: argparse.Namespace, world: Path) -> Any:
         rewards = torch.tensor([[float(index % 2)] * len(trainer.score_functions) for index in range(GROUP_SIZE)])
         for index, (_, row) in enumerate(trainer.prompts.take(count)):
             part, reasons = slice(index * GROUP_SIZE, (index + 1) * GROUP_SIZE), ["correct"] * GROUP_SIZE
-            groups.append(Group([row] * GROUP_SIZE, prompts[part], completions[part], texts, None, rewards, reasons))
+            correct = [index % 2 == 1 for index in range(GROUP_SIZE)]
+            groups.append(Group([row] * GROUP_SIZE, prompts[part], completions[part], texts, None, rewards, reasons, correct))
         return groups
 
     if not options.sample:

@@ -10,7 +10,7 @@ from rlvr_sweeps.grading.verifiers import Verifier
 from tests.conftest import choices
 
 
-@pytest.mark.parametrize("name", set(choices("verifier")) - {"custom"})
+@pytest.mark.parametrize("name", sorted(set(choices("verifier")) - {"custom"}))
 def test_ready_verifiers_need_no_source(composer, name):
     verifier = verifier_of(composer.point([f"verifier={name}", "grading=any"]).cfg)
     assert verifier.parts[0].function.source is None and verifier.is_math == (name == "math") and verifier.policy == "any"
