@@ -131,13 +131,13 @@ def test_a_launch_that_is_killed_before_its_last_job_is_repaired_by_the_same_com
     folder = tmp_path / "bin"
     folder.mkdir()
     real = shutil.which("sbatch")
-    (folder / "sbatch").write_text(
-        f'#!/bin/bash\n{real} "$@"\ngrep -q "next round" "${{@: -1}}" && touch {tmp_path}/reached && sleep 5\n'
-    )
+    wait = f'if grep -q "next round" "${{@: -1}}"; then touch {tmp_path}/reached; sleep 5; fi'
+    (folder / "sbatch").write_text(f'#!/bin/bash\n{real} "$@"\ncode=$?\n{wait}\nexit $code\n')
     (folder / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     process = subprocess.Popen(slurm.command(*grid), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until((tmp_path / "reached").exists)
+    wait_until(lambda: (tmp_path / "reached").exists() or process.poll() is not None)
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     (unknown,) = jobs_named("next round")
