@@ -71,6 +71,14 @@ class RlvrSlurmConf(SlurmQueueConf):
 class RlvrSlurmLauncher(SlurmLauncher):
     """Compose the grid, submit its unfinished runs to Slurm, and return without waiting unless wait=true."""
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Store what Hydra passes before a launch; forget the ended last job of an earlier launch by the same command."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if is_in_rounds(config) and not config.plan:
+            from rlvr_sweeps.launching.slurm import next_round
+
+            next_round.forget_ended(Path(str(config.runs_dir)).absolute())
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose the grid and submit its missing runs as job arrays. A failed launch raises its error."""
         from rlvr_sweeps.launching.slurm import launch
@@ -80,8 +88,13 @@ class RlvrSlurmLauncher(SlurmLauncher):
         points = compose_points(self.hydra_context, self.config, job_overrides)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         with launches.record_launch(folder, points):
-            launch.execute(points, self.params, folder)
+            launch.execute(points, self.params, folder, in_rounds=is_in_rounds(self.config))
         return [completed_job(overrides) for overrides in job_overrides]
+
+
+def is_in_rounds(config: DictConfig) -> bool:
+    """Return whether further rounds follow a launch, by its results: those of budget= and lr=auto."""
+    return config.budget is not None or OmegaConf.select(config, "hydra.sweeper.lr") is not None
 
 
 def compose_points(context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[Any]:

@@ -84,8 +84,8 @@ def rounds(
         chances = looks.look()
         if waiting := [each for each in launched if not is_evaluated(looks, each)]:
             console.print(
-                f"{len(waiting)} of {len(launched)} runs of this round have not ended. When they have, the same command looks "
-                "at the claims and launches the next round; with wait=true it goes on by itself.",
+                f"{len(waiting)} of {len(launched)} runs of this round are not evaluated. When they are, the round's last job "
+                "on Slurm, or the same command, looks at the claims and launches the next round.",
                 highlight=False,
                 soft_wrap=True,
             )

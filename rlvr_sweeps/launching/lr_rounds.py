@@ -1,7 +1,7 @@
 """The rounds of an `lr=auto` launch: every row at the rates of its grid, then those that its results add at an edge.
 
-A launch that waits for its runs goes on by itself until no grid grows. On Slurm without wait=true it submits one round; the
-same command, given again when the runs have ended, submits the next. Nothing runs in between.
+A launch that waits for its runs goes on by itself until no grid grows. On Slurm without wait=true it submits one round, whose
+last job runs the same command when the runs have ended, which submits the next. Nothing runs in between.
 """
 
 import sys
@@ -50,5 +50,6 @@ class Rounds:
         console.print(table)
         if not self.only_plan and any(grid.state == "runs are missing" for grid in self.grids):
             console.print(
-                "Runs are missing. When they have ended, the same command adds rates where the best one is at an edge."
+                "Runs are missing. When they are evaluated, the round's last job on Slurm, or the same command, adds rates "
+                "where the best one is at an edge."
             )

@@ -15,7 +15,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import is_trained, modules_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.files import Row, read_rows
-from rlvr_sweeps.launching.slurm import queue, records
+from rlvr_sweeps.launching.slurm import next_round, queue, records
 from rlvr_sweeps.launching.slurm.manage import unstarted_job_log
 from rlvr_sweeps.launching.status_table import counts, table
 from rlvr_sweeps.planning.plan import dials
@@ -227,10 +227,11 @@ def print_table(entries: Sequence[Row], console: Console, height: int | None, wa
 
 
 def queue_warning(runs_dir: Path, entries: Sequence[Row], active: Live | None) -> str | None:
-    """Return what is wrong with the queue: a failed canary, no answer of Slurm, jobs that no run knows."""
+    """Return what is wrong with the queue: a failed canary, no answer of Slurm, unknown jobs, a round not launched."""
     canary = None if all(entry["state"] == "done" for entry in entries) else failed_canary(runs_dir, active)
     if not isinstance(active, NoAnswer):
-        return canary or (records.warning(runs_dir, active) if active else None)
+        unknown = records.warning(runs_dir, active) if active else None
+        return canary or unknown or next_round.warning(runs_dir, active)
     is_unknown = any(entry["state"] == "unknown" for entry in entries)
     return f"Slurm does not answer: {' '.join(active.reason.split())}" if is_unknown else canary
 

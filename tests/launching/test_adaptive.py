@@ -98,7 +98,7 @@ def test_a_round_that_has_not_ended_ends_the_launch_and_the_same_command_repeats
     launch = start()
     points = next(launch)
     assert list(launch) == []
-    assert "6 of 6 runs of this round have not ended" in capsys.readouterr().out
+    assert "6 of 6 runs of this round are not evaluated" in capsys.readouterr().out
     finish(evaluated, points[:3], {"grpo": [2] * 6, "dapo": [2] * 6, "dr_grpo": [2] * 6})
     assert len(next(start())) + 3 == len(points)
 

@@ -6,7 +6,7 @@ With wait=true the launch shows the runs' progress until none is queued or runni
 import copy
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rlvr_sweeps.config.schema import Resolved
 from rlvr_sweeps.config.settings import gpu_count, is_trained
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.launching.progress import ProgressDisplay
-from rlvr_sweeps.launching.slurm import queue, records
+from rlvr_sweeps.launching.slurm import next_round, queue, records
 from rlvr_sweeps.launching.slurm.manage import has_active_job, save_sbatch_options, sweep_of
 from rlvr_sweeps.launching.slurm.options import gres_gpus, host_gib, resources, with_environment
 from rlvr_sweeps.launching.slurm.submit import WRITER_THREADS, Submission, remaining_jobs, submit
@@ -49,11 +49,18 @@ def launch(cfg: DictConfig) -> None:
         execute([point], {str(key): value for key, value in params.items() if key != "_target_"}, folder)
 
 
-def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, console: Console | None = None) -> list[Planned]:
+def execute(
+    points: Sequence[Point],
+    params: Mapping[str, Any],
+    folder: Path,
+    console: Console | None = None,
+    in_rounds: bool = False,
+) -> list[Planned]:
     """Print the plan of a grid, submit the runs to do, and return the plan; with plan=true, submit nothing.
 
-    `params` is hydra.launcher, `folder` the launch's folder. Raises Refused where a run could not work, where Slurm
-    rejects it, and, with wait=true, where it does not end as done.
+    `params` is hydra.launcher, `folder` the launch's folder; `in_rounds`: further rounds follow (budget=, lr=auto), which
+    without wait=true a last job launches. Raises Refused where a run could not work, where Slurm rejects it, and, with
+    wait=true, where it does not end as done.
     """
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     runs_dirs = {point.cfg["runs_dir"] for point in points}
@@ -78,6 +85,9 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         todo = [planned for planned in plan if planned.to_run]
         unwritable = prepare_directories(todo)
         todo = [planned for planned in todo if planned.run.name not in unwritable]
+        if next_round.is_last_job():
+            todo = never_submitted(todo, notify)
+        submission = Submission()
         if todo:
             save_sbatch_options(folder, params)
             canary = submit_canary(todo, params, folder, console) if any(point.cfg["canary"] for point in points) else None
@@ -89,11 +99,22 @@ def execute(points: Sequence[Point], params: Mapping[str, Any], folder: Path, co
         if unwritable:
             errors = "; ".join(f"{name}: {error}" for name, error in sorted(unwritable.items()))
             raise Refused(f"The directories of {len(unwritable)} runs cannot be written, and these were left out: {errors}")
+        waits = any(point.cfg["wait"] for point in points)
+        last = in_rounds and not waits and next_round.submit_last_job(plan, params, folder, bool(submission.runs), notify)
+        if last:
+            console.print(last, highlight=False, soft_wrap=True)
     console.print(f"\nthe runs' states:  rlvr status {min(runs_dirs)} --watch", highlight=False, soft_wrap=True)
     console.print(f"a run's output:    rlvr logs RUN --runs-dir {min(runs_dirs)}", highlight=False, soft_wrap=True)
-    if any(point.cfg["wait"] for point in points):
+    if waits:
         wait(plan, float(params.get("poll_s") or 5.0), console)
     return plan
+
+
+def never_submitted(todo: Sequence[Planned], notify: Callable[[str], object]) -> list[Planned]:
+    """Return the new runs of a last job's launch; call `notify` with the others, which a person must submit again."""
+    if others := [planned.run.name for planned in todo if planned.state != "new"]:
+        notify(f"Not submitted again without a person, who types the same command: {', '.join(others)}.")
+    return [planned for planned in todo if planned.state == "new"]
 
 
 def prepare_directories(todo: Sequence[Planned]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import read_json, read_rows, write_json
-from rlvr_sweeps.launching.slurm import queue, records
+from rlvr_sweeps.launching.slurm import next_round, queue, records
 from rlvr_sweeps.launching.slurm.submit import job_log, submit
 from rlvr_sweeps.planning.plan import Planned
 from rlvr_sweeps.runs.directory import Live, Run, State, all_runs
@@ -61,14 +61,17 @@ def stage_of_log(path: Path) -> str:
 def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Cancel the runs' queued and running jobs, and the report job of every launch of which no other job is left then.
 
-    Returns the cancelled jobs by the run's name, and by the report job's name. Raises Refused where one of the runs has none.
+    Also cancels the last job of a round of which no other job is left. Returns the cancelled jobs by the run's name, and by the
+    name of the report or last job. Raises Refused where one of the runs has none.
     """
     runs = list({run.path.absolute(): run for run in runs}.values())
     active = queue.active_jobs() if any(run.jobs() for run in runs) else {}
     own_jobs = [[job for job in run.jobs().values() if job in active] for run in runs]
     refuse_inactive([run for run, jobs in zip(runs, own_jobs, strict=True) if not jobs])
-    reports = report_jobs(launches_of(runs), {job for jobs in own_jobs for job in jobs})
-    # A report job first: it would start when the last of the other jobs has ended.
+    all_own = {job for jobs in own_jobs for job in jobs}
+    # The last jobs and reports first: they would start when the last of the other jobs has ended.
+    lasts = next_round.cancel(next_round.waiting_only_for({run.path.absolute().parent for run in runs}, all_own, active))
+    reports = report_jobs(launches_of(runs), all_own)
     ids = [job for jobs in [*reports.values(), *own_jobs] for job in jobs]
     for first in range(0, len(ids), IDS_PER_SCANCEL):  # --quiet: a job that has ended in the meantime is no error
         queue.slurm_output("scancel", "--quiet", *ids[first : first + IDS_PER_SCANCEL])
@@ -76,7 +79,7 @@ def cancel(runs: Sequence[Run]) -> dict[str, list[str]]:
     for run, jobs in zip(runs, own_jobs, strict=True):
         run.log_event("cancelled", jobs=jobs)
         cancelled.setdefault(run.name, []).extend(jobs)  # a canary may have the name of a run
-    return cancelled | reports
+    return cancelled | reports | lasts
 
 
 def refuse_inactive(runs: Sequence[Run]) -> None:
@@ -93,18 +96,20 @@ def refuse_inactive(runs: Sequence[Run]) -> None:
 def cancel_all(runs_dir: Path, sweep: str | None = None) -> dict[str, list[str]]:
     """Cancel every run of a folder that has a job in the queue, of this sweep label if given, and its canary; see `cancel`.
 
-    Raises Refused where there is no such run.
+    Last jobs of rounds are cancelled even where all runs of their round have ended. Raises Refused where there is nothing to
+    cancel.
     """
+    lasts = next_round.cancel_of_sweep(runs_dir, sweep)  # first, so that none of them launches further runs
     active = queue.active_jobs()
     runs = [run for folder in (runs_dir, runs_dir / CANARY) for run in all_runs(folder)]
     in_queue = [run for run in runs if has_active_job(run, active)]
     labels = {run.path: sweep_of(run) for run in in_queue}
     chosen = [run for run in in_queue if sweep is None or labels[run.path] == sweep]
-    if not chosen:
+    if not chosen and not lasts:
         others = sorted({label for label in labels.values() if label})
         advice = f" Sweeps with jobs in the queue: {', '.join(others)}." if others else ""
         raise Refused(f"No run of {f'the sweep {sweep} in ' if sweep else ''}{runs_dir} has a job in the queue.{advice}")
-    return cancel(chosen)
+    return cancel(chosen) | lasts
 
 
 def has_active_job(run: Run, active: Live) -> bool:
@@ -141,7 +146,7 @@ def report_jobs(launches: Collection[Path], cancelled: Collection[str]) -> dict[
             continue
         if name == f"report {launch.name}":
             waiting.setdefault(launch, []).append(job)
-        elif job not in cancelled:
+        elif job not in cancelled and name != next_round.name_of(launch):
             remaining.add(launch)
     return {f"report {launch.name}": jobs for launch, jobs in waiting.items() if launch not in remaining}
 

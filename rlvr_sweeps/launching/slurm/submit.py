@@ -274,7 +274,12 @@ def sbatch(array: Array, target: Target, token: str) -> list[str]:
         additional |= {"dependency": array.dependency, "kill-on-invalid-dep": "yes"}
     # The supervisor handles USR2; scancel --full and --signal=B: send it to the job's shell too, and would kill the shell.
     # Without PYTHONSAFEPATH, python -m would import the code of the launch's folder, which may be edited, not the snapshot.
-    set_path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(target.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    code = shlex.quote(str(target.code))
+    # A job that submits further jobs has the path already.
+    set_path = (
+        f'export PYTHONSAFEPATH=1; case "${{PYTHONPATH-}}:" in {code}:*) ;; *) '
+        f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}";; esac'
+    )
     setup = ["trap '' USR2", FIND_SCONTROL, *checked_setup(params.get("setup") or []), set_path]
     srun = ["--kill-on-bad-exit=1", *(params.get("srun_args") or [])]
     if options.get("cpus_per_task"):
@@ -316,12 +321,13 @@ def job_log(submission: Mapping[str, Any], job: str) -> Path:
 
 
 def snapshot_code(folder: Path) -> Path:
-    """Return the folder `folder`/<hash> with a copy of the package, its plugin, conf/ and paper/; make it if it does not exist.
+    """Return the folder `folder`/<hash> with a copy of launch.py, the package, its plugin, conf/ and paper/; make it if needed.
 
     Several launches may call this at the same time.
     """
     candidates = (path for name in SNAPSHOT_FOLDERS for path in (ROOT / name).rglob("*") if path.is_file())
-    files = sorted(path for path in candidates if path.suffix in SNAPSHOT_SUFFIXES or WORLDS_FOLDER in path.parents)
+    chosen = (path for path in candidates if path.suffix in SNAPSHOT_SUFFIXES or WORLDS_FOLDER in path.parents)
+    files = sorted([*chosen, ROOT / "launch.py"])
     digest = hashlib.sha256()
     for path in files:
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
