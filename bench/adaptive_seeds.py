@@ -142,9 +142,9 @@ def estimates(rows: Rows, weights: list[Any]) -> Estimate:
     return Estimate(*(np.stack([getattr(one, key) for one in each], -1) for key in ("value", "problems", "seeds", "freedom")))
 
 
-def oriented(found: Estimate, directions: Any, kinds: Any) -> Estimate:
+def oriented(estimated: Estimate, directions: Any, kinds: Any) -> Estimate:
     """Return estimates in the direction of their claims."""
-    return replace(found, value=found.value * np.where(kinds == EQUIVALENT, 1.0, directions))
+    return replace(estimated, value=estimated.value * np.where(kinds == EQUIVALENT, 1.0, directions))
 
 
 def verdicts(value: Any, half: Any, kinds: Any) -> Any:
@@ -184,19 +184,19 @@ def adaptive(sweeps: Sweeps, most: int, least: float, looks_corrected: bool = Tr
     at_end, always = np.ones_like(verdict, dtype=bool), np.ones_like(verdict, dtype=bool)
     looked, ratio = np.zeros_like(verdict), np.full(verdict.shape, np.inf)
     while True:
-        found = oriented(estimates(rows_at(sweeps, seeds), weights), sweeps.directions, sweeps.kinds)
+        estimated = oriented(estimates(rows_at(sweeps, seeds), weights), sweeps.directions, sweeps.kinds)
         n = np.minimum(seeds[:, 1:], seeds[:, :1])
         new = (verdict == 0) & (n > looked)
-        ratio = np.where(new, np.minimum(ratio, found.ratio(n)), ratio)
+        ratio = np.where(new, np.minimum(ratio, estimated.ratio(n)), ratio)
 
-        half = found.half_width(sequential.nominal_level(n, ratio, most, ALPHA) if looks_corrected else ALPHA)
-        covered = np.abs(found.value - truth) <= half
+        half = estimated.half_width(sequential.nominal_level(n, ratio, most, ALPHA) if looks_corrected else ALPHA)
+        covered = np.abs(estimated.value - truth) <= half
         at_end, always = np.where(new, covered, at_end), always & (covered | ~new)
-        verdict = np.where(new, verdicts(found.value, half, sweeps.kinds), verdict)
+        verdict = np.where(new, verdicts(estimated.value, half, sweeps.kinds), verdict)
         looked = np.where(new, n, looked)
         each = [
             sequential.chance_per_seed(
-                found, n, ratio if looks_corrected else np.full_like(ratio, np.inf), most, ALPHA, SMALLEST, kind
+                estimated, n, ratio if looks_corrected else np.full_like(ratio, np.inf), most, ALPHA, SMALLEST, kind
             )
             for kind in (False, True)
         ]
@@ -212,11 +212,11 @@ def equal_seeds(sweeps: Sweeps, seeds: int) -> Outcome:
     count, rows = sweeps.truth.shape
     weights = contrasts(rows)
     truth = (sweeps.truth @ np.array(weights).T) * np.where(sweeps.kinds == EQUIVALENT, 1.0, sweeps.directions)
-    found = estimates(rows_at(sweeps, np.full((count, rows), seeds)), weights)
-    found = oriented(found, sweeps.directions, sweeps.kinds)
-    half = found.half_width(ALPHA)
-    covered = np.abs(found.value - truth) <= half
-    return Outcome(verdicts(found.value, half, sweeps.kinds), covered, covered, np.full(count, rows * seeds))
+    estimated = estimates(rows_at(sweeps, np.full((count, rows), seeds)), weights)
+    estimated = oriented(estimated, sweeps.directions, sweeps.kinds)
+    half = estimated.half_width(ALPHA)
+    covered = np.abs(estimated.value - truth) <= half
+    return Outcome(verdicts(estimated.value, half, sweeps.kinds), covered, covered, np.full(count, rows * seeds))
 
 
 def run(total: int, most: int, least: float, seed: int, scenario: Scenario) -> dict[str, Any]:
@@ -274,11 +274,11 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         if name != "saving":
             numbers = [100 * row[key] for key in ("covers_at_the_end", "covers_always", "wrong", "decided_right")]
             yield f"{name:13} {row['runs']:7.1f} {numbers[0]:20.2f} {numbers[1]:23.2f} {numbers[2]:8.2f} {numbers[3]:18.1f}"
-    found = results["saving"]
-    bound = "more than " if found["is_bound"] else ""
+    estimated = results["saving"]
+    bound = "more than " if estimated["is_bound"] else ""
     yield (
-        f"Equal seeds need {bound}{found['equal_runs_for_the_same_power']:.1f} runs for the power of adaptive seeds, "
-        f"{found['ratio']:.2f} times as many."
+        f"Equal seeds need {bound}{estimated['equal_runs_for_the_same_power']:.1f} runs for the power of adaptive seeds, "
+        f"{estimated['ratio']:.2f} times as many."
     )
 
 

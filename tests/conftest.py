@@ -197,8 +197,6 @@ def evaluated(point, tmp_path):
     All samples of tier1 are correct, and `right` of the four on tier2.
     """
     from rlvr_sweeps.assets.problems import load_problems
-    from rlvr_sweeps.evaluation.samples import summarise
-    from rlvr_sweeps.files import write_json
     from rlvr_sweeps.runs.directory import Run
 
     path = tmp_path / "problems.jsonl"
@@ -212,14 +210,22 @@ def evaluated(point, tmp_path):
         run.prepare(cfg)
         for tier, count in (("tier1", 4), ("tier2", right))[: len(cfg["benchmark"])]:
             write_right(run, tier, load_problems(cfg["benchmark"][tier]), 4, count)
-        write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
-        write_json(run.merged_path / "config.json", {})
-        run.finish("train", cfg, 1.0)
-        write_json(run.summary_path, summarise(run, cfg))
-        run.finish("evaluate", cfg, 1.0)
+        finish_evaluated(run, cfg)
         return run
 
     return make
+
+
+def finish_evaluated(run, cfg):
+    """Write what a trained and evaluated run has besides its samples."""
+    from rlvr_sweeps.evaluation.samples import summarise
+    from rlvr_sweeps.files import write_json
+
+    write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
+    write_json(run.merged_path / "config.json", {})
+    run.finish("train", cfg, 1.0)
+    write_json(run.summary_path, summarise(run, cfg))
+    run.finish("evaluate", cfg, 1.0)
 
 
 FLAGS = (

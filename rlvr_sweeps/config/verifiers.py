@@ -1,4 +1,4 @@
-"""The verifier of a run: read from its configuration, with the SHA-256 of its source, and asked for verdicts.
+"""Read the verifier of a run from its configuration, with the SHA-256 of its source, and get its verdicts.
 
 Training, evaluation, `rlvr regrade`, `audit` and `verify` all call `verdicts_of`, so that the same function decides everywhere.
 """

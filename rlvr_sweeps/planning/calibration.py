@@ -34,12 +34,12 @@ def entry(results: Results) -> tuple[str, dict[str, Any]]:
             f"The results are of {results['device']}, which conf/hardware.yaml does not list. To plan for it, add its data "
             "sheet to `gpus` there."
         )
-    found = {
+    measured = {
         "decode_overhead_s": decode_overhead_s(results, gpu),
         "training": training_share(results),
         "shared_gpu": part(results, "share").get("slowdown"),
     }
-    values = {name: float(f"{value:.3g}") for name, value in found.items() if value is not None}
+    values = {name: float(f"{value:.3g}") for name, value in measured.items() if value is not None}
     return gpu.name, {"date": results["date"], "machine": results["device"], **values}
 
 

@@ -55,8 +55,8 @@ def grid_of(row: TunedRow, own: float, read: ReadRate, bound: int, title: str) -
         return results[rate]
 
     def score(rate: float) -> Score | None:
-        found = result(rate)
-        return held_out(found) if found.cell and len(found.cell.runs) == len(found.runs) else None
+        row_at_rate = result(rate)
+        return held_out(row_at_rate) if row_at_rate.cell and len(row_at_rate.cell.runs) == len(row_at_rate.runs) else None
 
     trained = is_trained(result(own).cfg)
     rates = grown(start(row.rates, own), score, bound) if trained else [own]

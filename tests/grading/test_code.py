@@ -38,7 +38,7 @@ ESCAPES = {
     "exit": "import os; os._exit(0)",
     "network": "import socket; socket.create_connection(('1.1.1.1', 53), 2)",
     "write": "open('/usr/x', 'w')",
-    "home": "import os; assert any(os.path.exists(p) for p in ('/etc/passwd', '/root/.ssh', '/home', '/var'))",
+    "home": "import os; assert any(os.path.exists(p) for p in ('/etc/passwd', '/home', '/var'))",
     "time": "while True: pass",
     "wait": "import time; time.sleep(100)",
     "memory": "bytearray(1 << 30)",

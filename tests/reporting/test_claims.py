@@ -11,7 +11,6 @@ from rlvr_sweeps.assets.problems import load_problems
 from rlvr_sweeps.cli import main
 from rlvr_sweeps.config.claims import Contrast, load_claims
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.evaluation.samples import summarise
 from rlvr_sweeps.files import write_json
 from rlvr_sweeps.reporting.claims import table, verdicts
 from rlvr_sweeps.reporting.claims.page import claim_entries
@@ -23,6 +22,7 @@ from rlvr_sweeps.reporting.rows import Result
 from rlvr_sweeps.reporting.tables.formats import show
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import find_runs
+from tests.conftest import finish_evaluated
 
 SUPPORTED, REFUTED, UNDECIDED = Verdict.SUPPORTED, Verdict.REFUTED, Verdict.UNDECIDED
 (DORA,) = load_claims(["dora_beats_lora"])  # greater, one point
@@ -116,11 +116,7 @@ def finished(composer, tmp_path):
                     for sample in range(source["k"])
                 ]  # fmt: skip
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        write_json(run.record_path, {"parameters": {"trainable": 1, "base": 2}})
-        write_json(run.merged_path / "config.json", {})
-        run.finish("train", cfg, 1.0)
-        write_json(run.summary_path, summarise(run, cfg))
-        run.finish("evaluate", cfg, 1.0)
+        finish_evaluated(run, cfg)
         return run
 
     return write

@@ -134,7 +134,7 @@ def test_the_table_of_own_rates():
 
 
 def test_the_table_of_grids_that_grow():
-    """Test lr=auto: LoRA's best rate is inside its first three, DoRA's is found two rates further, or not within the bound."""
+    """Test lr=auto: LoRA's best rate is inside its first three, DoRA's is two rates further, or not within the bound."""
 
     def source(_run, cfg):
         peak = 2e-2 if cfg["peft"]["name"] == "dora" else 1e-3

@@ -86,11 +86,11 @@ def test_the_variance_of_a_contrast_is_that_of_the_bootstrap():
     rows = sequential.rows_of(arms)
     own = sequential.Rows(rows.seeds, rows.mean, np.array([arm[0].mean(1).var(ddof=1) for arm in arms]), rows.seeds - 1,
                           rows.by_problem, rows.residual)  # fmt: skip
-    found = sequential.estimate(own, np.array([-1.0, 1.0, 0.0]))
+    estimated = sequential.estimate(own, np.array([-1.0, 1.0, 0.0]))
     reference = difference(arms[1], arms[0])
-    assert found.value == pytest.approx(reference.value)
-    assert found.half_width(0.05) == pytest.approx((reference.high - reference.low) / 2, rel=0.05)
-    assert found.problems + found.seeds == pytest.approx(found.error**2)
+    assert estimated.value == pytest.approx(reference.value)
+    assert estimated.half_width(0.05) == pytest.approx((reference.high - reference.low) / 2, rel=0.05)
+    assert estimated.problems + estimated.seeds == pytest.approx(estimated.error**2)
 
 
 def test_batched_statistics_equal_those_of_single_sweeps():

@@ -180,8 +180,8 @@ class Looks:
 
     def count(self, key: str) -> int:
         """Return the number of seeds of a row; for an untrained row the most, since it does not depend on a seed."""
-        found = len(self.results[key])
-        return found if self.rows[key].is_trained else self.most * min(found, 1)
+        finished = len(self.results[key])
+        return finished if self.rows[key].is_trained else self.most * min(finished, 1)
 
     @property
     def runs(self) -> int:
@@ -211,14 +211,14 @@ class Looks:
                 chances[index] = 1.0
                 continue
             weights = np.array([question.weights.get(key, 0.0) for key in keys])
-            found = sequential.estimate(rows, weights)
+            estimated = sequential.estimate(rows, weights)
             earlier = [look.ratio for look in question.looks]
-            ratio = min([*earlier, float(found.ratio(seeds))])
+            ratio = min([*earlier, float(estimated.ratio(seeds))])
             if seeds > max((look.seeds for look in question.looks), default=0):
-                question.looks.append(look_at(question, found, seeds, ratio, self.most))
+                question.looks.append(look_at(question, estimated, seeds, ratio, self.most))
             if question.verdict == Verdict.UNDECIDED and seeds < self.most:
                 claim = question.claim
-                oriented = replace(found, value=-found.value) if claim.direction == "less" else found
+                oriented = replace(estimated, value=-estimated.value) if claim.direction == "less" else estimated
                 chances[index] = float(sequential.chance_per_seed(
                     oriented, seeds, ratio, self.most, question.alpha, claim.smallest_effect / 100,
                     claim.direction == "equivalent",
@@ -273,10 +273,10 @@ def arm_of(results: Sequence[Result]) -> list[Array]:
     return [scores[name] for name in averaged_benchmarks(scores)]
 
 
-def look_at(question: Question, found: sequential.Estimate, seeds: int, ratio: float, most: int) -> Look:
+def look_at(question: Question, estimated: sequential.Estimate, seeds: int, ratio: float, most: int) -> Look:
     """Return the look at a contrast: its interval with the error that this look may spend, and the verdict."""
     level = float(sequential.nominal_level(seeds, ratio, most, question.alpha))
-    value, half = float(found.value), float(found.half_width(level))
+    value, half = float(estimated.value), float(estimated.half_width(level))
     excludes_zero = abs(value) > half
     difference = Difference(value, value - half, value + half, 0.0 if excludes_zero else 1.0)
     verdict = decide(question.claim, difference, difference.p)

@@ -322,8 +322,8 @@ def as_record(result: ClaimVerdict) -> dict[str, Any]:
 def contrast_record(result: ContrastVerdict) -> dict[str, Any]:
     """Return a contrast as plain data, differences in points."""
     numbers = dict.fromkeys(("difference", "low", "high", "p", "p_holm", "detectable"))
-    if (found := result.difference) and result.detectable is not None:
-        numbers = {"difference": 100 * found.value, "low": 100 * found.low, "high": 100 * found.high, "p": found.p}
+    if (gap := result.difference) and result.detectable is not None:
+        numbers = {"difference": 100 * gap.value, "low": 100 * gap.low, "high": 100 * gap.high, "p": gap.p}
         numbers |= {"p_holm": result.p_holm, "detectable": 100 * result.detectable}
     return {
         "contrast": result.label,

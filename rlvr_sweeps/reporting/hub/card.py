@@ -40,7 +40,7 @@ def model_card(run: Run, cfg: Resolved, adapter: bool) -> tuple[str, list[str]]:
         )
     command = repeating_command(run, cfg)
     if command is None:
-        notes.append("No launch command of this run was found, so the card has none.")
+        notes.append("The run has no record of its launch command, so the card has none.")
     sections = [
         front_matter(run, cfg, summary, adapter, licence),
         f"# {run.name}",
