@@ -8,6 +8,9 @@ harm the caller; `tasks` grades there by the scores of reasoning-gym's tasks. `r
 (`answers.*`), `budget` limits the time of a batch, and `golds` names gold answers that cannot be compared. `second_reader`
 compares by another method, for `rlvr audit`.
 
+`verifiers.verdicts` is the entry for every verifier: the grader, or reward functions, which `reward_pool` runs in processes of
+their own (`reward_process`). `ready/` has the project's own reward functions.
+
 To change a rule, add rows to tests/grading/answers.jsonl and raise `grader.VERSION`.
 This wing imports no other module of the package except the ground module `patches`.
 """
