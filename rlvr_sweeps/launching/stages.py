@@ -38,11 +38,16 @@ ENVIRONMENT = {  # of every process of a run; one thread each, unless rlvr_sweep
 # Of every process that does not set it itself, for GPUs only: passes differ in length, and memory in segments that grow is not
 # fragmented by them. vLLM 0.31 switches this off while it allocates the memory that its sleep mode releases.
 ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # submitit too
 
 
 def process_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a run's process: `own` with ENVIRONMENT over it and ALLOCATOR where it is not set."""
-    return ALLOCATOR | dict(own) | ENVIRONMENT
+    """Return the environment of a run's process: `own` with ENVIRONMENT over it and ALLOCATOR where it is not set.
+
+    The ranks and the port of another group of processes are left out: runs that had them would all listen on that port.
+    """
+    kept = {key: value for key, value in own.items() if key not in SET_BY_TORCHRUN}
+    return ALLOCATOR | kept | ENVIRONMENT
 
 
 def supervise(run: Run, start: StageRunner) -> int:

@@ -205,9 +205,7 @@ class Supervisor:
             command = torchrun_command(self.task.stage, self.run, self.task.processes, rendezvous)
         else:
             command = [sys.executable, "-m", "rlvr_sweeps.launching.stages", self.task.stage, str(self.run.path)]
-        set_by_torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # submitit sets them too
-        environment = {key: value for key, value in os.environ.items() if key not in set_by_torchrun}
-        environment = process_environment(environment) | {"RLVR_ATTEMPT": self.attempt}
+        environment = process_environment(os.environ) | {"RLVR_ATTEMPT": self.attempt}
         if not environment.get("CUDA_VISIBLE_DEVICES"):
             cores = int(os.environ.get("SLURM_CPUS_PER_TASK", 1))
             environment |= dict.fromkeys(THREAD_VARIABLES, str(thread_count(self.run, self.run.config(), cores)))
