@@ -177,14 +177,21 @@ def load_scorers(pairs: Sequence[Pair], loaded: set[str]) -> bool:
 
 
 def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) -> list[str | None]:
-    """Return the result of each comparison; `timeout` or `over budget` where it did not end."""
+    """Return the result of each comparison; `timeout` or `over budget` where it did not end.
+
+    A comparison that did not end within CPU_S is begun once more: a virtual machine counts time that its host took away as CPU
+    time, and a worker may be ended by something else than its own computation.
+    """
     budget, results = Budget(), list[str | None]([None] * len(pairs))
     waiting, running = deque(enumerate(pairs)), dict[Future[str | None], tuple[int, float]]()
     ended: SimpleQueue[Future[str | None]] = SimpleQueue()
     while waiting or running:
         while waiting and len(running) < QUEUED * WORKER_COUNT:
             index, (answer, gold) = waiting.popleft()
-            if limit_s := budget.limit_s(answer):
+            limit_s = budget.limit_s(answer)
+            if results[index] == "timeout" and limit_s < CPU_S:  # there is no time for another attempt
+                continue
+            if limit_s:
                 future = pool.schedule(compare, args=(answer, gold, limit_s), timeout=WALL_S)
                 running[future] = index, limit_s
                 future.add_done_callback(ended.put)
@@ -193,8 +200,13 @@ def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) 
         if running:
             completed = ended.get(timeout=WALL_S + 2)  # Empty: a worker was killed with a task that it had not acknowledged
             index, limit_s = running.pop(completed)
+            is_first_attempt = results[index] is None
             results[index] = result_or(completed, "timeout" if limit_s == CPU_S else "over budget")
-            budget.record(pairs[index][0], results[index] not in UNFINISHED, limit_s)
+            if results[index] == "timeout" and is_first_attempt:
+                budget.used_s += limit_s
+                waiting.appendleft((index, pairs[index]))
+            else:
+                budget.record(pairs[index][0], results[index] not in UNFINISHED, limit_s)
     return results
 
 

@@ -59,6 +59,7 @@ def test_three_shards_equal_the_samples_of_one_process(base, monkeypatch):
     """The shards of three processes, written one after another, make the samples of one process."""
     from rlvr_sweeps.evaluation import evaluate as stage
 
+    monkeypatch.delenv("RANK", raising=False)  # a trainer with vLLM sets it, and another test may have made one here
     fewer = [f"~benchmark.tier{tier}" for tier in (2, 3, 4, 5)]
     alone = base("vllm", "alone", *fewer)
     text = alone.samples_path("tier1").read_text()

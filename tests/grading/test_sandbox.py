@@ -54,6 +54,21 @@ def test_a_batch_without_time_has_short_comparisons_in_children(monkeypatch):
     assert reasons == ["correct", "over budget", "wrong", "wrong form"]
 
 
+def end_at_first_attempt(folder, answer, gold, limit_s):
+    """End this worker where no earlier attempt left its file, as a machine that is too busy may; judge otherwise."""
+    attempt = folder / answer
+    if not attempt.exists():
+        attempt.touch()
+        time.sleep(0.3)  # the pool must see the task begin
+        os.kill(os.getpid(), signal.SIGPROF)
+    return "correct"
+
+
+def test_a_comparison_that_did_not_end_is_begun_once_more(tmp_path):
+    with ProcessPool(1, context=multiprocessing.get_context("fork")) as pool:
+        assert sandbox.compare_pairs(pool, partial(end_at_first_attempt, tmp_path), [("1", "1"), ("2", "2")]) == ["correct"] * 2
+
+
 def test_the_budget_of_a_batch():
     budget = Budget()
     for _ in range(int(FULL_S / CPU_S)):

@@ -146,7 +146,7 @@ def test_the_card_says_what_is_missing(run, tmp_path):
     notes = export(run, tmp_path / "hub").notes
     assert len(notes) == 2
     assert "peft=none" in notes[0]
-    assert "No launch command" in notes[1]
+    assert "no record of its launch command" in notes[1]
     assert "The base model was not evaluated in the same way." in (tmp_path / "hub" / "README.md").read_text()
 
 

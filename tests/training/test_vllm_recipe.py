@@ -159,4 +159,3 @@ def test_runs_of_one_launch_do_not_affect_each_other(launch, tmp_path):
     alone = only_run(tmp_path / "alone")
     (second,) = (run for run in all_runs(tmp_path / "both") if run.name == alone.name)
     assert weights(second) == weights(alone)
-    assert "RANK" not in os.environ
