@@ -362,6 +362,7 @@ UNUSED_TRL_KEYS = (
     "top_k", "min_p", "repetition_penalty", "generation_kwargs", "cache_implementation", "use_transformers_continuous_batching",
     "generation_batch_size",
 )  # fmt: skip
+LAGS = (0, 1)
 MAX_ADAPTER_RANK = 512  # the largest LoRA rank that vLLM serves
 
 
@@ -375,8 +376,37 @@ def refuse_unfit_sampler(cfg: Resolved) -> None:
             f"rollout.continuous=true needs vLLM, and rollout.engine is {cfg['rollout']['engine']}, which samples in rounds. "
             "Use rollout=vllm, or rollout.continuous=false."
         )
+    elif cfg["rollout"].get("lag"):
+        raise Refused(
+            f"rollout.lag={cfg['rollout']['lag']} needs rollout=vllm: samples of an earlier policy are corrected by the "
+            f"probabilities with which they were drawn, and rollout.engine={cfg['rollout']['engine']} does not return them."
+        )
     elif cfg["rollout"].get("sleep"):
         raise Refused("rollout.sleep=true needs rollout=vllm: only vLLM holds GPU memory that it can release.")
+
+
+def refuse_unfit_lag(cfg: Resolved) -> None:
+    """Raise Refused where samples that are one update old would not be corrected, or would not be sampled in one call."""
+    lag, updates = cfg["rollout"].get("lag", 0), (cfg["training"]["trl"] | cfg["algo"]["trl"]).get("num_iterations", 1)
+    if lag not in LAGS:
+        raise Refused(f"rollout.lag={lag} is not possible. Allowed: {', '.join(map(str, LAGS))}.")
+    if not lag:
+        return
+    if not cfg["rollout"].get("continuous"):
+        raise Refused(
+            "rollout.lag=1 with rollout.continuous=false is not possible: it saves time only where one call of the engine "
+            "samples the groups of both steps. Use rollout.continuous=true."
+        )
+    if not cfg["rollout"]["trl"].get("vllm_importance_sampling_correction"):
+        raise Refused(
+            "rollout.lag=1 needs the importance correction: every second step trains on samples of the policy before the last "
+            "update. Use rollout.trl.vllm_importance_sampling_correction=true."
+        )
+    if updates != 1:
+        raise Refused(
+            f"rollout.lag=1 with num_iterations={updates} is not possible: both are ways to update more than once per call of "
+            "the sampler. Use one of the two."
+        )
 
 
 def refuse_unread_settings(cfg: Resolved) -> None:
@@ -409,6 +439,7 @@ def refuse_unfit_engine(cfg: Resolved) -> None:
             "rollout.sleep=true with rollout.sync=adapter is not possible: sleep discards the base's weights, and this sync "
             "sends the adapter alone. Use rollout.sync=merged."
         )
+    refuse_unfit_lag(cfg)
     config = method["config"]
     starts_at_zero = not method["initialisation"] and config.get("init_lora_weights", True) is True
     plain_lora = config.get("peft_type") == "LORA" and not config.get("use_dora") and starts_at_zero

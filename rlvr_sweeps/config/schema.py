@@ -123,6 +123,7 @@ class RolloutConf:
     trl: dict[str, Any] = field(default_factory=dict)  # passed to trl.GRPOConfig; only its vLLM and correction settings
     vllm: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM; arguments that follow from the run are refused
     continuous: bool = False  # vllm: all sampling rounds of a step in one call of the engine; the trained groups are the same
+    lag: int = 0  # vllm: 1: a call of the engine samples two steps' groups; the second trains on samples one update old
     sleep: bool = False  # vllm on a GPU: it releases weights and KV cache during the update, and is compared after each waking
     sync: str = "merged"  # vllm: weights sent to the engine each step: merged | adapter (A and B alone, LoRA variants only)
     # Weights that sample: float32 (products too) | bfloat16 (the nearest value) | stochastic (bfloat16, rounded up or down at

@@ -141,6 +141,11 @@ def samples_at_once(cfg: Resolved) -> bool:
     return bool(cfg["rollout"]["engine"] == "vllm" and cfg["rollout"].get("continuous", False))
 
 
+def steps_per_call(cfg: Resolved) -> int:
+    """Return the number of steps whose groups one call of vLLM samples: two with rollout.lag=1, else one."""
+    return 1 + int(cfg["rollout"].get("lag", 0))
+
+
 ROUNDS_AT_ONCE = 2  # where a call samples several rounds; more slow the completions that are needed: bench/sampling_rounds.py
 
 

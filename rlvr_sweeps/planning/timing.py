@@ -16,6 +16,7 @@ from rlvr_sweeps.config.settings import (
     sampler_slots,
     samples_at_once,
     sampling_precision,
+    steps_per_call,
     training_of,
 )
 from rlvr_sweeps.planning.hardware import Gpu, constants, rates
@@ -48,7 +49,8 @@ def step_s(cfg: Resolved, model: Architecture, gpu: Gpu, lengths: Lengths) -> fl
     if base is None:
         return None
     if samples_at_once(cfg):
-        sampling = rollout_s(cfg, model, gpu, lengths, lengths.rounds)
+        steps = steps_per_call(cfg)
+        sampling = rollout_s(cfg, model, gpu, lengths, lengths.rounds * steps) / steps
     else:
         sampling = lengths.rounds * rollout_s(cfg, model, gpu, lengths)
     return (sampling + update_s(cfg, model, gpu, lengths)) * slowdown(cfg, gpu)

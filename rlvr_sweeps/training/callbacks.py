@@ -20,6 +20,7 @@ from rlvr_sweeps.errors import Damaged, StoppedInStep, Superseded
 from rlvr_sweeps.files import append_rows, read_object, read_rows, write_json, write_text
 from rlvr_sweeps.runs.checkpoints import mark_complete, superseded
 from rlvr_sweeps.runs.directory import Run
+from rlvr_sweeps.training.dynamic_sampling import Pool
 from rlvr_sweeps.training.methods.merging import policy_weights
 from rlvr_sweeps.training.methods.reach import changed_tensors, frozen_digests, reach
 from rlvr_sweeps.training.methods.spectra import spectra
@@ -55,7 +56,7 @@ class MetricsWriter(TrainerCallback):
         self.step_start = time.perf_counter()
         self.trainer.seconds.clear()
         self.trainer.columns = {}
-        self.trainer.truncated_shares.clear()
+        self.trainer.truncated_share = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_s = time.perf_counter() - self.step_start
@@ -192,21 +193,23 @@ class StopOnRequest(TrainerCallback):
 
 @dataclass(frozen=True)
 class StepEnd:
-    """What changes within a step before the optimizer does: random number generators, prompt position, count of tokens."""
+    """What changes within a step before the optimizer does: random numbers, prompt position, pending groups, tokens."""
 
     generators: RandomState
     position: int
+    pending: tuple[Pool, ...]
     tokens: int
 
     @classmethod
     def of(cls, trainer: RlvrTrainer) -> "StepEnd":
         """Return the present values."""
-        return cls(RandomState.now(), trainer.prompts.position, int(trainer.state.num_input_tokens_seen))
+        position, tokens = trainer.prompts.position, int(trainer.state.num_input_tokens_seen)
+        return cls(RandomState.now(), position, tuple(trainer.pending), tokens)
 
     def restore(self, trainer: RlvrTrainer) -> None:
         """Set these values again."""
         self.generators.restore()
-        trainer.prompts.position = self.position
+        trainer.prompts.position, trainer.pending = self.position, list(self.pending)
         trainer.state.num_input_tokens_seen = self.tokens
 
 

@@ -19,6 +19,7 @@ from rlvr_sweeps.files import Row
 from rlvr_sweeps.training.dynamic_sampling import Group
 
 EXCHANGES = 128  # of the processes, which also read the stop file, while a completion of full length is decoded
+DISCARDED = ("discarded_completions", "discarded_tokens")  # columns of metrics.jsonl: of groups beyond the last round
 Completion = tuple[list[int], list[float]]  # token ids with the end token, and their log-probabilities
 Graded = tuple[list[list[float]], list[str], list[bool]]  # rewards, the verifier's reasons, and whether right; per completion
 
@@ -41,22 +42,23 @@ class Engine(Protocol):
 
 
 class Rounds:
-    """Which groups of a step the rounds of dynamic sampling sample, as far as the groups that are known decide on it.
+    """Which groups the rounds of dynamic sampling sample, as far as the groups that are known decide on it.
 
-    Groups are numbered in the stream's order from the step's first one; round r has the groups r · size to (r + 1) · size − 1.
+    Groups are numbered in the stream's order from the first one; round r has the groups r · size to (r + 1) · size − 1. The
+    groups fill the batches of `steps` optimizer steps, of `size` groups each, in at most `most` rounds per step.
     """
 
-    def __init__(self, size: int, most: int) -> None:
-        self.size, self.most = size, most
+    def __init__(self, size: int, most: int, steps: int = 1) -> None:
+        self.size, self.least, self.most, self.wanted = size, steps, most * steps, size * steps
         self.is_mixed: dict[int, bool] = {}  # of the groups that are known, whether they have right and wrong completions
-        self.bound = most  # rounds that are certainly enough; it only decreases, and is exact once `is_complete`
+        self.bound = self.most  # rounds that are certainly enough; it only decreases, and is exact once `is_complete`
         self.is_complete = False  # whether all groups of `bound` rounds are known; fewer rounds then have too few mixed groups
 
     def learn(self, groups: Mapping[int, bool]) -> None:
         """Add groups that became known, in any order."""
         self.is_mixed.update(groups)
         mixed = [index for index, is_mixed in self.is_mixed.items() if is_mixed]
-        enough = (n for n in range(1, self.most) if sum(index < n * self.size for index in mixed) >= self.size)
+        enough = (n for n in range(self.least, self.most) if sum(index < n * self.size for index in mixed) >= self.wanted)
         self.bound = next(enough, self.most)
         self.is_complete = all(index in self.is_mixed for index in range(self.needed))
 
@@ -125,7 +127,7 @@ class ContinuousSampling:
         self.draws: dict[int, Draw] = {}  # by group
         self.unfinished: dict[str, Draw] = {}  # by completion, those in the engine
         self.grading: list[Draw] = []  # ended since the last exchange
-        self.discarded = {"discarded_completions": 0, "discarded_tokens": 0}  # of groups beyond the last round, aborted or not
+        self.discarded = dict.fromkeys(DISCARDED, 0)  # aborted or not
         self.waited_s = 0.0  # for verdicts, without decoding
 
     def run(self) -> dict[int, Group]:

@@ -73,7 +73,7 @@ class Pool:
     """The groups that one optimizer step sampled, and those it trains on."""
 
     sampled: list[Group]
-    rounds: int
+    rounds: float  # with rollout.lag=1 the mean of two steps
     trained: list[Group]
     discarded: dict[str, int] = field(default_factory=dict)  # columns of metrics.jsonl: what was decoded beyond the rounds
 
@@ -140,12 +140,27 @@ def fill(roll: Callable[[int], list[Group]], groups: int, max_rounds: int) -> Po
     return pool_of(sampled, rounds, groups, max_rounds)
 
 
-def pool_of(sampled: list[Group], rounds: int, groups: int, max_rounds: int) -> Pool:
+def pool_of(sampled: list[Group], rounds: float, groups: int, max_rounds: int) -> Pool:
     """Return what a step trains on: its first `groups` mixed groups, in the stream's order; without dynamic sampling, all."""
     if max_rounds == 1:
         return Pool(sampled, rounds, sampled)
     trained = [group for group in sampled if group.is_mixed] + [group for group in sampled if not group.is_mixed]
     return Pool(sampled, rounds, trained[:groups])
+
+
+def pools_of(sampled: list[Group], rounds: int, groups: int, max_rounds: int, steps: int) -> list[Pool]:
+    """Return what each of `steps` steps trains on, where their groups were sampled together in `rounds` rounds.
+
+    In the stream's order: a step has the groups up to its last mixed one that it needs, the last step has all that are left.
+    """
+    pools, rounds_per_step = list[Pool](), rounds if steps == 1 else rounds / steps
+    for later in reversed(range(steps)):
+        mixed = [index for index, group in enumerate(sampled) if group.is_mixed or max_rounds == 1]
+        most = len(sampled) - later * groups
+        end = most if not later or len(mixed) < groups else min(most, mixed[groups - 1] + 1)
+        pools.append(pool_of(sampled[:end], rounds_per_step, groups, max_rounds))
+        sampled = sampled[end:]
+    return pools
 
 
 def overlong_punishment(max_tokens: int, buffer: int) -> Callable[..., list[float]]:

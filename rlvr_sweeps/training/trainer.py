@@ -28,11 +28,12 @@ from rlvr_sweeps.config.settings import (
     samples_at_once,
     sampling_precision,
     sampling_weights,
+    steps_per_call,
     training_of,
 )
 from rlvr_sweeps.files import Row, write_json
-from rlvr_sweeps.training.continuous_sampling import EXCHANGES, ContinuousSampling, Graded, Rounds
-from rlvr_sweeps.training.dynamic_sampling import Group, Pool, PromptStream, fill, pool_of
+from rlvr_sweeps.training.continuous_sampling import DISCARDED, EXCHANGES, ContinuousSampling, Graded, Rounds
+from rlvr_sweeps.training.dynamic_sampling import Group, Pool, PromptStream, fill, pool_of, pools_of
 from rlvr_sweeps.training.methods.adalora import AdaLoraSchedule
 from rlvr_sweeps.training.methods.adapters import loraplus_optimizer
 from rlvr_sweeps.training.methods.merging import merged
@@ -76,7 +77,9 @@ class RlvrTrainer(GRPOTrainer):
         self.readable: list[Row] = []  # some of the step's completions, for rollouts.jsonl
         self.announce: Callable[[str], object] = str  # called with what the trainer does at present; by default without effect
         self.check_stop: Callable[[], object] = str  # called within a step, raises where training must end; by default nothing
-        self.truncated_shares: list[float] = []  # by round of the step
+        self.truncated_share: float | None = None  # of the step's completions, those that reached the token limit
+        self.pending: list[Pool] = []  # with rollout.lag=1: sampled already, for the next step
+        self.compares_sampler = True  # at the next sync: vLLM has not been compared with the policy in this process
         self.published: PublishedWeights | None = None  # W0, set by the train stage, to measure vLLM's share of ΔW
         self.cuts_passes = cuts_passes(cfg)
         self.passes: list[dict[str, Any] | None] = []  # with cuts_passes: the step's forward passes
@@ -115,12 +118,17 @@ class RlvrTrainer(GRPOTrainer):
         """Sample until the step is filled and let TRL score this process's `completions`."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         groups = completions // self.num_generations * world
-        pool = self.sample_at_once(groups) if samples_at_once(self.cfg) else self.sample_in_rounds(groups)
+        if not self.pending:
+            steps = min(steps_per_call(self.cfg), self.state.max_steps - self.state.global_step)
+            self.pending = self.sample_at_once(groups, steps) if samples_at_once(self.cfg) else [self.sample_in_rounds(groups)]
+            if self.use_vllm:
+                self.vllm_generation.fall_asleep()
+        pool = self.pending.pop(0)
         self.announce("updating")
         self.columns |= pool.metrics()
-        if self.use_vllm:
-            self.vllm_generation.fall_asleep()
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        is_truncated = [ids[-1] not in ends for group in pool.sampled for ids in group.completion_ids]
+        self.truncated_share = float(torch.tensor(is_truncated).float().mean())
         shown = int(training_of(self.cfg, "samples_per_step"))
         self.readable = pool.readable(shown, f"{self.cfg['seed']}-{self.state.global_step}", ends) if shown else []
         self.state.num_input_tokens_seen += pool.tokens_sampled() - pool.tokens_trained()  # TRL adds those that are trained on
@@ -132,6 +140,8 @@ class RlvrTrainer(GRPOTrainer):
             for row, rewards in zip(group.rows, group.rewards.tolist(), strict=True)
         ]
         is_corrected = self.vllm_importance_sampling_correction
+        if self.use_vllm:
+            patches.set_synced_step(self, self.state.global_step)  # or TRL would load weights into vLLM with nothing to sample
         # With the correction on, TRL scores all completions in a forward pass of its own.
         self.vllm_importance_sampling_correction = is_corrected and not self.scores_once
         try:
@@ -155,16 +165,16 @@ class RlvrTrainer(GRPOTrainer):
 
         return fill(roll, groups, most)
 
-    def sample_at_once(self, groups: int) -> Pool:
-        """Return the groups of a step as `sample_in_rounds` does, sampled in one call of the engine.
+    def sample_at_once(self, groups: int, steps: int = 1) -> list[Pool]:
+        """Return the groups of each of `steps` steps, sampled in one call of the engine; of one, as `sample_in_rounds` does.
 
         Each process decodes its share of every round. They exchange which groups are mixed, so that all stop at the same time.
         """
         from rlvr_sweeps.training.vllm_rollouts import ContinuousEngine
 
         world, rank, most = self.accelerator.num_processes, self.accelerator.process_index, self.cfg["algo"]["sampling_rounds"]
-        start, size, rounds = self.prompts.position, self.num_generations, Rounds(groups, most)
-        own = [index for index in range(most * groups) if index % groups * world // groups == rank]
+        start, size, rounds = self.prompts.position, self.num_generations, Rounds(groups, most, steps)
+        own = [index for index in range(rounds.most * groups) if index % groups * world // groups == rank]
 
         def draw(index: int) -> tuple[list[Row], list[list[int]], list[int]]:
             row, position = self.prompts.at(start + index), start + index
@@ -175,7 +185,8 @@ class RlvrTrainer(GRPOTrainer):
             of_all = dict(gather_object(list(known.items())))
             if most > 1 and any(of_all.values()):
                 mixed = sum(rounds.is_mixed.values()) + sum(of_all.values())
-                self.announce(f"sampling, {min(mixed, groups)} of {groups} groups with right and wrong completions")
+                enough = min(mixed, rounds.wanted)
+                self.announce(f"sampling, {enough} of {rounds.wanted} groups with right and wrong completions")
             self.check_stop()
             return of_all
 
@@ -194,18 +205,13 @@ class RlvrTrainer(GRPOTrainer):
         self.prompts.position = start + rounds.needed
         by_index = dict(gather_object(list(own_groups.items())))
         sampled = [by_index[index] for index in range(rounds.needed)]
-        for first in range(0, len(sampled), groups):
-            self.note_truncated(sampled[first : first + groups])
-        pool = pool_of(sampled, rounds.bound, groups, most)
+        first, *later = pools = pools_of(sampled, rounds.bound, groups, most, steps)
         if most > 1:
             counts = gather_object([sampling.discarded])
-            pool.discarded = {name: sum(count[name] for count in counts) for name in sampling.discarded}
-        return pool
-
-    @property
-    def truncated_share(self) -> float | None:
-        """The share of the step's completions that reached the token limit; None in a step that did not sample."""
-        return sum(self.truncated_shares) / len(self.truncated_shares) if self.truncated_shares else None
+            first.discarded = {name: sum(count[name] for count in counts) for name in DISCARDED}
+            for pool in later:
+                pool.discarded = dict.fromkeys(DISCARDED, 0)
+        return pools
 
     @property
     def scores_once(self) -> bool:
@@ -236,14 +242,7 @@ class RlvrTrainer(GRPOTrainer):
             rows, prompt_ids, completion_ids, completions, scores, rewards, reasons, correct = columns
             own_scores, table = scores if logprobs else None, torch.tensor(rewards)
             rolled.append(Group(rows, prompt_ids, completion_ids, completions, own_scores, table, reasons, correct))
-        self.note_truncated(rolled)
         return rolled
-
-    def note_truncated(self, groups: list[Group]) -> None:
-        """Add the share of a round's completions that reached the token limit to `truncated_shares`."""
-        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
-        is_truncated = [ids[-1] not in ends for group in groups for ids in group.completion_ids]
-        self.truncated_shares.append(float(torch.tensor(is_truncated).float().mean()))
 
     def prompt_ids(self, conversation: list[dict[str, str]]) -> list[int]:
         """Return the token ids of a prompt, with `training.trl.chat_template_kwargs` as TRL applies them."""
@@ -290,18 +289,19 @@ class RlvrTrainer(GRPOTrainer):
     def sync(self, policy: Any) -> None:
         """Load this step's policy into vLLM; raise Refused where they disagree.
 
-        They are compared every `rollout.check_every` steps, and each time that vLLM wakes from sleep.
+        They are compared at the first sync of this process, every `rollout.check_every` steps, and each time that vLLM wakes
+        from sleep.
         """
         step, rollout = self.state.global_step, self.cfg["rollout"]
-        synced_step = patches.synced_step(self)
-        if step == synced_step:
+        if step == patches.synced_step(self):
             return
         sampler = self.vllm_generation
         sampler.rounding = self.rounding()
         with self.timed("sync"):
             sampler.sync_weights()
         patches.set_synced_step(self, step)
-        if synced_step < 0 or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
+        if self.compares_sampler or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
+            self.compares_sampler = False
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
             sampling = sampling_precision(self.cfg, "rollout")
             tolerance = max(rollout["tolerance_nats"][name] for name in (model_precision(self.cfg), sampling))
@@ -422,16 +422,46 @@ class RlvrTrainer(GRPOTrainer):
     # State beyond TRL's
 
     def save_own_state(self, checkpoint: Path) -> None:
-        """Write the position in the prompt stream, and AdaLoRA's state, into TRL's checkpoint folder."""
-        write_json(checkpoint / self.PROMPTS_FILE, {"position": self.prompts.position})
+        """Write the position in the prompt stream, the groups of the next step, and AdaLoRA's state, into TRL's folder."""
+        pending = [{"rounds": pool.rounds, "groups": [stored_group(group) for group in pool.sampled]} for pool in self.pending]
+        write_json(
+            checkpoint / self.PROMPTS_FILE, {"position": self.prompts.position} | ({"pending": pending} if pending else {})
+        )
         if self.adalora:
             self.adalora.save(checkpoint)
 
     def load_own_state(self, checkpoint: Path) -> None:
         """Restore what `save_own_state` wrote."""
-        self.prompts.position = json.loads((checkpoint / self.PROMPTS_FILE).read_text())["position"]
+        stored = json.loads((checkpoint / self.PROMPTS_FILE).read_text())
+        self.prompts.position = stored["position"]
+        self.pending = self.restored_pools(stored.get("pending", []))
         if self.adalora:
             self.adalora.load(checkpoint)
+
+    def restored_pools(self, stored: list[Row]) -> list[Pool]:
+        """Return pools from the form in a checkpoint. Their groups are the last ones before the present position."""
+        position, size, most = self.prompts.position, self.num_generations, self.cfg["algo"]["sampling_rounds"]
+        position -= sum(len(pool["groups"]) for pool in stored)
+        pools = []
+        for pool in stored:
+            sampled = []
+            for group in pool["groups"]:
+                row, ids = self.prompts.at(position), group["completion_ids"]
+                prompt_ids, rewards = self.prompt_ids(row["prompt"]), torch.tensor(group["rewards"])
+                judged = rewards, group["reasons"], group["correct"]
+                sampled.append(Group([row] * size, [prompt_ids] * size, ids, self.texts(ids), group["logprobs"], *judged))
+                position += 1
+            pools.append(pool_of(sampled, pool["rounds"], self.cfg["batch_size"] // size, most))
+            pools[-1].discarded = dict.fromkeys(DISCARDED, 0) if most > 1 else {}
+        return pools
+
+
+def stored_group(group: Group) -> Row:
+    """Return what a checkpoint keeps of a group that is sampled already; the rest follows from its position in the stream."""
+    return {
+        "completion_ids": group.completion_ids, "logprobs": group.logprobs, "rewards": group.rewards.tolist(),
+        "reasons": group.reasons, "correct": group.correct,
+    }  # fmt: skip
 
 
 def stored_rollouts(_: list[Any], trainer: RlvrTrainer) -> dict[str, Any]:
