@@ -11,6 +11,7 @@ at once as it has slots. Where the KV cache is full, the last one that entered i
 Columns: the share of groups without signal, and which groups they are; rounds per step; seconds of a step's rollouts in rounds.
 Then the seconds of one call as a share of these, with as many slots as one, two or four rounds have completions; with two, the
 share of the tokens that is thrown away, and the seconds of a call that ends as soon as the batch is known, within a round.
+Last, the seconds per step of a call that samples two steps (rollout.lag=1), also as a share of those in rounds.
 """
 
 import argparse
@@ -114,7 +115,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Stream:
-    """The groups of one step, of all rounds, in the stream's order."""
+    """The groups of one call of the engine, of all rounds, in the stream's order."""
 
     lengths: np.ndarray  # (groups, completions)
     mixed: np.ndarray  # (groups,)
@@ -124,10 +125,12 @@ class Stream:
         return [Sequence(group, int(length)) for length in self.lengths[group]]
 
 
-def streams(cfg: dict, mean: float, spread: float, without: float, signal: str, count: int) -> Iterator[Stream]:
-    """Yield the streams of `count` steps: lengths of `mean` share of the limit, a share `without` of groups without signal."""
+def streams(cfg: dict, mean: float, spread: float, without: float, signal: str, count: int, steps: int = 1) -> Iterator[Stream]:
+    """Yield the streams of `count` calls, each of `steps` steps: lengths of `mean` share of the limit, a share `without` of
+    groups without signal.
+    """
     limit, size = cfg["rollout"]["max_tokens"], cfg["rollout"]["group_size"]
-    groups = cfg["batch_size"] // size * cfg["algo"]["sampling_rounds"]
+    groups = cfg["batch_size"] // size * cfg["algo"]["sampling_rounds"] * steps
     rng = np.random.default_rng(0)
     sample = rng.standard_normal(100_000) * spread
     low, high = 0.0, 20.0
@@ -166,10 +169,13 @@ def in_rounds(cfg: dict, machine: Machine, stream: Stream) -> tuple[float, int, 
     return seconds, number + 1, decoded
 
 
-def at_once(cfg: dict, machine: Machine, stream: Stream, whole_rounds: bool = True) -> tuple[float, int, int]:
-    """Return the same for one call of the engine. Without `whole_rounds` it ends when the batch is known, within a round."""
+def at_once(cfg: dict, machine: Machine, stream: Stream, whole_rounds: bool = True, steps: int = 1) -> tuple[float, int, int]:
+    """Return the same for one call of the engine for `steps` steps.
+
+    Without `whole_rounds` it ends when the batch is known, within a round.
+    """
     size, world = cfg["batch_size"] // cfg["rollout"]["group_size"], cfg["distributed"]["processes"]
-    rounds = Rounds(size, cfg["algo"]["sampling_rounds"])
+    rounds = Rounds(size, cfg["algo"]["sampling_rounds"], steps)
     engines = [Engine(machine) for _ in range(world)]
     groups = range(len(stream.mixed))
     next_groups = [deque(index for index in groups if index % size * world // size == rank) for rank in range(world)]
@@ -230,8 +236,12 @@ def main() -> None:
         print(
             f"\n{count} GPU{'s' * (count > 1)}, {rows} completions of a round on each, {machines[0].cached:,.0f} cached tokens"
         )
-        print("                                       in rounds    in one call, slots:       thrown   within")
-        print("length  spread  without signal        rounds      s     ×1    ×2    ×4          away  a round")
+        print(
+            "                                       in rounds    in one call, slots:       thrown   within   two steps, slots:"
+        )
+        print(
+            "length  spread  without signal        rounds      s     ×1    ×2    ×4          away  a round     ×1    ×2    ×4"
+        )
         for mean, spread, without, signal in CASES:
             of_steps = list(streams(cfg, mean, spread, without, signal, options.steps))
             base = [in_rounds(cfg, machines[0], stream) for stream in of_steps]
@@ -245,7 +255,10 @@ def main() -> None:
                 f"{mean:6.2f}  {spread:6.1f}  {without:4.0%} {signal:15}  {fmean(row[1] for row in base):6.1f}  {seconds:5.0f}"
             )
             shares = "  ".join(f"{ratio:4.2f}" for ratio in ratios)
-            rest = f"{1 - tokens[0] / tokens[1]:4.0%}  {fmean(row[0] for row in early) / seconds:7.2f}"
+            pairs = list(streams(cfg, mean, spread, without, signal, max(1, options.steps // 2), steps=2))
+            of_two = [fmean(at_once(cfg, each, pair, steps=2)[0] for pair in pairs) / 2 / seconds for each in machines]
+            rest = f"{1 - tokens[0] / tokens[1]:4.0%}  {fmean(row[0] for row in early) / seconds:7.2f}     "
+            rest += "  ".join(f"{ratio:4.2f}" for ratio in of_two)
             print(f"{head}   {shares}          {rest}", flush=True)
 
 

@@ -151,7 +151,7 @@ ROUNDS_AT_ONCE = 2  # where a call samples several rounds; more slow the complet
 
 def sampler_slots(cfg: Resolved) -> int:
     """Return the number of completions that vLLM decodes at the same time in each process: its `max_num_seqs`."""
-    one_round = cfg["batch_size"] // cfg["distributed"]["processes"]
+    one_round = cfg["batch_size"] // cfg["distributed"]["processes"] * steps_per_call(cfg)
     derived = one_round * (ROUNDS_AT_ONCE if samples_at_once(cfg) and cfg["algo"]["sampling_rounds"] > 1 else 1)
     return int(cfg["rollout"]["vllm"].get("max_num_seqs") or derived)
 
