@@ -114,10 +114,17 @@ def test_the_recipe_resumes_after_a_kill_to_equal_weights_and_samples(launch, re
     assert read_rows(killed_run.samples_path("local")) == read_rows(recipe_run.samples_path("local"))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.exhaustive), "zero2_offload"])
-def test_two_ranks_equal_one_process(composer, twelve, train, tmp_path, kind):
+@pytest.mark.parametrize(
+    "kind, lag",
+    [
+        ("zero2_offload", 0),
+        pytest.param("ddp", 0, marks=pytest.mark.exhaustive),
+        pytest.param("ddp", 1, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_two_ranks_equal_one_process(composer, twelve, train, tmp_path, kind, lag):
     """Compare completions, rewards and losses of the same global batch, from one engine and from one engine per rank."""
-    spec = ",".join(("lora", *ON_CPU))
+    spec = ",".join(("lora", *ON_CPU, f"rollout.lag={lag}"))
     expected_rows = train("single", *overrides(composer, spec, twelve, "single", 1))
     result = train_by_two(kind, [spec], twelve, tmp_path)[spec]
     assert result["weights"][0] == result["weights"][1]
