@@ -88,6 +88,19 @@ def test_rounds_follow_each_other_until_nothing_is_left_to_launch(slurm, grid):
 
 
 @pytest.mark.exhaustive
+def test_a_budget_is_spent_round_by_round_without_waiting(slurm):
+    """The first round has two seeds of three rows; the last job launches the seventh run, unless the claims need none."""
+    slurm("sweep=algo", "budget=7", "most_seeds=4", "signal_check=off", "analysis=none")
+    assert len(all_runs(slurm.runs)) == 6
+    wait_for_empty_queue()
+    runs = all_runs(slurm.runs)
+    assert {run.state() for run in runs} == {"done"} and not rounds_of(slurm)
+    logs = "".join(path.read_text() for path in slurm.runs.parent.rglob("*_log.out"))
+    assert "Claims after 6 runs" in logs
+    assert len(runs) == 7 or "All claims are decided" in logs or "No further seed" in logs
+
+
+@pytest.mark.exhaustive
 def test_a_run_that_was_lost_is_not_submitted_again_and_the_rounds_end(slurm, grid):
     slurm(*grid)
     first, *_ = all_runs(slurm.runs)
