@@ -29,7 +29,7 @@ def entry(result: ClaimVerdict, several_models: bool) -> dict[str, Any]:
                 "label": contrast["contrast"],
                 "difference": signed(contrast["difference"]),
                 "interval": f"{signed(contrast['low'])} to {signed(contrast['high'])}",
-                "p": f"{contrast['p_holm']:.3f}",
+                "p": f"{contrast['p_holm']:.4f}",
                 "detectable": f"{contrast['detectable']:.1f}",
                 "verdict": contrast["verdict"],
             }

@@ -9,7 +9,7 @@ from rlvr_sweeps.reporting.tables.formats import Column, Entry, Line, Sheet
 NAME = "claims"
 COLUMNS = (
     Column("row", "claim", align="left"), Column("verdict", "verdict", align="left"), Column("difference", "Δ", form="+.1f"),
-    Column("interval", "interval"), Column("p_holm", "p", form=".3f"), Column("detectable", "MDE"),
+    Column("interval", "interval"), Column("p_holm", "p", form=".4f"), Column("detectable", "MDE"),
 )  # fmt: skip
 NOTES = (
     "Δ: left minus right, in points of accuracy. Interval: its level is 1 − α / number of contrasts, so that all intervals of "

@@ -41,7 +41,9 @@ def row_facts(row: RowResult) -> dict[str, Any]:
 
 
 def interval(cell: Cell) -> dict[str, Any]:
-    """Return the 95 % interval of a row's overall accuracy on these problems: Student's t over seeds; for one seed, normal."""
+    """Return the 95 % interval of a row's overall accuracy on these problems, within 0 and 100: Student's t over seeds; for
+    one seed, normal.
+    """
     from scipy import stats  # its import takes half a second
 
     value, error, seeds = cell.value("avg"), cell.error("avg"), len(cell.runs)
@@ -49,7 +51,8 @@ def interval(cell: Cell) -> dict[str, Any]:
         return {}
     half_width = float(stats.norm.ppf(0.975) if seeds == 1 else stats.t.ppf(0.975, seeds - 1)) * error
     source = "samples" if seeds == 1 else "seeds and samples"
-    return {"overall/low": 100 * (value - half_width), "overall/high": 100 * (value + half_width), "interval_from": source}
+    low, high = max(0.0, value - half_width), min(1.0, value + half_width)
+    return {"overall/low": 100 * low, "overall/high": 100 * high, "interval_from": source}
 
 
 def mean_of(cell: Cell | None, column: str, with_error: bool = False) -> Entry:
