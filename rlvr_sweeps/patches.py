@@ -97,7 +97,7 @@ def trl_vllm_engine(engine: Callable[..., Any]) -> Iterator[None]:
 
 
 def synced_step(trainer: Any) -> int:
-    """Return the step whose weights vLLM holds; -1 before the first sync.
+    """Return the last step for which vLLM has the weights that it needs; -1 before the first sync.
 
     TRL 1.16.0 stores it as `_last_loaded_step` and syncs before `rollout_func` if it is not the current step.
     https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from rlvr_sweeps import patches
 from rlvr_sweeps.grading import tasks
 from rlvr_sweeps.grading.answers import AnswerReason, can_be_compared, judge
-from rlvr_sweeps.grading.budget import CPU_S, Budget
+from rlvr_sweeps.grading.budget import CPU_S, Budget, shape
 from rlvr_sweeps.grading.rules import DEFAULT_RULES, Rules
 from rlvr_sweeps.grading.second_reader import opinion
 
@@ -179,8 +179,8 @@ def load_scorers(pairs: Sequence[Pair], loaded: set[str]) -> bool:
 def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) -> list[str | None]:
     """Return the result of each comparison; `timeout` or `over budget` where it did not end.
 
-    A comparison that did not end within CPU_S is begun once more: a virtual machine counts time that its host took away as CPU
-    time, and a worker may be ended by something else than its own computation.
+    A comparison that did not end within CPU_S is begun once more, unless the budget leaves it less: a virtual machine counts
+    time that its host took away as CPU time, and a worker may be ended by something else than its own computation.
     """
     budget, results = Budget(), list[str | None]([None] * len(pairs))
     waiting, running = deque(enumerate(pairs)), dict[Future[str | None], tuple[int, float]]()
@@ -190,6 +190,7 @@ def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) 
             index, (answer, gold) = waiting.popleft()
             limit_s = budget.limit_s(answer)
             if results[index] == "timeout" and limit_s < CPU_S:  # there is no time for another attempt
+                budget.unfinished[shape(answer)] += 1
                 continue
             if limit_s:
                 future = pool.schedule(compare, args=(answer, gold, limit_s), timeout=WALL_S)

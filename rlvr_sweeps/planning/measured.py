@@ -2,12 +2,12 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained, rank_of, samples_at_once, sampling_precision, training_of
+from rlvr_sweeps.config.settings import is_trained, rank_of, samples_at_once, sampling_precision, steps_per_call, training_of
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_object
 from rlvr_sweeps.planning.hardware import gpu_by_driver_name
@@ -48,7 +48,7 @@ def shape(cfg: Resolved, gpu: str | None) -> tuple[Hashable, ...]:
         cfg["algo"]["sampling_rounds"], sampling_precision(cfg, "rollout"), cfg["training"]["per_device_batch_size"],
         cfg["training"]["gradient_checkpointing"],
         training_of(cfg, "micro_batches"), training_of(cfg, "log_probabilities"), cfg["cluster"].get("runs_per_gpu", 1),
-        samples_at_once(cfg),
+        samples_at_once(cfg), steps_per_call(cfg),
     )  # fmt: skip
 
 
@@ -91,11 +91,21 @@ def pace_of(run: Run) -> Pace | None:
     if "device" not in surroundings or not is_trained(cfg) or not rows:
         return None
     gpu = gpu_by_driver_name(surroundings["device"])
+    seconds = [sum(row.get(phase, 0.0) for phase in STEP_SECONDS) for row in rows]
     return Pace(
-        cfg, gpu.name if gpu else None, statistics.median(sum(row.get(phase, 0.0) for phase in STEP_SECONDS) for row in rows),
+        cfg, gpu.name if gpu else None, statistics.median(over_calls(seconds, steps_per_call(cfg))),
         statistics.median(row["completion_tokens_mean"] for row in rows),
         statistics.fmean(row["sampling_rounds"] for row in rows),
     )  # fmt: skip
+
+
+def over_calls(values: Sequence[float], steps: int) -> Sequence[float]:
+    """Return the mean over the steps of each call of the sampler, since only its first step waits for it.
+
+    The oldest values, which do not fill a call, are left out.
+    """
+    first = len(values) % steps
+    return [statistics.fmean(values[index : index + steps]) for index in range(first, len(values), steps)] or values
 
 
 def with_original_defaults(cfg: Resolved) -> Resolved:

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from rlvr_sweeps.assets.architecture import Architecture, architecture, base_parameters
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import completions_per_row
+from rlvr_sweeps.config.settings import completions_per_row, steps_per_call
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import read_object
 from rlvr_sweeps.planning.hardware import gpu_by_driver_name
+from rlvr_sweeps.planning.measured import over_calls
 from rlvr_sweeps.planning.timing import forward_operations, update_passes
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.reading import last_rows
@@ -80,7 +81,7 @@ def profile(run: Run) -> Profile:
         "update": [row["update_s"] for row in rows],
         "rest": [row["rest_s"] for row in rows],
     }
-    medians = {name: median(values) for name, values in seconds.items()}
+    medians = {name: median(over_calls(values, steps_per_call(cfg))) for name, values in seconds.items()}
     step_s = sum(medians.values())
     phases = []
     for name, value in medians.items():

@@ -118,6 +118,8 @@ class StopOnRequest(TrainerCallback):
         self.run, self.trainer, self.stopped = run, trainer, False
         self.attempt = os.environ.get("RLVR_ATTEMPT")  # set in a Slurm job
         self.step_start = self.saved_at = time.monotonic()
+        self.samples = True  # whether this step begins by sampling; with rollout.lag=1 every second one does not
+        self.durations: dict[bool, float] = {}  # of the last step that sampled, and of the last that did not
         self.step_s: float | None = None  # duration of the last step
         self.between_s = 0.0  # the longest time between two steps, which is that of a checkpoint
         self.step_end: StepEnd | None = None  # of the last step, if it is not saved
@@ -127,10 +129,10 @@ class StopOnRequest(TrainerCallback):
         now = time.monotonic()
         if self.step_s is not None:
             self.between_s = max(self.between_s, now - self.step_start - self.step_s)
-        self.step_start = now
+        self.step_start, self.samples = now, not self.trainer.pending
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_s = time.monotonic() - self.step_start
+        self.step_s = self.durations[self.samples] = time.monotonic() - self.step_start
         self.step_end = StepEnd.of(self.trainer)
         code = self.agreed(self.read_request(within_step=False))
         if code in (STOP_AFTER_STEP, STOP_NOW) and state.global_step < state.max_steps:
@@ -168,15 +170,16 @@ class StopOnRequest(TrainerCallback):
         return SAVE if is_due and not within_step else NOTHING
 
     def ends_in_time(self) -> bool:
-        """Return whether this step, as long as the last one, and its checkpoint end before the stop file's deadline."""
+        """Return whether this step, as long as the last one of its kind, and its checkpoint end before the deadline."""
         deadline = None
         with contextlib.suppress(Damaged):  # a stop file that a person made may be empty
             deadline = (read_object(self.run.stop_path) or {}).get("deadline")
         if deadline is None:
             return True
-        if self.step_s is None:
+        step_s = self.durations.get(self.samples)
+        if step_s is None:
             return False
-        remaining_s = max(self.step_s - (time.monotonic() - self.step_start), self.step_s / 10)
+        remaining_s = max(step_s - (time.monotonic() - self.step_start), step_s / 10)
         return time.time() + remaining_s + self.between_s + MARGIN_S < float(deadline)
 
     def save_last_step(self) -> None:

@@ -72,7 +72,7 @@ class Rounds:
 class Draw:
     """A group in work; every list has one entry per completion."""
 
-    index: int  # of the group in the step
+    index: int  # of the group in the call
     rows: list[Row]
     prompt_ids: list[list[int]]
     names: list[str]  # of the completions in the engine
@@ -98,9 +98,9 @@ class Draw:
 
 
 class ContinuousSampling:
-    """One step's sampling by this process.
+    """The sampling of one call of the engine by this process.
 
-    `own`: the step's groups that this process decodes, in the stream's order, of all rounds. `draw(index)`: their rows, prompts
+    `own`: the call's groups that this process decodes, in the stream's order, of all rounds. `draw(index)`: their rows, prompts
     as token ids, and seeds. `read(ids)`: the texts of completions. `grade(rows, texts, ids)`: runs in a thread beside decoding,
     one group after another. `exchange(known)`: gives this process's newly known groups to all processes and returns those of
     all; it raises where training must stop.
@@ -127,7 +127,7 @@ class ContinuousSampling:
         self.draws: dict[int, Draw] = {}  # by group
         self.unfinished: dict[str, Draw] = {}  # by completion, those in the engine
         self.grading: list[Draw] = []  # ended since the last exchange
-        self.discarded = dict.fromkeys(DISCARDED, 0)  # aborted or not
+        self.discarded = dict.fromkeys(DISCARDED, 0)  # of groups beyond the last round, aborted or not
         self.waited_s = 0.0  # for verdicts, without decoding
 
     def run(self) -> dict[int, Group]:

@@ -151,7 +151,8 @@ def pool_of(sampled: list[Group], rounds: float, groups: int, max_rounds: int) -
 def pools_of(sampled: list[Group], rounds: int, groups: int, max_rounds: int, steps: int) -> list[Pool]:
     """Return what each of `steps` steps trains on, where their groups were sampled together in `rounds` rounds.
 
-    In the stream's order: a step has the groups up to its last mixed one that it needs, the last step has all that are left.
+    In the stream's order: each step takes groups up to the last mixed one that it needs, and leaves at least `groups` for each
+    later step; the last step takes all that are left.
     """
     pools, rounds_per_step = list[Pool](), rounds if steps == 1 else rounds / steps
     for later in reversed(range(steps)):

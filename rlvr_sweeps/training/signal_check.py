@@ -93,7 +93,8 @@ class SignalCheck(TrainerCallback):
         seeds = [seed_of("signal", index) for index in range(len(problems))]
         completions, _ = trainer.sample(prompts, seeds)
         if trainer.use_vllm:
-            patches.set_synced_step(trainer, -1)  # the first step compares the two samplers itself and records the difference
+            patches.set_synced_step(trainer, -1)
+            trainer.compared_step = None  # the first step compares the two samplers itself and records the difference
         texts = trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
         answered = [Answered(text, row["gold"], row.get("columns", {})) for text, row in zip(texts, problems, strict=True)]
         verdicts = verdicts_of(cfg, answered)

@@ -66,6 +66,7 @@ class RlvrTrainer(GRPOTrainer):
     optimizer: Any
     vllm_importance_sampling_correction: bool
     PROMPTS_FILE = "prompts.json"
+    PENDING_FILE = "pending.pt"
 
     def __init__(self, cfg: Resolved, model: Any, rows: Sequence[Row], reward_funcs: Sequence[Any], **kwargs: Any) -> None:
         self.cfg = cfg
@@ -79,7 +80,7 @@ class RlvrTrainer(GRPOTrainer):
         self.check_stop: Callable[[], object] = str  # called within a step, raises where training must end; by default nothing
         self.truncated_share: float | None = None  # of the step's completions, those that reached the token limit
         self.pending: list[Pool] = []  # with rollout.lag=1: sampled already, for the next step
-        self.compares_sampler = True  # at the next sync: vLLM has not been compared with the policy in this process
+        self.compared_step: int | None = None  # when vLLM was last compared with the policy, in this process
         self.published: PublishedWeights | None = None  # W0, set by the train stage, to measure vLLM's share of ΔW
         self.cuts_passes = cuts_passes(cfg)
         self.passes: list[dict[str, Any] | None] = []  # with cuts_passes: the step's forward passes
@@ -289,8 +290,8 @@ class RlvrTrainer(GRPOTrainer):
     def sync(self, policy: Any) -> None:
         """Load this step's policy into vLLM; raise Refused where they disagree.
 
-        They are compared at the first sync of this process, every `rollout.check_every` steps, and each time that vLLM wakes
-        from sleep.
+        They are compared at the first sync of this process, after every `rollout.check_every` steps, and each time that vLLM
+        wakes from sleep.
         """
         step, rollout = self.state.global_step, self.cfg["rollout"]
         if step == patches.synced_step(self):
@@ -300,8 +301,10 @@ class RlvrTrainer(GRPOTrainer):
         with self.timed("sync"):
             sampler.sync_weights()
         patches.set_synced_step(self, step)
-        if self.compares_sampler or rollout.get("sleep") or (rollout["check_every"] and step % rollout["check_every"] == 0):
-            self.compares_sampler = False
+        every, last = rollout["check_every"], self.compared_step
+        is_due = bool(every) and (step % every == 0 if last is None else step // every > last // every)
+        if last is None or rollout.get("sleep") or is_due:
+            self.compared_step = step
             text = token_ids(self.processing_class, self.prompts.rows[0]["prompt"])
             sampling = sampling_precision(self.cfg, "rollout")
             tolerance = max(rollout["tolerance_nats"][name] for name in (model_precision(self.cfg), sampling))
@@ -310,7 +313,7 @@ class RlvrTrainer(GRPOTrainer):
             with self.autocast(False):
                 self.columns["policy_gap_nats"] = gap(policy, sampler, text)
             self.columns["sampling_gap_nats"] = refuse_sampling_gap(sampler, text, rollout["tolerance_nats"][sampling])
-            if self.published and rollout["check_every"] and step % rollout["check_every"] == 0:
+            if self.published and is_due:
                 kept = update_kept(sampler_weights(policy, sampler), self.published)
                 self.columns |= {} if kept is None else {"update_kept": kept}
 
@@ -423,18 +426,20 @@ class RlvrTrainer(GRPOTrainer):
 
     def save_own_state(self, checkpoint: Path) -> None:
         """Write the position in the prompt stream, the groups of the next step, and AdaLoRA's state, into TRL's folder."""
-        pending = [{"rounds": pool.rounds, "groups": [stored_group(group) for group in pool.sampled]} for pool in self.pending]
-        write_json(
-            checkpoint / self.PROMPTS_FILE, {"position": self.prompts.position} | ({"pending": pending} if pending else {})
-        )
+        write_json(checkpoint / self.PROMPTS_FILE, {"position": self.prompts.position})
+        if self.pending:
+            pools = [
+                {"rounds": pool.rounds, "groups": [stored_group(group) for group in pool.sampled]} for pool in self.pending
+            ]
+            torch.save(pools, checkpoint / self.PENDING_FILE)
         if self.adalora:
             self.adalora.save(checkpoint)
 
     def load_own_state(self, checkpoint: Path) -> None:
         """Restore what `save_own_state` wrote."""
-        stored = json.loads((checkpoint / self.PROMPTS_FILE).read_text())
-        self.prompts.position = stored["position"]
-        self.pending = self.restored_pools(stored.get("pending", []))
+        self.prompts.position = json.loads((checkpoint / self.PROMPTS_FILE).read_text())["position"]
+        pending = checkpoint / self.PENDING_FILE
+        self.pending = self.restored_pools(torch.load(pending)) if pending.exists() else []
         if self.adalora:
             self.adalora.load(checkpoint)
 
@@ -447,7 +452,7 @@ class RlvrTrainer(GRPOTrainer):
             sampled = []
             for group in pool["groups"]:
                 row, ids = self.prompts.at(position), group["completion_ids"]
-                prompt_ids, rewards = self.prompt_ids(row["prompt"]), torch.tensor(group["rewards"])
+                prompt_ids, rewards = self.prompt_ids(row["prompt"]), group["rewards"]
                 judged = rewards, group["reasons"], group["correct"]
                 sampled.append(Group([row] * size, [prompt_ids] * size, ids, self.texts(ids), group["logprobs"], *judged))
                 position += 1
@@ -459,7 +464,7 @@ class RlvrTrainer(GRPOTrainer):
 def stored_group(group: Group) -> Row:
     """Return what a checkpoint keeps of a group that is sampled already; the rest follows from its position in the stream."""
     return {
-        "completion_ids": group.completion_ids, "logprobs": group.logprobs, "rewards": group.rewards.tolist(),
+        "completion_ids": group.completion_ids, "logprobs": group.logprobs, "rewards": group.rewards,
         "reasons": group.reasons, "correct": group.correct,
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rlvr_sweeps.assets.architecture import activation_kind, architecture
 from rlvr_sweeps.errors import Refused
-from rlvr_sweeps.files import as_yaml, write_json, write_text
+from rlvr_sweeps.files import as_yaml, read_rows, write_json, write_text
 from rlvr_sweeps.launching.local import first_that_fits, refuse_vllm_without_gpu
 from rlvr_sweeps.launching.stages import process_environment
 from rlvr_sweeps.planning import estimates, measured, timing
@@ -235,6 +235,22 @@ def test_a_run_on_another_gpu_has_another_shape(composer, tmp_path):
     cfg = write_finished_run(composer, tmp_path, "NVIDIA A100-SXM4-80GB", 900.0, *LARGE)
     paces = measured.read_paces([str(tmp_path)])
     assert measured.shape(cfg, "a100") in paces.by_shape and measured.shape(cfg, "h100") not in paces.by_shape
+
+
+def test_with_rollout_lag_a_step_takes_half_of_two(composer, tmp_path):
+    """Only the first step of two samples; a run without lag has another shape."""
+    lagged = (*LARGE, "peft=lora", "rollout.lag=1")
+    cfg = write_finished_run(composer, tmp_path, "NVIDIA H100 80GB HBM3", 100.0, *lagged)
+    run = Run.of(cfg)
+    rows = read_rows(run.metrics_path)
+    for row in rows[1::2]:
+        row["rollout_s"] = 0.0
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paces = measured.read_paces([str(tmp_path)])
+    (pace,) = paces.by_shape[measured.shape(cfg, "h100")]
+    assert pace.step_s == pytest.approx((100.0 + 25.0) / 2)
+    assert measured.shape(composer.point([*LARGE, "peft=lora"]).cfg, "h100") not in paces.by_shape
+    assert measured.over_calls([9.0, 1.0, 3.0, 5.0, 7.0], 2) == [2.0, 6.0] and measured.over_calls([9.0], 2) == [9.0]
 
 
 def test_gpus_are_identified_by_driver_name(composer):
