@@ -1,9 +1,9 @@
 """The CPU time that one batch of comparisons may use, so that a policy that writes hostile answers cannot stop a training.
 
 A comparison that ends at its first attempt costs nothing here. Those that do not end share BATCH_S: the first of them have
-CPU_S each, later ones SHORT_S. Where SHAPE_LIMIT answers of one shape did not end and none did, the other answers of the shape are
-refused at once. So is every answer once BATCH_S is used up. The reason of these verdicts is `over budget`, and they are not
-cached.
+CPU_S each, later ones SHORT_S. Where SHAPE_LIMIT answers of one shape did not end and none did, the other answers of the shape
+are refused at once. So is every answer once BATCH_S is used up. The reason of these verdicts is `over budget`, and they are
+not cached.
 """
 
 import re
