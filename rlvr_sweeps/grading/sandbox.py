@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 WALL_S = 10.0  # of one comparison, in case it waits instead of computing
 MEMORY_BYTES = 1 << 30  # address space that a worker may add
 WORKER_COUNT = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
+REPEATED = 3  # comparisons of a batch that are begun once more
 QUEUED = 3  # comparisons per worker that have begun or wait for it; few, so that the budget decides on the others
 Pair = tuple[str, str]  # (answer, gold)
 Comparison = Literal["judge", "second", "gold"]  # `answers.judge`, `second_reader.opinion` or `answers.can_be_compared`
@@ -179,10 +180,11 @@ def load_scorers(pairs: Sequence[Pair], loaded: set[str]) -> bool:
 def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) -> list[str | None]:
     """Return the result of each comparison; `timeout` or `over budget` where it did not end.
 
-    A comparison that did not end within CPU_S is begun once more, unless the budget leaves it less: a virtual machine counts
-    time that its host took away as CPU time, and a worker may be ended by something else than its own computation.
+    The first REPEATED comparisons that do not end within CPU_S are begun once more, unless the budget leaves them less: a
+    virtual machine counts time that its host took away as CPU time, and a worker may be ended by something else than its own
+    computation.
     """
-    budget, results = Budget(), list[str | None]([None] * len(pairs))
+    budget, results, repeated = Budget(), list[str | None]([None] * len(pairs)), set[int]()
     waiting, running = deque(enumerate(pairs)), dict[Future[str | None], tuple[int, float]]()
     ended: SimpleQueue[Future[str | None]] = SimpleQueue()
     while waiting or running:
@@ -201,9 +203,9 @@ def compare_pairs(pool: "ProcessPool", compare: Compare, pairs: Sequence[Pair]) 
         if running:
             completed = ended.get(timeout=WALL_S + 2)  # Empty: a worker was killed with a task that it had not acknowledged
             index, limit_s = running.pop(completed)
-            is_first_attempt = results[index] is None
             results[index] = result_or(completed, "timeout" if limit_s == CPU_S else "over budget")
-            if results[index] == "timeout" and is_first_attempt:
+            if results[index] == "timeout" and index not in repeated and len(repeated) < REPEATED:
+                repeated.add(index)
                 budget.used_s += limit_s
                 waiting.appendleft((index, pairs[index]))
             else:
