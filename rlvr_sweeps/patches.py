@@ -107,7 +107,7 @@ def synced_step(trainer: Any) -> int:
 
 
 def set_synced_step(trainer: Any, step: int) -> None:
-    """Record that vLLM holds the weights of `step`, so that TRL 1.16.0 does not sync them a second time.
+    """Record that vLLM has the weights that `step` needs, so that TRL 1.16.0 does not sync them before `rollout_func`.
 
     https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/grpo_trainer.py
     Remove together with `synced_step`.
