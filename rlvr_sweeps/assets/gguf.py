@@ -206,7 +206,9 @@ def refuse_unfit(file: Path) -> None:
 
 
 def refuse_unprepared(file: Path) -> None:
-    """Raise Refused if this machine lacks the package `gguf` or the disk space for the conversion."""
+    """Raise Refused if the file is not converted and this machine lacks the package `gguf` or the disk space for it."""
+    if is_complete(folder_of(file)):
+        return
     if importlib.util.find_spec("gguf") is None:
         raise Refused(f"{file.name} cannot be converted: the Python package gguf is not installed. pip install '.[smollm2]'")
     needed, target = 4 * read_header(file).parameters + TOKENIZER_BYTES, cache_dir() / "models"

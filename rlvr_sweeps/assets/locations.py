@@ -72,6 +72,12 @@ def convert_gguf(cfg: Mapping[str, Any]) -> None:
         gguf.converted(pinned_gguf(cfg["model"]["path"], cfg["model"]["revision"]))
 
 
+def refuse_unconvertible(cfg: Mapping[str, Any]) -> None:
+    """Raise Refused if the model is a GGUF file that is not converted and that this machine cannot convert."""
+    if gguf.is_gguf(cfg["model"]["path"]):
+        gguf.refuse_unprepared(pinned_gguf(cfg["model"]["path"], cfg["model"]["revision"]))
+
+
 def model_location(cfg: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """Return the model's path or hub id, and the `revision` argument for a hub id, {} for a local folder.
 

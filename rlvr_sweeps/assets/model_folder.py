@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,33 @@ def refuse_unfit_model(cfg: Mapping[str, Any]) -> None:
 def thinking_warning(cfg: Mapping[str, Any]) -> str | None:
     """Return a warning where only an answer after </think> counts but the model's template opens no <think>, else None.
 
-    A hub model's template is not read.
+    A hub model's template is read where the hub's cache has it.
     """
-    folder = Path(locate(cfg["model"]["path"], cfg["model"]["revision"]))
-    if cfg["grading"] != "boxed_after_thinking" or cfg["model"]["opens_think"] or not folder.is_dir():
+    if cfg["grading"] != "boxed_after_thinking" or cfg["model"]["opens_think"]:
         return None
-    template = chat_template(folder)
-    prompt = render_prompt(template, folder) if template else None
+    folder = template_folder(cfg)
+    template = chat_template(folder) if folder else None
+    prompt = render_prompt(template, folder) if folder and template else None
     if prompt is None or prompt.rstrip().endswith(THINK):
         return None
     return (
         f"The chat template of {cfg['model']['name']} does not open {THINK}, but grading=boxed_after_thinking accepts an "
         "answer only after </think>. For a model that does not write both: grading=boxed (a box anywhere) or grading=any."
     )
+
+
+def template_folder(cfg: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the model's tokenizer, for a hub model in the hub's cache; None where it is not on this machine."""
+    path, revision = cfg["model"]["path"], cfg["model"]["revision"]
+    if (folder := Path(locate(path, revision))).is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache  # takes a tenth of a second
+
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        with suppress(ValueError):  # HFValidationError: the path is no hub id
+            if isinstance(file := try_to_load_from_cache(path, name, revision=revision), str):
+                return Path(file).parent
+    return None
 
 
 def missing_template_message(model: str) -> str:

@@ -58,8 +58,9 @@ def training_set_sentence(source: Mapping[str, Any]) -> str | None:
         return None
     kept, different = len(rows(source)), len(distinct(generate(str(source["path"]).removeprefix(PREFIX), source, "")))
     reasons = {"repeat an earlier question": source["size"] - different, "are in the test set": different - kept}
-    left_out = " and ".join(f"{count:,} that {reason}" for reason, count in reasons.items() if count)
-    return f"{source['path']}: {kept:,} questions to train on, of {source['size']:,}, without {left_out}." if left_out else None
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+    start = f"{source['path']}: {kept:,} of {source['size']:,} generated questions are used for training"
+    return f"{start}; {left_out}." if left_out else None
 
 
 def same_question(question: str) -> str:

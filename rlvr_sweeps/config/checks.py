@@ -36,6 +36,7 @@ CHOICES = {
     **{f"answers.{rule}": choices for rule, choices in rules.CHOICES.items()},
     "modules": ("all", "attention", "mlp"),
     "analysis": ("none", "final", "checkpoints"),
+    "signal_check": ("stop", "warn", "off"),
     "training.micro_batches": ("by_length", "by_prompt", "equal"),
     "training.log_probabilities": ("once", "twice"),
     "training.worst_case_first": ("gpu", "always", "never"),
@@ -103,10 +104,12 @@ def refuse(cfg: Resolved) -> None:
         ("batch_size", lambda value: value >= 1, "a whole number from 1"),
         ("steps", lambda value: value >= 1, "a whole number from 1"),
         ("seed", lambda value: value >= 0, "a whole number from 0"),
+        ("training.samples_per_step", lambda value: value >= 0, "a whole number from 0"),
+        ("cluster.threads", lambda value: value is None or value >= 1, "a whole number from 1; null: the cores that a run has"),
     ]
-    for dial, is_allowed, allowed in limits:
-        if not is_allowed(cfg[dial]):
-            raise Refused(f"{dial}={cfg[dial]} is not possible. Allowed: {allowed}.")
+    for setting, is_allowed, allowed in limits:
+        if not is_allowed(values[setting]):
+            raise Refused(f"{setting}={values[setting]} is not possible. Allowed: {allowed}.")
     refuse_uneven_batch(cfg)
     refuse_unfit_sampler(cfg)
     if cfg["peft"]["trains"] == "adapter":

@@ -9,6 +9,7 @@ import difflib
 import multiprocessing
 import os
 import pickle
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from rlvr_sweeps import patches
 from rlvr_sweeps.config import checks, schema, verifiers
@@ -101,15 +102,32 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Point:
         refuse_added_keys(cfg)
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
-    except MissingMandatoryValue as error:
-        raise Refused(f"A value is missing and has no default: {error}. Set it on the command line, as KEY=VALUE.") from error
     except OmegaConfBaseException as error:
-        raise Refused(f"A value cannot be resolved: {error}") from error
+        if missing := missing_settings(OmegaConf.to_container(cfg)) or unset_source(cfg, error.full_key):
+            settings = " ".join(f"{key}=VALUE" for key in missing)
+            raise Refused(f"These settings have no default and are not set: {', '.join(missing)}. Add {settings}.") from None
+        raise Refused(f"A value cannot be resolved: {str(error).splitlines()[0]}.") from None
     assert isinstance(container, dict)
     resolved: Resolved = {str(key): value for key, value in container.items()}
     checks.refuse(resolved)
     verifiers.record_sources(resolved)
     return Point(tuple(overrides), resolved)
+
+
+def missing_settings(node: Any, prefix: str = "") -> list[str]:
+    """Return the keys, with dots, of an unresolved container's settings that must be set but are not."""
+    if isinstance(node, dict):
+        return [key for name, value in node.items() for key in missing_settings(value, f"{prefix}.{name}".lstrip("."))]
+    return [prefix] if node == "???" else []
+
+
+def unset_source(cfg: DictConfig, key: str | None) -> list[str]:
+    """Return the setting that `key` copies, such as data.task for ${data.task}, if it is null; else nothing."""
+    value = OmegaConf.to_container(cfg)
+    for name in (key or "").split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    source = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+    return [source[1]] if source and OmegaConf.select(cfg, source[1], default="") is None else []
 
 
 @cache
@@ -185,4 +203,8 @@ def overrides_of_this_job() -> list[str]:
     """Return the overrides of the current Hydra job; empty outside of one."""
     from hydra.core.hydra_config import HydraConfig
 
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    texts = OmegaConf.to_container(HydraConfig.get().overrides.task)  # unresolved: an override may contain ${…}
+    assert isinstance(texts, list)
+    return [str(text) for text in texts]

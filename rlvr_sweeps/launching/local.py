@@ -179,6 +179,7 @@ def run_all(todo: Sequence[Planned], max_parallel: int, gpus: Sequence[str], con
 def refuse_failures(todo: Sequence[Planned], exit_codes: dict[str, int], console: Console) -> None:
     """Raise Refused where runs failed or were killed, with each run's error and its log."""
     problems = []
+    failures: dict[tuple[str, str], list[str]] = {}  # lines about the runs, by stage and error
     for planned in todo:
         code, run = exit_codes[planned.run.name], planned.run
         if code == ELSEWHERE:
@@ -188,8 +189,9 @@ def refuse_failures(todo: Sequence[Planned], exit_codes: dict[str, int], console
         elif code:
             failure: dict[str, Any] = run.failure() or {"stage": "?", "error": f"exit code {code}"}
             log = os.path.relpath(run.log_path(failure["stage"]))
-            problems.append(
-                f"{run.name} failed in {failure['stage']}: {failure['error']}\n  log: {log}; to run it again: retry=true"
-            )
+            failures.setdefault((failure["stage"], failure["error"]), []).append(f"  {run.name}, log: {log}")
+    for (stage, error), runs in failures.items():
+        label, pronoun = (f"{len(runs)} runs", "them") if len(runs) > 1 else ("A run", "it")
+        problems.append("\n".join([f"{label} failed in {stage}: {error}", *runs, f"  To run {pronoun} again: retry=true"]))
     if problems:
         raise Refused("\n".join(problems))

@@ -134,7 +134,8 @@ class ProgressDisplay:
     def progress(self, line: Line) -> str:
         """Return `step 24/60  reward 0.41  00:31 left` for a training run, else the stage it is in.
 
-        If steps take longer than LONG_STEP_S, the phase is shown too, such as `sampling round 4 of at most 10`. In place of
+        After the last step, and if steps take longer than LONG_STEP_S, the phase is shown too, such as `sampling round 4 of at
+        most 10`. In place of
         numbers from a damaged file, the file is named.
         """
         try:
@@ -154,7 +155,7 @@ class ProgressDisplay:
         step = rows[-1]["step"]
         reward = sum(row["reward_mean"] for row in rows) / len(rows)
         text = f"step {step}/{steps}  reward {reward:.2f}{time_left(line.run, rows, steps - step)}"
-        if sum(rows[-1].get(column, 0.0) for column in STEP_SECONDS) > LONG_STEP_S:
+        if step == steps or sum(rows[-1].get(column, 0.0) for column in STEP_SECONDS) > LONG_STEP_S:
             text += f"  {phase}"
         return f"{text}  {warning}" if (warning := no_signal(rows)) else text
 

@@ -71,6 +71,7 @@ def run_stages(run: Run, start: StageRunner) -> int:
         if all(run.is_done(stage, cfg) for stage in run.stages(cfg)):  # another launch finished it after this one planned
             return ELSEWHERE
         run.failure_path.unlink(missing_ok=True)
+        run.phase_path.unlink(missing_ok=True)
         reserve_space(run)
         run.log_event("start")
         for stage in run.stages(cfg):

@@ -193,10 +193,13 @@ def chosen_rows(ordered: Sequence[Row], lines: int, page: int | None) -> tuple[l
 
 
 def notes(entries: Sequence[Row], name: str, width: int | None, limit: int | None) -> list[Line]:
-    """Return the errors and warnings of the runs, one for all runs that have the same; at most `limit` lines."""
+    """Return the errors and warnings of the runs, one for all runs that have the same; at most `limit` lines.
+
+    Without `limit` errors of several lines are whole; with it, only their first lines are shown.
+    """
     lines: list[Line] = []
     messages = [
-        (text.strip().splitlines()[0], style, entry)
+        (text.strip() if limit is None else text.strip().splitlines()[0], style, entry)
         for key, style in (("error", "red"), ("no_signal", "yellow"))
         for entry in entries
         if (text := entry[key]) and text.strip()
@@ -229,7 +232,8 @@ def without_run(text: str, entry: Row) -> str:
 
 def styled(text: str, style: str, width: int | None, limit: int | None = None) -> list[Line]:
     """Return a text as lines of at most `width` characters; after `limit` lines the rest is cut off."""
-    lines = textwrap.wrap(text, width) if width is not None else [text] if text else []
+    own = text.splitlines()
+    lines = own if width is None else [part for line in own for part in textwrap.wrap(line, width)]
     if limit is not None and len(lines) > limit:
         lines = [*lines[: limit - 1], f"{lines[limit - 1][: (width or 0) - 1]}…"]
     return [(line, style) for line in lines]

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvr_sweeps.assets.architecture import Architecture, architecture
+from rlvr_sweeps.assets.locations import EMBEDDED
 from rlvr_sweeps.config.schema import Resolved
-from rlvr_sweeps.config.settings import is_trained, rank_of
+from rlvr_sweeps.config.settings import gpu_count, is_trained, rank_of
 from rlvr_sweeps.errors import Damaged
 from rlvr_sweeps.planning import measured, timing
-from rlvr_sweeps.planning.hardware import GIB, Gpu, accuracy, calibration, gpu_of
+from rlvr_sweeps.planning.hardware import GIB, Gpu, accuracy, calibration, gpu_of, known_gpus
 from rlvr_sweeps.planning.host_memory import HostFootprint, HostLimit, host_footprint, refuse_too_little
 from rlvr_sweeps.planning.measured import Pace, Paces
 from rlvr_sweeps.planning.memory import Footprint, footprint, refuse_too_large
@@ -160,15 +161,30 @@ def refuse_unfit(plan: Sequence[Planned], host_limit: HostLimit | None = None) -
 
 
 def show(plan: Sequence[Planned], console: Console) -> None:
-    """Print memory and time, one row per distinct shape; nothing where neither can be estimated."""
+    """Print memory and time, one row per distinct shape; without a known GPU, how to estimate for one."""
     estimates = estimates_by_shape(plan, measure=True)
+    if any(without_gpu(estimate) for estimate in estimates):
+        gpus = ", ".join(known_gpus())
+        console.print(
+            f"No known GPU is here, so memory and hours are not estimated. For one: cluster.gpu=NAME ({gpus}).", highlight=False
+        )
     show_memory([estimate for estimate in estimates if estimate.memory], console)
     show_host_memory([estimate for estimate in estimates if estimate.host], console)
     show_time([estimate for estimate in estimates if is_trained(estimate.cfg) and estimate.step_time(estimate.cfg)[0]], console)
     hours = [(len(estimate.runs), estimate.hours(estimate.cfg)) for estimate in estimates]
     if estimates and all(per_run is not None for _, per_run in hours):
         total = sum(count * (per_run or 0.0) for count, per_run in hours)
-        console.print(f"  about {total:,.0f} GPU-hours in all, evaluations included (docs/planning.md)", highlight=False)
+        console.print(
+            f"  about {three_digits(total)} GPU-hours in all, evaluations included (docs/planning.md)", highlight=False
+        )
+
+
+def without_gpu(estimate: ShapeEstimate) -> bool:
+    """Return whether estimates are left out only because no known GPU is here; the embedded models need none."""
+    cfg = estimate.cfg
+    on_cpus = cfg["cluster"]["name"] == "slurm" and gpu_count(cfg["cluster"]["train"]["gpus_per_node"]) == 0
+    is_embedded = cfg["model"]["path"].startswith(EMBEDDED)
+    return estimate.gpu is None and cfg["cluster"]["gpu"] == "auto" and not on_cpus and not is_embedded
 
 
 def show_memory(estimates: Sequence[ShapeEstimate], console: Console) -> None:
@@ -218,13 +234,16 @@ def show_time(estimates: Sequence[ShapeEstimate], console: Console) -> None:
         for count in counts:
             other = timing.on_gpus(cfg, count)
             seconds, hours = (estimate.step_time(other)[0], estimate.hours(other)) if fits(estimate, other) else (None, None)
-            shown += [
-                "-" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in (seconds, hours)
-            ]
+            shown += ["-" if value is None else three_digits(value) for value in (seconds, hours)]
         rows.setdefault((*shown, estimate.step_time(cfg)[1]), []).append(estimate)
     for cells, same in rows.items():
         table.add_row(*row_head(same), *cells)
     console.print(table)
+
+
+def three_digits(value: float) -> str:
+    """Return a number with three significant digits, from 100 on without decimals."""
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def fits(estimate: ShapeEstimate, cfg: Resolved) -> bool:

@@ -41,7 +41,9 @@ def preflight(
     locations.refuse_missing(cfgs)
     procedural.refuse_unfit(cfgs)
     for cfg in cfgs:
-        if not cfg["plan"]:
+        if cfg["plan"]:
+            locations.refuse_unconvertible(cfg)
+        else:
             locations.convert_gguf(cfg)
     model_folder.refuse_unfit(cfgs)
     if cfgs:

@@ -154,11 +154,15 @@ def update_passes(cfg: Resolved) -> int:
 
 
 def evaluation_s(cfg: Resolved, model: Architecture, gpu: Gpu, gpus: int) -> float | None:
-    """Return the seconds of the evaluation by vLLM, its samples split over `gpus`; None where `problems` is not stated."""
-    counts = [source["problems"] for source in cfg["benchmark"].values()]
+    """Return the seconds of the evaluation by vLLM, its samples split over `gpus`; None where no number of problems is stated.
+
+    Of generated problems some are left out because they repeat others, so that the number is an upper bound.
+    """
+    sources = cfg["benchmark"].values()
+    counts = [source["problems"] or source["size"] or source["test_size"] for source in sources]
     if base_parameters(model) is None or any(count is None for count in counts):
         return None
-    rows = sum(source["problems"] * source["k"] for source in cfg["benchmark"].values()) / gpus
+    rows = sum(count * source["k"] for count, source in zip(counts, sources, strict=True)) / gpus
     longest, prompt, known = cfg["evaluation"]["max_tokens"], cfg["data"]["max_prompt_tokens"], constants()
     mean, weight = known["assumed"]["evaluation_share"] * longest, sampling_bytes(cfg, "evaluation")
     sharing = cfg["cluster"].get("runs_per_gpu", 1)

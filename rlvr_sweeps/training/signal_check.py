@@ -22,7 +22,7 @@ from rlvr_sweeps.config.settings import grading_of, rules_of, signal_check_of
 from rlvr_sweeps.config.verifiers import verdict_key, verdicts_of, verifier_of
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import Row, read_json, text_digest, write_json
-from rlvr_sweeps.grading.extraction import POLICIES, MissingReason, Policy
+from rlvr_sweeps.grading.extraction import END_OF_THINKING, POLICIES, MissingReason, Policy, extract
 from rlvr_sweeps.grading.grader import grade_all
 from rlvr_sweeps.grading.verifiers import Answered
 from rlvr_sweeps.runs.directory import Run
@@ -101,7 +101,8 @@ class SignalCheck(TrainerCallback):
         ends = {*trainer.eos_token_ids, trainer.processing_class.pad_token_id}
         return [
             {
-                "problem": row["problem"], "gold": row["gold"], "text": text, "answer": verdict.answer,
+                "problem": row["problem"], "prompt": row["prompt"][-1]["content"], "gold": row["gold"], "text": text,
+                "answer": verdict.answer,
                 "correct": verdict.correct, "score": verdict.reward, "reason": verdict.reason, "tokens": len(ids),
                 "truncated": ids[-1] not in ends,
             }
@@ -115,7 +116,7 @@ def without_signal(rows: Sequence[Row]) -> bool:
 
 
 def explanation(rows: Sequence[Row], cfg: Resolved) -> str:
-    """Return why there is no learning signal: the shares of reasons, three completions, and what to change."""
+    """Return why there is no learning signal: a line with the shares of reasons and what to change, then three completions."""
     verdict = "right" if rows[0]["correct"] else "wrong"
     counts = Counter(row["reason"] for row in rows).most_common()
     shares = ", ".join(f"{count / len(rows):.0%} {reason}" for reason, count in counts)
@@ -123,8 +124,18 @@ def explanation(rows: Sequence[Row], cfg: Resolved) -> str:
                       for position, row in enumerate(rows[:3], 1))  # fmt: skip
     return (
         f"All {len(rows)} sampled completions of the start policy are {verdict} ({shares}), so no group of completions has a "
-        f"learning signal. Three of them:\n{shown}\n{advice(rows, cfg)} To train nevertheless: signal_check=warn."
+        f"learning signal. {advice(rows, cfg)} To train nevertheless: signal_check=warn retry=true. Three of them:\n{shown}"
     )
+
+
+def missing_form(texts: Sequence[str], cfg: Resolved) -> str | None:
+    """Return how many completions lack a box, or the end of thinking, that the grading requires; None where none does."""
+    if (grading := grading_of(cfg)) == "any" or not verifier_of(cfg).is_math:
+        return None
+    lacking = {END_OF_THINKING: sum(END_OF_THINKING not in text for text in texts) if grading == "boxed_after_thinking" else 0}
+    lacking["\\boxed{}"] = sum(extract(text, "boxed")[0] is None for text in texts)
+    counts = " and ".join(f"{count} without {form}" for form, count in lacking.items() if count)
+    return f"grading={grading} requires what is missing in them: {counts}." if counts else None
 
 
 def advice(rows: Sequence[Row], cfg: Resolved) -> str:
@@ -132,8 +143,8 @@ def advice(rows: Sequence[Row], cfg: Resolved) -> str:
     if rows[0]["correct"]:
         return "Use harder problems (data=), since these are solved already."
     own: Policy = grading_of(cfg)
-    sentences = []
     texts, golds = [row["text"] for row in rows], [row["gold"] for row in rows]
+    sentences = [sentence] if (sentence := missing_form(texts, cfg)) else []
     # Policies are ordered from strict to lax; reward functions read the whole completion.
     laxer: tuple[Policy, ...] = POLICIES[POLICIES.index(own) + 1 :] if verifier_of(cfg).is_math else ()
     for policy in laxer:

@@ -72,6 +72,7 @@ def train(run: Run, cfg: Resolved) -> None:
         trainer.accelerator.wait_for_everyone()
         raise Stopped
     if main:
+        run.write_phase("writing the trained model")
         export(trainer, run, cfg)
     trainer.accelerator.wait_for_everyone()
 

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlvr_sweeps.assets.model_folder import refuse_unfit, thinking_warning
@@ -106,6 +107,20 @@ def test_a_template_without_think_is_named_where_only_answers_after_thinking_cou
     write_template(model_copy, lambda text: text.replace("<think>", ""))
     assert "does not open <think>" in thinking_warning(cfg) and "grading=any" in thinking_warning(cfg)
     assert thinking_warning(cfg | {"grading": "any"}) is None
+
+
+def test_the_template_of_a_hub_model_is_read_from_the_hubs_cache(composer, model_copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    overrides = ["model=local", "model.name=mine", "model.path=owner/mine", "rollout.max_tokens=64", "rank=2", "data=tiny",
+                 "benchmark=tiny", "data.revision=x", "data.problems=null"]  # fmt: skip
+    cfg = composer.point(overrides).cfg
+    assert thinking_warning(cfg) is None, "nothing is known of a model that is not on this machine"
+    write_template(model_copy, lambda text: text.replace("<think>", ""))
+    cached = tmp_path / "hub/models--owner--mine"
+    shutil.copytree(model_copy, cached / "snapshots/0123abc")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0123abc")
+    assert "does not open <think>" in thinking_warning(cfg)
 
 
 def write_template(folder, change):

@@ -275,6 +275,8 @@ def test_a_full_disk_is_refused_before_the_conversion(source, own_cache, monkeyp
     monkeypatch.setattr(gguf.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(Refused, match=r"small.gguf becomes \d+ MB .* but 1 MB are free there.*XDG_CACHE_HOME"):
         gguf.converted(source)
+    with pytest.raises(Refused, match="1 MB are free there"):
+        locations.refuse_unconvertible(configured(source))
     assert not own_cache.exists()
 
 

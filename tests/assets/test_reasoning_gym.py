@@ -56,8 +56,8 @@ def test_the_questions_that_are_left_out_of_training_are_counted(composer):
     repeated, kept = len(generated) - len(set(generated)), len(load_problems(source))
     assert repeated > 0 and kept < len(set(generated))
     assert procedural.training_set_sentence(source) == (
-        f"reasoning_gym:chain_sum: {kept} questions to train on, of 400, without {repeated} that repeat an earlier question "
-        f"and {400 - repeated - kept} that are in the test set."
+        f"reasoning_gym:chain_sum: {kept} of 400 generated questions are used for training; {repeated} repeat an earlier "
+        f"question, {400 - repeated - kept} are in the test set."
     )
     assert procedural.training_set_sentence(composer.point([]).cfg["data"]) is None
 

@@ -73,6 +73,11 @@ from rlvr_sweeps.errors import Refused
         ("+model.colour=red", "colour"),
         ("+sweeps=rank", "sweeps"),
         ("data.path=${nowhere}", "cannot be resolved"),
+        ("data=any_task", "not set: data.task. Add data.task=VALUE."),
+        ("model=local", "not set: model.name, model.path, data.path, benchmark.local.path, rollout.max_tokens."),
+        ("signal_check=stpo", "signal_check=stpo is not possible. Allowed: stop, warn, off."),
+        ("training.samples_per_step=-1", "Allowed: a whole number from 0"),
+        ("cluster.threads=0", "Allowed: a whole number from 1; null"),
     ],
 )
 def test_an_invalid_setting_is_refused(composer, overrides, message):

@@ -201,6 +201,8 @@ def test_one_refused_point_stops_the_grid_before_anything_runs(launch, tmp_path)
     refused = launch("-m", "peft=lora,full", "rank=4", expect=1)
     assert "peft=full has no rank" in refused.stderr and "Traceback" not in refused.stderr
     assert "There is no setting 'rnak'" in launch("rnak=3", expect=1).stderr
+    unresolved = launch("data.path=${nowhere}", expect=1).stderr  # without -m
+    assert "Interpolation key 'nowhere' not found" in unresolved and "Traceback" not in unresolved
     assert "cannot be written" in launch("peft=lora", runs="/proc/none", expect=1).stderr
     assert not list(tmp_path.rglob("config.yaml"))
 

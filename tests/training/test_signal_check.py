@@ -28,14 +28,21 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_whose_completions_are_all_cut_off_stops_before_its_first_step(launch, tmp_path):
+def test_a_run_whose_completions_are_all_cut_off_stops_before_its_first_step(launch, tmp_path, capsys):
     stopped = launch("peft=lora", "rollout.max_tokens=2", *SHORT, expect=1)
     message = stopped.stdout + stopped.stderr
     assert "All 16 sampled completions of the start policy are wrong (" in message and "unfinished thinking" in message
     [run] = all_runs(launch.runs)
     assert run.state() == "failed" and not read_rows(run.metrics_path)
     error = read_json(run.failure_path)["error"]
-    assert "16 of 16 were cut off at rollout.max_tokens=2: raise it." in error and "signal_check=warn" in error
+    first_line = error.splitlines()[0]
+    assert (
+        "16 of 16 were cut off at rollout.max_tokens=2: raise it." in first_line
+        and "signal_check=warn retry=true" in first_line
+    )
+    capsys.readouterr()
+    rlvr(["samples", run.id, "--runs-dir", str(launch.runs)])
+    assert capsys.readouterr().out.count("step 0, problem") == 16
     completions = read_json(run.signal_path)["completions"]
     assert len({row["problem"] for row in completions}) == 16 and all(row["tokens"] == 2 for row in completions)
     assert len(list((tmp_path / "cache/rlvr_sweeps/signal").iterdir())) == 1, "other runs read these completions"
@@ -70,7 +77,16 @@ def test_the_message_names_the_reason_and_the_grading_that_would_accept_the_answ
     text = explanation([completion("5 + 3 = 8")] * 12 + [completion("It is 9.")] * 4, cfg)
     assert "All 16 sampled completions of the start policy are wrong (100% no box)" in text
     assert "With grading=any, 12 of 16 would be right." in text and "model.system_prompt" in text
-    assert text.count("gold answer '8'") == 3
+    assert "grading=boxed requires what is missing in them: 16 without \\boxed{}." in text
+    assert text.count("gold answer '8'") == 3 and text.splitlines()[0].endswith("signal_check=warn retry=true. Three of them:")
+    without_thinking = explanation(
+        [completion("5 + 3 = 8", reason="unfinished thinking")] * 15 + [completion("\\boxed{8}", reason="unfinished thinking")],
+        cfg | {"grading": "boxed_after_thinking"},
+    )
+    assert (
+        "16 without </think> and 15 without \\boxed{}." in without_thinking
+        and "With grading=boxed, 1 of 16" in without_thinking
+    )
     solved = explanation([completion("\\boxed{8}", reason="correct", correct=True)] * 16, cfg)
     assert "are right (100% correct)" in solved and "Use harder problems" in solved
     too_hard = explanation([completion("\\boxed{9}", reason="wrong")] * 64, cfg)
@@ -93,7 +109,7 @@ def test_a_run_with_a_signal_keeps_right_and_wrong_completions_of_each_step(laun
     shown = capsys.readouterr().out
     assert shown.count("step 2, problem") == 2 and "wrong" in shown and "right" not in shown and "gold answer" in shown
     assert len(rollouts.select(run)) == 4
-    with pytest.raises(Refused, match="no completions of step 9; it has those of steps 1 to 3"):
+    with pytest.raises(Refused, match="no completions of step 9; it has those of steps 0 to 3"):
         rollouts.select(run, 9)
 
 

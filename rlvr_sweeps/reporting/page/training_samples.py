@@ -7,7 +7,7 @@ from rlvr_sweeps.files import Row, read_rows
 from rlvr_sweeps.runs.directory import Run
 from rlvr_sweeps.runs.rollouts import reason_shares, without_middle
 
-ROLLOUT_KEYS = ("step", "prompt", "text", "correct", "reason", "tokens", "truncated")  # of a row of rollouts.jsonl
+ROLLOUT_KEYS = ("step", "prompt", "gold", "text", "correct", "reason", "tokens", "truncated")  # of a row of rollouts.jsonl
 MAX_STEPS = 6  # of each run, fewer where the runs are many
 CHARACTERS = 1500  # of a prompt or a completion
 BUDGET = 600_000  # characters of all runs
