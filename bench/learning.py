@@ -3,7 +3,8 @@
     python launch.py -m model=tiny,tiny_1 peft=none,lora,dora algo=grpo,dapo seed=42,43,44 runs_dir=FOLDER
     python bench/learning.py FOLDER
 
-The level of the reward is its mean over the last WINDOW steps. A step has few problems, whose tiers differ in difficulty: a
+The level of the reward is its mean over the last WINDOW steps; its gain is the last level minus the reward of the first step, which
+the base model had. A step has few problems, whose tiers differ in difficulty: a
 short window shows which problems were drawn, not what the model can do.
 """
 
@@ -29,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = [(run, run.config(), read_json(run.summary_path)) for run in all_runs(options.runs) if run.summary_path.exists()]
     bases = {cfg["model"]["name"]: summary["avg"] for _, cfg, summary in runs if cfg["peft"]["name"] == "none"}
-    gains, falls = [], []
+    gains, reward_gains, falls = [], [], []
     print(f"{'run':<32} seed  accuracy  gain   reward  gain  fall      (points; reward over {options.window} steps)")
     for run, cfg, summary in runs:
         if cfg["peft"]["name"] == "none":
@@ -38,12 +39,13 @@ def main() -> None:
         start = read_rows(run.metrics_path)[0]["reward_mean"]
         gain, fall = 100 * (summary["avg"] - bases[cfg["model"]["name"]]), 100 * (max(means) - means[-1])
         gains.append(gain)
+        reward_gains.append(100 * (means[-1] - start))
         falls.append(fall)
         print(
             f"{run.name:<32} {cfg['seed']:>4}  {100 * summary['avg']:8.1f}  {gain:4.1f}  {100 * means[-1]:7.1f}  "
-            f"{100 * (means[-1] - start):4.1f}  {fall:4.1f}"
+            f"{reward_gains[-1]:4.1f}  {fall:4.1f}"
         )
-    print(f"least gain of accuracy {min(gains):.1f}, largest fall of the reward {max(falls):.1f}")
+    print(f"least gain: accuracy {min(gains):.1f}, reward {min(reward_gains):.1f}; largest fall of the reward {max(falls):.1f}")
 
 
 if __name__ == "__main__":
