@@ -3,9 +3,9 @@
     python launch.py -m model=tiny,tiny_1 peft=none,lora,dora algo=grpo,dapo seed=42,43,44 runs_dir=FOLDER
     python bench/learning.py FOLDER
 
-The level of the reward is its mean over the last WINDOW steps; its gain is the last level minus the reward of the first step, which
-the base model had. A step has few problems, whose tiers differ in difficulty: a
-short window shows which problems were drawn, not what the model can do.
+The level of the reward is its mean over the last WINDOW steps. Its gain is the last level minus the reward of the first step,
+which is the base model's. A step has few problems, whose tiers differ in difficulty: a short window shows which problems were
+drawn, not what the model can do.
 """
 
 import argparse
