@@ -33,8 +33,10 @@ def test_two_steps_of_make_real(launch):
 
 
 def test_a_grading_that_the_model_cannot_satisfy_ends_with_a_sentence(launch):
-    stopped = launch(*SMALL, "grading=boxed", expect=1)
+    stopped = launch(*SMALL, "grading=boxed_after_thinking", expect=1)  # the default of model=local
     message = " ".join((stopped.stdout + stopped.stderr).split())
-    assert "sampled completions of the start policy are wrong (100% no box)" in message
+    assert "sampled completions of the start policy are wrong (100% unfinished thinking)" in message
     (run,) = all_runs(launch.runs)
+    error = read_json(run.failure_path)["error"].splitlines()[0]
+    assert "without </think> and" in error and r"without \boxed{}." in error and "With grading=any, " in error
     assert run.state() == "failed" and not read_rows(run.metrics_path)
