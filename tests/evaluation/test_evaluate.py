@@ -78,7 +78,7 @@ def test_the_answer_is_what_follows_the_mark_in_its_field(tmp_path, composer):
 
 
 def test_a_local_model_requires_its_paths(composer, tmp_path):
-    with pytest.raises(Refused, match="model.name, model.path, data.path, benchmark.local.path, rollout.max_tokens"):
+    with pytest.raises(Refused, match=r"model.name, model.path, data.path, benchmark.local.path, rollout.max_tokens"):
         composer.point(["model=local"])
     paths = [f"model.path={tmp_path}", f"data.path={tmp_path}/a.jsonl", f"benchmark.local.path={tmp_path}/b.jsonl"]
     cfg = composer.point(["model=local", "model.name=mine", "rollout.max_tokens=4096", *paths]).cfg
