@@ -144,6 +144,7 @@ class Supervisor:
         """Write this attempt's number, which stops an older attempt from writing, and log its start."""
         self.run.stop_path.unlink(missing_ok=True)
         self.run.failure_path.unlink(missing_ok=True)
+        self.run.phase_path.unlink(missing_ok=True)
         number = (read_object(self.run.attempt_path, "attempt") or {"attempt": 0})["attempt"] + 1
         self.attempt = str(number)
         reserve_space(self.run)
