@@ -124,7 +124,7 @@ def explanation(rows: Sequence[Row], cfg: Resolved) -> str:
                       for position, row in enumerate(rows[:3], 1))  # fmt: skip
     return (
         f"All {len(rows)} sampled completions of the start policy are {verdict} ({shares}), so no group of completions has a "
-        f"learning signal. {advice(rows, cfg)} To train nevertheless: signal_check=warn retry=true. Three of them:\n{shown}"
+        f"learning signal. {advice(rows, cfg)} To train nevertheless: signal_check=warn retry=true.\nThree of them:\n{shown}"
     )
 
 

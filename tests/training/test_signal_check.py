@@ -78,7 +78,7 @@ def test_the_message_names_the_reason_and_the_grading_that_would_accept_the_answ
     assert "All 16 sampled completions of the start policy are wrong (100% no box)" in text
     assert "With grading=any, 12 of 16 would be right." in text and "model.system_prompt" in text
     assert "grading=boxed requires what is missing in them: 16 without \\boxed{}." in text
-    assert text.count("gold answer '8'") == 3 and text.splitlines()[0].endswith("signal_check=warn retry=true. Three of them:")
+    assert text.count("gold answer '8'") == 3 and text.splitlines()[0].endswith("signal_check=warn retry=true.")
     without_thinking = explanation(
         [completion("5 + 3 = 8", reason="unfinished thinking")] * 15 + [completion("\\boxed{8}", reason="unfinished thinking")],
         cfg | {"grading": "boxed_after_thinking"},
