@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smoke import ON_CPU, ROOT, describe_machine
+from smoke import ROOT, describe_machine
 from step import make_model, write_problems
 
 LIMITS_S = {"doctor": 60, "svd": 120, "load": 120, "decode": 180, "step": 240, "share": 300}
@@ -147,7 +147,7 @@ def train(options: argparse.Namespace, name: str, seeds: list[int]) -> float:
     ]  # fmt: skip
     if options.device == "cpu":
         tiers = ["benchmark.tier1.k=1", *(f"~benchmark.tier{number}" for number in (2, 3, 4, 5))]
-        arguments += ["model=tiny", "batch_size=16", "steps=3", *tiers, *ON_CPU]
+        arguments += ["model=tiny", "batch_size=16", "steps=3", *tiers]
     else:
         arguments += [
             "model=local", "model.name=contact", f"model.path={options.model}", f"data.path={options.out}/train.jsonl",

@@ -28,11 +28,6 @@ RECIPES = {  # overrides by model
     "smollm2_135m": ["model.autocast_bf16=true", "batch_size=64", "training.per_device_batch_size=16", "steps=10"],
     "qwen3_0_6b": ["batch_size=64", "rollout.max_tokens=512", "benchmark.gsm8k.k=1", "steps=10"],
 }
-ON_CPU = [  # no CUDA graphs, a small cache, and no chunked prefill, for which the CPU build of vLLM lacks an operation
-    f"{key}.{setting}"
-    for key in ("++rollout.vllm", "++evaluation.vllm")
-    for setting in ("enforce_eager=true", "kv_cache_memory_bytes=268435456", "max_num_batched_tokens=16384")
-]
 RECIPES_ON_CPU = {
     "smollm2_135m": ["batch_size=8", "steps=2", "data.test_size=4"],
     "tiny": ["batch_size=16", "steps=2", "benchmark.tier1.k=1", *(f"~benchmark.tier{number}" for number in (2, 3, 4, 5))],
@@ -118,7 +113,7 @@ def main() -> int:
         return 1
     out.mkdir(parents=True)
     (out / "machine.json").write_text(json.dumps(describe_machine(), indent=1) + "\n")
-    overrides = [*recipes[options.model], *(ON_CPU if options.cpu else ["cluster.gpu=auto"])]
+    overrides = [*recipes[options.model], *([] if options.cpu else ["cluster.gpu=auto"])]
     grid = [
         f"model={options.model}", "peft=lora,dora", "rollout=vllm", "evaluation.engine=vllm", "rollout.check_every=5",
         *overrides, f"runs_dir={out}/runs", f"hydra.sweep.dir={out}/launch",

@@ -26,6 +26,8 @@ STATE = ("weights", "adapter", "gradients and optimizer", "rest")  # parts held 
 UPDATE = ("logits", "activations")  # parts held during an update
 ROLLOUT = ("vLLM's weights", "KV cache", "rollout")  # parts held during rollouts; by vLLM during the whole training
 VLLM_SHARE = 0.9  # gpu_memory_utilization where it is not set, to be divided among the runs; vLLM's own default is 0.92
+CPU_CACHE_BYTES = 2**30  # of vLLM's KV cache on a CPU, where it is not set
+CPU_BATCHED_TOKENS = 16384  # at least, of vLLM on a CPU
 SHARES = tuple(round(0.05 * step, 2) for step in range(18, 1, -1))  # values of gpu_memory_utilization to try: 0.9 … 0.1
 
 
@@ -176,11 +178,13 @@ def shared_engine(
     """Return `settings` (arguments of vllm.LLM) for an engine on a GPU of `memory_gib` that several runs share.
 
     vLLM would measure how much of the GPU is free, while the other runs allocate and release memory. So the size of its KV
-    cache is set instead, to what the plan counts. With one run per GPU, or without a GPU, `settings` do not change. Raises
-    Refused where the size of the model's weights is not known, or where nothing is left for the KV cache.
+    cache is set instead, to what the plan counts. With one run per GPU, `settings` do not change; without a GPU, `cpu_engine`
+    changes them. Raises Refused where the size of the model's weights is not known, or where nothing is left for the KV cache.
     """
     sharing, model = cfg["cluster"].get("runs_per_gpu", 1), architecture(cfg)
-    if sharing == 1 or memory_gib is None:
+    if memory_gib is None:
+        return cpu_engine(settings)
+    if sharing == 1:
         return dict(settings)
     base = base_parameters(model) if model else None
     if base is None:
@@ -196,6 +200,17 @@ def shared_engine(
             "Use fewer runs per GPU, or raise gpu_memory_utilization."
         )
     return {**settings, "gpu_memory_utilization": share, "kv_cache_memory_bytes": int(cache)}
+
+
+def cpu_engine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `settings` (arguments of vllm.LLM) changed so that vLLM's build for CPUs runs with them.
+
+    It has no CUDA graphs, and no operation for chunked prefill, which a batch of enough tokens avoids. Its cache has
+    CPU_CACHE_BYTES where `settings` states no size, since a share of the machine's memory would not suit several runs at once.
+    """
+    batched = max(CPU_BATCHED_TOKENS, settings.get("max_num_batched_tokens", 0))
+    cache = {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
+    return cache | dict(settings) | {"enforce_eager": True, "max_num_batched_tokens": batched}
 
 
 def refuse_too_large(cfg: Resolved, model: Architecture, gpu: Gpu) -> None:
