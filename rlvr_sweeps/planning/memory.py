@@ -26,7 +26,7 @@ STATE = ("weights", "adapter", "gradients and optimizer", "rest")  # parts held 
 UPDATE = ("logits", "activations")  # parts held during an update
 ROLLOUT = ("vLLM's weights", "KV cache", "rollout")  # parts held during rollouts; by vLLM during the whole training
 VLLM_SHARE = 0.9  # gpu_memory_utilization where it is not set, to be divided among the runs; vLLM's own default is 0.92
-CPU_CACHE_BYTES = 2**30  # of vLLM's KV cache on a CPU, where it is not set
+CPU_CACHE_BYTES = 2**29  # of vLLM's KV cache on a CPU, where it is not set
 CPU_BATCHED_TOKENS = 16384  # at least, of vLLM on a CPU
 SHARES = tuple(round(0.05 * step, 2) for step in range(18, 1, -1))  # values of gpu_memory_utilization to try: 0.9 … 0.1
 

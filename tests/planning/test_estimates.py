@@ -347,7 +347,7 @@ def test_an_engine_beside_another_gets_the_kv_cache_that_the_plan_counts(compose
     assert shared["kv_cache_memory_bytes"] == pytest.approx(0.25 * gpu.memory_gib * GIB - weights, rel=1e-9)
     evaluation = shared_engine(cfg, {}, gpu.memory_gib)
     assert evaluation["gpu_memory_utilization"] == 0.45
-    without_gpu = {"enforce_eager": True, "max_num_batched_tokens": 16384, "kv_cache_memory_bytes": 2**30}
+    without_gpu = {"enforce_eager": True, "max_num_batched_tokens": 16384, "kv_cache_memory_bytes": 2**29}
     assert shared_engine(cfg, settings, None) == settings | without_gpu
     assert shared_engine(cfg, settings | {"kv_cache_memory_bytes": 5}, None)["kv_cache_memory_bytes"] == 5
     alone = composer.point([*TWO_WITH_VLLM, "cluster.runs_per_gpu=1"]).cfg

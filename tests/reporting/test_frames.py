@@ -57,8 +57,11 @@ def test_samples_give_the_numbers_of_the_report_and_of_the_table(real, tmp_path,
     rlvr(["report", str(REAL), "--out", str(tmp_path / "report.html")])
     with (tmp_path / "report.csv").open() as file:
         report = {row["run"]: row for row in csv.DictReader(file)}
-    rlvr(["table", "real", "model=smollm2_135m", "seed=42", f"runs_dir={REAL}", "--out", str(tmp_path)])
-    table = {row["runs"]: row for row in json.loads((tmp_path / "real.json").read_text())["rows"] if row["runs_done"]}
+    table = {}  # of each seed, so that a row is a run
+    for seed in (42, 43):
+        rlvr(["table", "real", "model=smollm2_135m", f"seed={seed}", f"runs_dir={REAL}", "--out", str(tmp_path)])
+        rows = json.loads((tmp_path / "real.json").read_text())["rows"]
+        table |= {row["runs"]: row for row in rows if row["runs_done"]}
     scores, runs = scores_of(real.samples), real.runs.set_index("run")
     assert set(report) == set(table) == set(scores.index) == set(runs.index) and len(runs) == COUNT
     for name, (avg, error) in scores.iterrows():
