@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 REAL = ROOT / "results" / "smollm2_135m" / "runs"  # runs of a model of 135M parameters, of 30 steps each but Base
 COUNT = len(list(REAL.iterdir()))
 STEPS = 30 * (COUNT - 1)
-MOST_PICTURE_BYTES = 60_000
+MOST_PICTURE_BYTES = 90_000
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_samples_give_the_numbers_of_the_report_and_of_the_table(real, tmp_path,
             if column == "finished":
                 assert value.timestamp() == pytest.approx(float(text), abs=1e-3)
             elif text == "":
-                assert pd.isna(value) or (value == 0 and "/share_" in column)
+                assert pd.isna(value) or (value == 0 and "/share_" in column) or column == "modules"  # newer than some runs
             else:
                 assert (str(value) if isinstance(value, str) else float(value)) == (
                     text if isinstance(value, str) else float(text)
