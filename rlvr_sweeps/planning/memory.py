@@ -181,9 +181,9 @@ def shared_engine(
     cache is set instead, to what the plan counts. With one run per GPU, `settings` do not change; without a GPU, `cpu_engine`
     changes them. Raises Refused where the size of the model's weights is not known, or where nothing is left for the KV cache.
     """
-    sharing, model = cfg["cluster"].get("runs_per_gpu", 1), architecture(cfg)
     if memory_gib is None:
         return cpu_engine(settings)
+    sharing, model = cfg["cluster"].get("runs_per_gpu", 1), architecture(cfg)
     if sharing == 1:
         return dict(settings)
     base = base_parameters(model) if model else None
