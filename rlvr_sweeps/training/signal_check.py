@@ -102,8 +102,8 @@ class SignalCheck(TrainerCallback):
         return [
             {
                 "problem": row["problem"], "prompt": row["prompt"][-1]["content"], "gold": row["gold"], "text": text,
-                "answer": verdict.answer, "correct": verdict.correct, "score": verdict.reward, "reason": verdict.reason, "tokens": len(ids),
-                "truncated": ids[-1] not in ends,
+                "answer": verdict.answer, "correct": verdict.correct, "score": verdict.reward, "reason": verdict.reason,
+                "tokens": len(ids), "truncated": ids[-1] not in ends,
             }
             for row, text, verdict, ids in zip(problems, texts, verdicts, completions, strict=True)
         ]  # fmt: skip
