@@ -35,19 +35,24 @@ ENVIRONMENT = {  # of every process of a run; one thread each, unless rlvr_sweep
     "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONUNBUFFERED": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's engine runs in the stage's own process
 }  # fmt: skip
-# Of every process that does not set it itself, for GPUs only: passes differ in length, and memory in segments that grow is not
-# fragmented by them. vLLM 0.31 switches this off while it allocates the memory that its sleep mode releases.
-ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+UNLESS_SET = {  # in the environment of the launch
+    # For GPUs only: passes differ in length, and memory in segments that grow is not fragmented by them. vLLM 0.31 switches
+    # this off while it allocates the memory that its sleep mode releases.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    # How often a thread of OpenMP looks whether the others are ready before it sleeps. libgomp's default is thirty times as
+    # much: where other programs use the cores too, threads then spend their time slices on waiting (bench/threads.py).
+    "GOMP_SPINCOUNT": "10000",
+}
 SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # submitit too
 
 
 def process_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a run's process: `own` with ENVIRONMENT over it and ALLOCATOR where it is not set.
+    """Return the environment of a run's process: `own` with ENVIRONMENT over it and UNLESS_SET below it.
 
     The ranks and the port of another group of processes are left out: runs that had them would all listen on that port.
     """
     kept = {key: value for key, value in own.items() if key not in SET_BY_TORCHRUN}
-    return ALLOCATOR | kept | ENVIRONMENT
+    return UNLESS_SET | kept | ENVIRONMENT
 
 
 def supervise(run: Run, start: StageRunner) -> int:

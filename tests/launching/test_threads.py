@@ -1,8 +1,13 @@
-"""Test how many threads a process of a run has."""
+"""Test how many threads a process of a run has, how they wait, and which settings of the environment are the user's."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
 from rlvr_sweeps.files import write_json
+from rlvr_sweeps.launching.stages import process_environment
 from rlvr_sweeps.launching.threads import thread_count
 from rlvr_sweeps.runs.directory import Run
 
@@ -42,3 +47,18 @@ def test_a_number_that_the_user_sets_is_used(cfg):
 def test_the_embedded_model_has_one_thread(composer, tmp_path):
     cfg = composer.point([f"runs_dir={tmp_path}"]).cfg
     assert thread_count(Run.of(cfg), cfg, cores=8) == 1
+
+
+def test_torchs_threads_look_for_work_briefly_before_they_sleep():
+    """With libgomp's default, threads that wait take the cores from other programs, and from the threads that they wait for."""
+    environment = process_environment(os.environ | {"OMP_DISPLAY_ENV": "verbose"})
+    displayed = subprocess.run(
+        [sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "GOMP_SPINCOUNT = '10000'" in displayed.stderr
+
+
+def test_settings_of_the_allocator_and_of_waiting_are_the_users_where_they_are_set():
+    assert process_environment({})["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    own = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512", "GOMP_SPINCOUNT": "5", "OMP_NUM_THREADS": "8"}
+    assert process_environment(own).items() >= (own | {"OMP_NUM_THREADS": "1"}).items()

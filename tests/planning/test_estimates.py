@@ -10,7 +10,6 @@ from rlvr_sweeps.assets.architecture import activation_kind, architecture
 from rlvr_sweeps.errors import Refused
 from rlvr_sweeps.files import as_yaml, read_rows, write_json, write_text
 from rlvr_sweeps.launching.local import first_that_fits, refuse_vllm_without_gpu
-from rlvr_sweeps.launching.stages import process_environment
 from rlvr_sweeps.planning import estimates, measured, timing
 from rlvr_sweeps.planning.hardware import GIB, constants, gpu_by_driver_name, gpu_of, known_gpus
 from rlvr_sweeps.planning.memory import SHARES, footprint, mask_bytes, refuse_too_large, sequence_tokens, shared_engine
@@ -281,13 +280,6 @@ def test_vllm_without_a_gpu_is_refused(composer, tmp_path, monkeypatch):
     asleep = make_plan([composer.point(["rollout=vllm", "rollout.sleep=true", f"runs_dir={tmp_path}"])], retry=False)
     with pytest.raises(Refused, match=r"rollout\.sleep=true needs a GPU"):
         refuse_vllm_without_gpu(asleep, [])
-
-
-def test_the_allocator_of_a_run_is_the_users_where_it_is_set():
-    assert process_environment({})["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    own = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512", "OMP_NUM_THREADS": "8"}
-    result = process_environment(own)
-    assert result["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512" and result["OMP_NUM_THREADS"] == "1"
 
 
 def test_the_longest_run_starts_first(composer, tmp_path):
