@@ -1,6 +1,6 @@
 """Compare how two threads of OpenMP wait: as launch.py sets it, and by libgomp's default, alone and beside a second program.
 
-    python bench/threads.py        about a minute on two cores
+    python bench/threads.py        about two minutes on two cores
 
 The work is that of decoding: products of matrices of SmolLM2-135M's widths with eight rows, so small that the threads wait for
 each other often. The second program does the same, in a session of its own, as another launch would. Medians of three; beside
