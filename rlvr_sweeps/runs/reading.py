@@ -129,7 +129,8 @@ def last_rows(run: Run, window: int = REWARD_WINDOW, keys: Sequence[str] = ("ste
 def no_signal(rows: Sequence[Row]) -> str | None:
     """Return `no signal for 3 steps: 100% no box` where every group of the last steps was all right or all wrong, else None.
 
-    `rows` are the last rows of metrics.jsonl. The reason is the most frequent one of the last step.
+    `rows` are the last rows of metrics.jsonl. If none of them has a signal and earlier ones exist: `for at least 10 steps`.
+    The reason is the most frequent one of the last step.
     """
     steps = 0
     for row in reversed(rows):
@@ -139,7 +140,8 @@ def no_signal(rows: Sequence[Row]) -> str | None:
     if not steps:
         return None
     reason, share = next(iter(reason_shares(rows[-1]).items()), ("equal rewards", 1.0))
-    return f"no signal for {steps} step{'s' * (steps > 1)}: {share:.0%} {reason}"
+    at_least = "at least " * (steps == len(rows) and rows[0]["step"] > 1)
+    return f"no signal for {at_least}{steps} step{'s' * (steps > 1)}: {share:.0%} {reason}"
 
 
 def latest_step(run: Run) -> int:

@@ -111,6 +111,15 @@ def test_differences_are_those_of_compare_and_p_needs_seeds(evaluated, tmp_path)
     assert "rlvr regrade" in families(rows_in(tmp_path))[1][0]
 
 
+@pytest.mark.parametrize(("seeds", "warned"), [([1], True), ([1, 2], False)], ids=["one seed", "two seeds"])
+def test_one_seed_of_a_trained_side_is_named_and_base_is_no_such_side(evaluated, tmp_path, capsys, seeds, warned):
+    base = evaluated("peft=none")
+    lora = [evaluated("peft=lora", f"seed={seed}").name for seed in seeds]
+    rlvr(["compare", base.name, ",".join(lora), "--runs-dir", str(tmp_path / "runs")])
+    printed = capsys.readouterr().out
+    assert ("One training seed on a side" in printed) == warned and ("and training seeds" in printed) == (not warned)
+
+
 def test_every_stated_setting_is_in_some_configuration(composer):
     """Test that no key of paper/settings.yaml is misspelt."""
     models = [

@@ -114,10 +114,12 @@ def test_a_run_with_a_signal_keeps_right_and_wrong_completions_of_each_step(laun
 
 
 def test_steps_without_a_signal_are_named_and_counted():
-    mixed = {"trained_zero_std_share": 0.5, "share_no_box": 1.0}
-    equal = {"trained_zero_std_share": 1.0, "share_no_box": 0.75, "share_wrong": 0.25}
+    mixed = {"step": 1, "trained_zero_std_share": 0.5, "share_no_box": 1.0}
+    equal = {"step": 1, "trained_zero_std_share": 1.0, "share_no_box": 0.75, "share_wrong": 0.25}
     assert no_signal([]) is None and no_signal([equal, mixed]) is None
     assert no_signal([mixed, equal, equal]) == "no signal for 2 steps: 75% no box"
+    assert no_signal([equal, equal | {"step": 2}]) == "no signal for 2 steps: 75% no box"
+    assert no_signal([equal | {"step": 2}, equal | {"step": 3}]) == "no signal for at least 2 steps: 75% no box"
 
 
 def test_a_window_without_a_signal_is_a_collapse():

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_sweeps.config.settings import averaged_benchmarks
+from rlvr_sweeps.config.settings import averaged_benchmarks, is_trained
 from rlvr_sweeps.errors import Damaged, Refused
 from rlvr_sweeps.files import Row
 from rlvr_sweeps.reporting.differences.bootstrap import Array, Difference, difference, holm
@@ -127,7 +127,10 @@ def refuse_unlike(requests: Mapping[str, tuple[Any, ...]]) -> None:
 
 
 def compare(arguments: Sequence[str], runs_dir: Path) -> list[dict[str, Any]]:
-    """Return a row per side after the first and benchmark (and `overall`): averages, difference, interval, p, Holm's p."""
+    """Return a row per side after the first and benchmark (and `overall`): averages, difference, interval, p, Holm's p.
+
+    `seeds` are the training seeds of both sides, None for a model without a training.
+    """
     base, *sides = read_sides(arguments, runs_dir)
     return against(base, sides)
 
@@ -144,7 +147,7 @@ def against(base: Side, sides: Sequence[Side]) -> list[dict[str, Any]]:
             rows.append({
                 "benchmark": name, "a": base.label, "b": side.label, "a_avg": average(base, name), "b_avg": average(side, name),
                 "difference": result.value, "low": result.low, "high": result.high, "p": result.p, "p_holm": p,
-                "seeds": [len(base.runs), len(side.runs)],
+                "seeds": [training_seeds(base), training_seeds(side)],
             })  # fmt: skip
     return rows
 
@@ -154,6 +157,11 @@ def tables(side: Side, name: str) -> list[Array]:
     return (
         [side.scores[benchmark] for benchmark in averaged_benchmarks(side.scores)] if name == "overall" else [side.scores[name]]
     )
+
+
+def training_seeds(side: Side) -> int | None:
+    """Return the number of training seeds of a side; None for a model without a training."""
+    return len(side.runs) if is_trained(side.runs[0].config()) else None
 
 
 def average(side: Side, name: str) -> float:
@@ -179,12 +187,13 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
         p_values = [f"{row['p']:.4f}", *([f"{row['p_holm']:.4f}"] if several else [])]
         table.add_row(labels[row["b"]], row["benchmark"], *numbers, interval, *p_values)
     console.print(table)
+    seeds = [number for row in rows for number in row["seeds"] if number is not None]
     console.print(
         "Paired by problem. Interval: hierarchical bootstrap over problems"
-        + (" and training seeds" if max(max(row["seeds"]) for row in rows) > 1 else "")
+        + (" and training seeds" if max(seeds, default=1) > 1 else "")
         + ", 10,000 draws; p: sign flips of the problems' differences."
     )
-    if min(min(row["seeds"]) for row in rows) == 1:
+    if 1 in seeds:
         console.print("[yellow]One training seed on a side: this compares two trained models, not two methods.[/yellow]")
 
 
