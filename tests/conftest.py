@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PA
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment of the process that starts them
     os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))  # its list of fonts takes seconds to make
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rlvr-sweeps-tests-")
+# A background job of a shell ignores Ctrl-C, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 # Token ids of 32 prompts for methods that start from activations.
 PROMPTS = [[(7 * row + 3 * position) % 280 for position in range(20)] for row in range(32)]
