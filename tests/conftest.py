@@ -17,6 +17,8 @@ settings.load_profile("fixed")
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment of the process that starts them
     os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))  # its list of fonts takes seconds to make
+    # DeepSpeed compiles its optimizer there in two minutes, into a folder named after torch, and again when a source changed.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/torch_extensions"))
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="rlvr-sweeps-tests-")
 # A background job of a shell ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -104,7 +104,7 @@ def kill_during_evaluation(launch, *grid):
 @pytest.mark.slow
 def test_samples_do_not_depend_on_processes_or_interruptions(world, launch, tmp_path):
     """Evaluate the base model with one process, with two, and with two that are killed and continued by three."""
-    base = ("peft=none", "evaluation.batch_size=32")
+    base = ("peft=none", "evaluation.batch_size=32", *(f"~benchmark.tier{n}" for n in (3, 4, 5)))
     launch(*base, runs=tmp_path / "one_process")
     launch(*base, "distributed=ddp", "distributed.processes=2", runs=tmp_path / "two_processes")
     stopped = kill_during_evaluation(launch, *base, "distributed=ddp", "distributed.processes=2")

@@ -11,15 +11,14 @@ import pytest
 from rlvr_sweeps.files import read_rows
 from rlvr_sweeps.runs.directory import Run, all_runs
 from rlvr_sweeps.training import train as train_stage
-from tests.conftest import ALL_PROOFS_IN_CI, ROOT, choices
+from tests.conftest import ROOT, choices
 from tests.training.two_processes import overrides
 
 pytestmark = pytest.mark.slow
-METHODS = list(ALL_PROOFS_IN_CI)
-FURTHER_METHODS = [name for name in choices("peft") if name not in ("none", *ALL_PROOFS_IN_CI)]
-# CI has one method of each kind of trained parameter under ZeRO-2. AdaLoRA is refused at launch: tests/config/test_checks.py.
+# One method of each kind of trained parameter. ZeRO-2 with AdaLoRA is refused at launch: tests/config/test_checks.py.
 UNDER_ZERO = ["dora", "full", "ln_tuning", "lora", "lora_plus", "oft", "pissa", "vera"]
-FURTHER_UNDER_ZERO = [name for name in [*METHODS, *FURTHER_METHODS] if name not in ("adalora", *UNDER_ZERO)]
+UNDER_DDP = ["adalora", *UNDER_ZERO]
+FURTHER_METHODS = [name for name in choices("peft") if name not in ("none", *UNDER_DDP)]
 ROUNDED = "lora,model.autocast_bf16=true"  # the recipes' setting: DeepSpeed's autocast, else accelerate's
 # Several forward passes per step, cut by length, after a worst-case step: the same results as "lora".
 CUT = "lora,training.per_device_batch_size=2,data.max_prompt_tokens=40,training.worst_case_first=always"
@@ -74,9 +73,10 @@ def torchrun(*program):
     return process
 
 
+@pytest.mark.xdist_group("ranks")  # one worker computes by_one_process
 @pytest.mark.parametrize(
     ("kind", "methods"),
-    [("ddp", [*METHODS, ROUNDED, CUT]), ("zero2_offload", [*UNDER_ZERO, ROUNDED, CUT])],
+    [("ddp", [*UNDER_DDP, ROUNDED, CUT]), ("zero2_offload", [*UNDER_ZERO, ROUNDED, CUT])],
     ids=["ddp", "zero2_offload"],
 )
 def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, by_one_process, tmp_path):
@@ -97,14 +97,11 @@ def test_ranks_are_equal_and_equal_one_process(kind, methods, twelve, by_one_pro
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("kind", "methods"),
-    [("ddp", FURTHER_METHODS), ("zero2_offload", FURTHER_UNDER_ZERO)],
-    ids=["ddp", "zero2_offload"],
-)
-def test_ranks_of_the_further_methods_are_equal_and_equal_one_process(kind, methods, twelve, by_one_process, tmp_path):
-    results = train_by_two(kind, methods, twelve, tmp_path)
-    assert sorted(results) == sorted(methods)
+@pytest.mark.xdist_group("ranks of the further methods")
+@pytest.mark.parametrize("kind", ["ddp", "zero2_offload"])
+def test_ranks_of_the_further_methods_are_equal_and_equal_one_process(kind, twelve, by_one_process, tmp_path):
+    results = train_by_two(kind, FURTHER_METHODS, twelve, tmp_path)
+    assert sorted(results) == FURTHER_METHODS
     compare_with_one_process(results, by_one_process)
 
 

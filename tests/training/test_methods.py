@@ -49,18 +49,12 @@ class Trained:
     gap_at_step_0: float  # largest difference between the logits in training mode and those of the base
 
 
-_trainings: dict[str, Trained] = {}  # this worker's latest training only, since models and optimizers are large
-
-
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=METHODS, scope="module")
 def trained(request, composer, three, tmp_path_factory):
-    """Return the training of a method, which all its tests use."""
-    if request.param not in _trainings:
-        _trainings.clear()
-        _trainings[request.param] = train_once(*prepare(
-            composer, three, tmp_path_factory.mktemp(request.param), f"peft={request.param}", *SHORTEST
-        ))  # fmt: skip
-    return _trainings[request.param]
+    """Return the training of a method, which all its tests use: pytest runs them one after the other."""
+    return train_once(*prepare(
+        composer, three, tmp_path_factory.mktemp(request.param), f"peft={request.param}", *SHORTEST
+    ))  # fmt: skip
 
 
 def train_once(run: Run, cfg: Resolved) -> Trained:
