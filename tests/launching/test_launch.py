@@ -72,7 +72,7 @@ def test_a_grid_of_methods_is_computed_once_and_a_second_launch_changes_nothing(
     assert "DoRA" in shown and "±" in shown
     page = (launch.runs / "report.html").read_text()
     assert page.count("<tr title=") == 9 and "<svg" in page and "src=" not in page and "https://" not in page.split("<svg")[0]
-    assert len((launch.runs / "report.csv").read_text().splitlines()) == 14
+    assert len((launch.runs / "report.csv").read_text().splitlines()) == 10
 
 
 def test_a_killed_launch_resumes_with_the_results_of_an_undisturbed_launch(launch, tmp_path):
