@@ -38,8 +38,8 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-# The methods whose proofs run in CI, but those with two processes: test_distributed.py. Of the other methods, CI runs the proofs
-# that take less than a second each.
+# The methods whose proofs run in CI, but those with two processes: test_distributed.py. Of the others, CI runs the proofs that
+# take less than a second each.
 ALL_PROOFS_IN_CI = (
     "adalora", "dora", "eva", "full", "hra", "ia3", "ln_tuning", "ln_tuning_post", "lora", "lora_fa", "lora_plus", "milora",
     "milora_released", "miss", "miss_qv_r64", "oft", "olora", "pissa", "pissa_niter_16", "randlora", "rslora", "shira",
